@@ -1,0 +1,61 @@
+# Every target sets up what it needs in .venv, from nothing; a second call is quick.
+# Another interpreter: make test PYTHON=/path/to/python3.12
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+
+# One worker per core, at most four: each holds eight virtual devices.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); \
+	if [ "$$n" -gt 4 ]; then echo 4; else echo "$$n"; fi)
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint types doctest check clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | \
+		awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
+
+demo: $(VENV)/.installed-demo ## run the demo (options in DEMO_ARGS)
+	$(PY) -m bbjax.demo $(DEMO_ARGS)
+
+test: $(VENV)/.installed-test ## run the tests (options in PYTEST_ARGS)
+	$(PY) -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+# pytest exits with 5 when it collects nothing; having no slow test is no failure.
+test-slow: $(VENV)/.installed-test ## run the long checks
+	$(PY) -m pytest -n $(WORKERS) -m slow $(PYTEST_ARGS) || [ $$? -eq 5 ]
+
+lint: $(VENV)/.installed-dev ## check style and formatting
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(VENV)/.installed-dev ## check types
+	$(PY) -m mypy
+
+doctest: $(VENV)/.installed-test ## run the examples in the docstrings and in the README
+	JAX_PLATFORMS=cpu MPLBACKEND=Agg $(PY) -m pytest --doctest-modules bbjax
+	$(PY) -m pytest tests/test_readme.py
+
+check: lint types test doctest ## all of the above but the demo and the long checks
+
+clean: ## remove .venv, caches, builds and what the demo wrote
+	rm -rf $(VENV) build dist demo-output .hypothesis
+	rm -rf .pytest_cache .mypy_cache .ruff_cache
+	find bbjax tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip is the last thing that venv installs, so it marks a finished environment.
+$(VENV)/bin/pip:
+	@command -v "$(PYTHON)" >/dev/null || { \
+		echo "bbjax needs Python >= 3.11; '$(PYTHON)' was not found." \
+			"Name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "bbjax needs Python >= 3.11; '$(PYTHON)' is" \
+			"$$("$(PYTHON)" --version 2>&1). Name another:" \
+			"make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+
+$(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/pip
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@

@@ -1,0 +1,77 @@
+"""The test environment: eight virtual CPU devices, strict types, seeded tests.
+
+Silent broadcasting and silent promotion are how mask code goes wrong, so both
+raise here. Tests of code that promotes or broadcasts by itself (Optax's Adam does,
+and some model libraries) take the `lenient` fixture.
+"""
+
+import os
+
+_DEVICES = "--xla_force_host_platform_device_count"
+_flags = os.environ.get("XLA_FLAGS", "")
+if _DEVICES not in _flags:
+    os.environ["XLA_FLAGS"] = f"{_flags} {_DEVICES}=8".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+# JAX reads the variables above when it is first imported.
+import itertools
+import random
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# No deadline and no check for slowness: the first example of a test compiles.
+hypothesis.settings.register_profile(
+    "bbjax",
+    deadline=None,
+    derandomize=True,
+    max_examples=25,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("bbjax")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def _seed(request: pytest.FixtureRequest) -> int:
+    """A seed of the test's own, the same in any order and on any worker."""
+    return zlib.crc32(request.node.nodeid.encode())
+
+
+@pytest.fixture(autouse=True)
+def seeded(request: pytest.FixtureRequest) -> None:
+    """Seeds the global generators of numpy and Python before every test."""
+    random.seed(_seed(request))
+    np.random.seed(_seed(request))
+
+
+@pytest.fixture
+def getkey(request: pytest.FixtureRequest) -> Callable[[], jax.Array]:
+    """A function that returns a fresh JAX key at every call."""
+    root, count = jax.random.key(_seed(request)), itertools.count()
+    return lambda: jax.random.fold_in(root, next(count))
+
+
+@pytest.fixture
+def lenient() -> Iterator[None]:
+    """JAX's usual promotion, for libraries that do not run without it."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of small real datasets next to the repository."""
+    path = REPOSITORY.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("needs the datasets in ../shared/data, which is not there")
+    return path

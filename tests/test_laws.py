@@ -1,0 +1,143 @@
+"""Each law against its formula in float64, and what every law must satisfy."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bbjax import laws
+
+RATES = np.array([[0.02, 0.1, 0.5, 0.9], [0.4, 0.45, 0.3, 0.99]], np.float32)
+LAWS = [laws.log_odds(), laws.log_odds(0.1), laws.threshold(), laws.linear()]
+BY_NAME = pytest.mark.parametrize("law", LAWS, ids=lambda law: law.name)
+
+
+def odds(a):
+    a = np.asarray(a, np.float64)
+    return np.log((1 - a) / a)
+
+
+@pytest.mark.parametrize("mean", [8.0, np.array([8.0, 32.0])], ids=["one", "slices"])
+def test_log_odds_default_slope(mean):
+    profile = laws.log_odds().profile(jnp.asarray(RATES), jnp.asarray(mean))
+    want = odds(RATES) / odds(RATES).std(-1, keepdims=True)
+    want *= np.broadcast_to(mean, 2)[:, None]
+    np.testing.assert_allclose(profile, want, rtol=2e-3)
+    # The rule in words: standard deviation of the degrees = mean degree.
+    np.testing.assert_allclose(profile.std(-1), np.broadcast_to(mean, 2), rtol=2e-3)
+
+
+def test_log_odds_spread_has_a_floor():
+    a = jnp.array([0.5, 0.501])
+    profile = laws.log_odds().profile(a, jnp.float32(100))
+    np.testing.assert_allclose(profile, odds(a) * 100 / 0.1, atol=0.01)
+    assert np.ptp(profile) < 5
+
+
+def test_log_odds_given_slope():
+    profile = laws.log_odds(beta=0.25).profile(jnp.asarray(RATES), jnp.float32(8))
+    np.testing.assert_allclose(profile, odds(RATES) / 0.25, rtol=1e-4, atol=1e-4)
+
+
+def test_log_odds_traced_slope():
+    def run(beta):
+        return laws.log_odds(beta).profile(jnp.asarray(RATES), jnp.float32(8))
+
+    want = np.stack([run(0.5), run(2.0)])
+    np.testing.assert_allclose(jax.vmap(run)(jnp.array([0.5, 2.0])), want, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(run)(0.5), want[0], rtol=1e-6)
+
+
+def test_log_odds_clip():
+    law = laws.log_odds(1.0, clip=0.01)
+    profile = law.profile(jnp.array([0.0, 0.005, 0.995, 1.0]), jnp.float32(8))
+    want = odds([0.01, 0.01, 0.99, 0.99])
+    np.testing.assert_allclose(profile, want, rtol=1e-5)
+
+
+def test_threshold_is_equal_traffic():
+    profile = laws.threshold(2.0).profile(jnp.asarray(RATES), jnp.float32(8))
+    np.testing.assert_allclose(profile * RATES, np.full((2, 4), 2.0), rtol=1e-4)
+    dead = laws.threshold(clip=0.01).profile(jnp.array([0.0, 0.01]), jnp.float32(8))
+    np.testing.assert_allclose(dead, [100, 100], rtol=1e-4)
+    traced = jax.jit(lambda t: laws.threshold(t).profile(RATES, jnp.float32(8)))(2.0)
+    np.testing.assert_allclose(traced, profile, rtol=1e-6)
+
+
+def test_linear_and_uniform():
+    a = jnp.array([0.25, 1.0])
+    linear = laws.linear().profile(a, jnp.float32(8))
+    np.testing.assert_allclose(linear, [0.75, 1e-6], rtol=1e-6)
+    assert laws.uniform().profile(a, jnp.float32(8)).tolist() == [0, 0]
+    assert laws.uniform().combine == "shift" and laws.linear().combine == "scale"
+
+
+@BY_NAME
+def test_profile_never_rises_with_activity(law):
+    # Neighbouring floats at both ends and in the middle, where `log` is least safe.
+    near = [np.float32(x) + np.arange(-99, 99) * 6e-8 for x in (0.002, 0.3, 0.5, 0.99)]
+    a = np.sort(np.concatenate([np.linspace(0, 1, 20001), *near])).astype(np.float32)
+    profile = np.asarray(law.profile(jnp.asarray(a), jnp.float32(100)))
+    assert (np.diff(profile) <= 0).all() and profile[0] > profile[-1]
+
+
+@BY_NAME
+def test_profile_is_finite_float32_of_the_same_shape(law):
+    wild = jnp.array([[0.0, 1.0, jnp.nan], [jnp.inf, -1.0, 0.5]])
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+        profile = law.profile(wild.astype(dtype), jnp.ones(2, dtype))
+        assert profile.dtype == jnp.float32 and profile.shape == (2, 3)
+        assert np.isfinite(profile).all()
+        assert law.combine == "shift" or (np.asarray(profile) > 0).all()
+
+
+@BY_NAME
+def test_never_observed_counts_as_one_half(law):
+    never, half = (jnp.array([0.1, x, 0.9]) for x in (jnp.nan, 0.5))
+    one = jnp.float32(1)
+    assert law.profile(never, one).tolist() == law.profile(half, one).tolist()
+
+
+@BY_NAME
+def test_slices_do_not_see_each_other(law):
+    both = law.profile(jnp.asarray(RATES), jnp.array([3.0, 5.0]))
+    for rates, mean, row in zip(RATES, (3.0, 5.0), both, strict=True):
+        alone = law.profile(jnp.asarray(rates), jnp.float32(mean))
+        np.testing.assert_allclose(row, alone, rtol=1e-6)
+
+
+def test_spread_does_not_depend_on_the_order_of_units(getkey):
+    a = jax.random.uniform(getkey(), (1000,))
+    order = jax.random.permutation(getkey(), 1000)
+    law, mean = laws.log_odds(), jnp.float32(300)
+    assert (law.profile(a, mean)[order] == law.profile(a[order], mean)).all()
+
+
+def test_a_law_is_frozen_data():
+    law = laws.log_odds()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        law.name = "mine"
+    assert repr(law) == "Law(name='log_odds', combine='shift')"
+    assert {law: 1}[law] == 1
+
+
+def test_bad_combine():
+    with pytest.raises(ValueError, match="Law 'mine': expected combine .*got 'add'; u"):
+        laws.Law("mine", lambda a, mean: a, "add")
+
+
+@pytest.mark.parametrize("bad", [0, -1.0, float("nan"), float("inf"), np.ones(2)])
+def test_bad_slope_and_threshold(bad):
+    with pytest.raises(ValueError, match="beta: expected .* > 0, got .*; larger"):
+        laws.log_odds(bad)
+    with pytest.raises(ValueError, match="tau: expected .* > 0, got .*; a budget"):
+        laws.threshold(bad)
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e-9, 0.5, float("nan")])
+@pytest.mark.parametrize("factory", [laws.log_odds, laws.threshold])
+def test_bad_clip(factory, clip):
+    with pytest.raises(ValueError, match=r"clip: expected .*0\.5\), got .*; it is"):
+        factory(clip=clip)
