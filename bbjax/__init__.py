@@ -3,6 +3,7 @@
 from bbjax import laws
 from bbjax.degrees import degrees
 from bbjax.schedules import ramp
+from bbjax.topk import top_k_mask
 
 __version__ = "0.1.0"
-__all__ = ["degrees", "laws", "ramp"]
+__all__ = ["degrees", "laws", "ramp", "top_k_mask"]
