@@ -45,6 +45,7 @@ class Law:
             the profile is float32 of the shape of the on-rates and, for "scale",
             positive.
         combine: "shift" (degree = c + profile) or "scale" (degree = c * profile).
+        reads_activity: whether on-rates matter, be it only for ties.
 
     Raises:
         ValueError: if `combine` is neither of the two.
@@ -61,6 +62,7 @@ class Law:
     name: str
     profile: Profile = field(repr=False)
     combine: Combine
+    reads_activity: bool = True
 
     def __post_init__(self) -> None:
         """Checks the one field with a closed set of values."""
@@ -108,7 +110,7 @@ def _check_clip(clip: float) -> None:
     if not _LEAST_CLIP <= clip < 0.5:
         raise ValueError(
             f"clip: expected a number in [{_LEAST_CLIP}, 0.5), got {clip!r}; it is the "
-            "on-rate below which all units count as equally rare, e.g. 1e-3"
+            "on-rate below which all units count as equally rare, e.g. 1e-2"
         )
 
 
@@ -120,7 +122,7 @@ def _spread(log_odds_: jax.Array) -> jax.Array:
     )
 
 
-def log_odds(beta: ArrayLike | None = None, *, clip: float = 1e-3) -> Law:
+def log_odds(beta: ArrayLike | None = None, *, clip: float = 1e-2) -> Law:
     """The paper's controller: degree = c + log((1 - a) / a) / beta.
 
     With `beta=None` the slope follows from the spread of the units of each slice:
@@ -137,7 +139,8 @@ def log_odds(beta: ArrayLike | None = None, *, clip: float = 1e-3) -> Law:
         beta: slope in log-odds per edge, a number > 0 or a traced scalar; None for
             the rule above.
         clip: on-rates are clipped to [clip, 1 - clip], in [1e-6, 0.5): a dead unit
-            has infinite log-odds.
+            has infinite log-odds, and a few nearly dead ones would set the spread and
+            take the budget of all the others.
 
     Returns:
         A law that combines by "shift".
@@ -150,7 +153,7 @@ def log_odds(beta: ArrayLike | None = None, *, clip: float = 1e-3) -> Law:
         >>> import jax.numpy as jnp
         >>> law = log_odds(beta=0.5)
         >>> law.profile(jnp.array([0.5, 1.0]), jnp.array(8.0)).round().tolist()
-        [0.0, -14.0]
+        [0.0, -9.0]
 
     References:
         arXiv 2510.01263, the degree controller. No source says how to choose `beta`.
@@ -170,7 +173,7 @@ def log_odds(beta: ArrayLike | None = None, *, clip: float = 1e-3) -> Law:
     return Law("log_odds", profile, "shift")
 
 
-def threshold(tau: ArrayLike = 1.0, *, clip: float = 1e-3) -> Law:
+def threshold(tau: ArrayLike = 1.0, *, clip: float = 1e-2) -> Law:
     """The local threshold's fixed point: degree = c * tau / a.
 
     "Prune while the traffic a * k exceeds tau" settles at k = min(fan, tau / a): every
@@ -221,7 +224,7 @@ def uniform() -> Law:
         del mean_degree
         return jnp.zeros(jnp.shape(on_rate), jnp.float32)
 
-    return Law("uniform", profile, "shift")
+    return Law("uniform", profile, "shift", reads_activity=False)
 
 
 def linear() -> Law:

@@ -128,7 +128,7 @@ def test_scale_is_not_hamilton():
 def test_default_law_in_float64(rate, density):
     fan = 64
     k = np.asarray(degrees(jnp.array(rate), fan, density))
-    a = np.clip(np.array(rate), 1e-3, 1 - 1e-3)
+    a = np.clip(np.array(rate), 1e-2, 1 - 1e-2)
     odds = np.log((1 - a) / a)
     mean = round(density * fan * UNITS) / UNITS
     profile = odds * mean / max(odds.std(), 0.1)

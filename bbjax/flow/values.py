@@ -1,0 +1,177 @@
+"""What is known of one array while a jaxpr is followed.
+
+Every axis carries *parts*: pieces of axes of a source, major to minor. A source is a
+parameter (`("w", leaf)`) or the output units of a kernel use (`("u", use)`); a part of
+neither is a mere position. A part has a size and the stride it has in its source axis,
+so that reshapes which merge, split or move axes can be undone exactly:
+
+    (512,)  ->  (8, 64)      part (axis 0, size 512, stride 1)
+                             parts (axis 0, size 8, stride 64), (axis 0, 64, 1)
+
+Besides its axes, a value knows the kernel uses that own it (`owners`: it is an
+elementwise function of their output units), the nonlinearity met since, and the sources
+it depends on since the last kernel (`deps`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+DATA = -1  # in `deps`: depends on an argument or an array constant
+
+
+class Part(NamedTuple):
+    """A piece of an axis of a source; `source=None` is a mere position."""
+
+    source: tuple[str, int] | None
+    axis: int
+    size: int
+    stride: int
+
+
+Axis = tuple[Part, ...]
+
+
+def position(size: int) -> Axis:
+    """An axis about which nothing is known but its size."""
+    return (Part(None, -1, size, 1),)
+
+
+def positions(shape: Sequence[int]) -> tuple[Axis, ...]:
+    """Axes about which nothing is known."""
+    return tuple(position(n) for n in shape)
+
+
+def extent(axis: Axis) -> int:
+    """Number of entries along an axis."""
+    return math.prod(part.size for part in axis)
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """What is known of one array.
+
+    Attributes:
+      axes: the parts of each axis.
+      const: for each axis, whether the array is known not to vary along it.
+      weight: the parameter (leaf number) whose entries these are, if any.
+      scanned: parts of `weight` that enclosing scans have consumed, by scan.
+      owners: kernel uses whose output units this is an elementwise function of.
+      twins: in a product of two kernels' units, which part of the other kernel each
+        named part is as well; kept as long as the axes are.
+      nonlinearity: name of the nonlinearity met since, or "".
+      deps: kernel uses and `DATA` it depends on since the last kernel.
+      lost: parameters it is made of in a way that lost their axes, with the reason.
+    """
+
+    axes: tuple[Axis, ...]
+    const: tuple[bool, ...] = ()
+    weight: int | None = None
+    scanned: tuple[tuple[tuple, Part], ...] = ()
+    owners: frozenset[int] = frozenset()
+    twins: frozenset[tuple[Part, Part]] = frozenset()
+    nonlinearity: str = ""
+    deps: frozenset[int] = frozenset()
+    lost: frozenset[tuple[int, str]] = frozenset()
+
+    def __post_init__(self):
+        if len(self.const) != len(self.axes):
+            object.__setattr__(self, "const", (False,) * len(self.axes))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return tuple(extent(axis) for axis in self.axes)
+
+    @property
+    def is_parametric(self) -> bool:
+        """Whether it is made of parameters alone (and constants of no shape)."""
+        return not self.deps and (self.weight is not None or bool(self.lost))
+
+    def unit_axes(self, owners: frozenset[int]) -> tuple[int, ...]:
+        """Axes that carry units of one of `owners`."""
+        sources = {("u", use) for use in owners}
+        return tuple(
+            i
+            for i, axis in enumerate(self.axes)
+            if any(p.source in sources for p in axis)
+        )
+
+    def named_axes(self) -> tuple[int, ...]:
+        """Axes that carry units of any kernel."""
+        return tuple(
+            i
+            for i, axis in enumerate(self.axes)
+            if any(p.source is not None and p.source[0] == "u" for p in axis)
+        )
+
+    def replace(self, **changes) -> Value:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def plain(shape: Sequence[int], deps: frozenset[int] = frozenset(), **fields) -> Value:
+    """A value of which only the shape and the dependencies are known."""
+    return Value(positions(shape), deps=deps, **fields)
+
+
+def leaf(number: int, shape: Sequence[int]) -> Value:
+    """The value of a parameter: each axis is itself."""
+    axes = tuple((Part(("w", number), i, n, 1),) for i, n in enumerate(shape))
+    return Value(axes, weight=number)
+
+
+def reshape(value: Value, shape: Sequence[int]) -> tuple[tuple[Axis, ...], bool]:
+    """Splits and merges parts so that the axes have sizes `shape`.
+
+    Returns:
+      The new axes, and whether an axis of the result merges units with something else
+      (a chain of elementwise operations ends there).
+    """
+    queue = [p for axis in value.axes for p in axis if p.size != 1]
+    axes: list[Axis] = []
+    for n in shape:
+        axis, queue = _take(queue, n)
+        axes.append(axis)
+    merged = any(
+        len({p.source if p.source and p.source[0] == "u" else None for p in axis}) > 1
+        or sum(p.source is None for p in axis) > 1
+        for axis in axes
+    )
+    return tuple(axes), merged
+
+
+def _take(queue: list[Part], size: int) -> tuple[Axis, list[Part]]:
+    """Takes parts worth `size` entries from the front, splitting the last one."""
+    taken: list[Part] = []
+    need = size
+    while need > 1:
+        head, queue = queue[0], queue[1:]
+        if need % head.size == 0:
+            taken.append(head)
+            need //= head.size
+        elif head.size % need == 0:
+            rest = head.size // need
+            taken.append(head._replace(size=need, stride=head.stride * rest))
+            queue = [head._replace(size=rest), *queue]
+            need = 1
+        else:  # sizes that do not nest: the pieces have no name
+            return _blur(taken, head, queue, size, need)
+    return tuple(taken) or position(1), queue
+
+
+def _blur(
+    taken: list[Part], head: Part, queue: list[Part], size: int, need: int
+) -> tuple[Axis, list[Part]]:
+    """An axis that straddles parts: it and what is left over become positions."""
+    done = size // need
+    total = head.size
+    while (done * total) % size:
+        total *= queue[0].size
+        queue = queue[1:]
+    left = done * total // size
+    rest = [Part(None, -1, left, 1)] if left > 1 else []
+    return position(size), [*rest, *queue]

@@ -1,0 +1,61 @@
+"""The one file that touches `jax.extend`: reading jaxprs and evaluating parts of them.
+
+`jax.extend.core` moves between JAX releases, so the rest of the library sees only these
+few functions. A jaxpr is read by its plain attributes (`eqns`, `invars`, `outvars`);
+equations are evaluated through the public `jaxpr_as_fun`, on a *segment*: some
+consecutive equations wrapped as a jaxpr of their own. Evaluating a segment binds the
+very operations of the user's function, in order, with their names and contexts.
+
+`opened` hides a difference between releases: until JAX 0.10 a closed jaxpr wraps a
+jaxpr and its constants, from 0.11 on they are one class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jax.extend import core
+
+
+def opened(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Splits a jaxpr, closed or not, into the jaxpr and its constants."""
+    return getattr(jaxpr, "jaxpr", jaxpr), tuple(getattr(jaxpr, "consts", ()))
+
+
+def is_jaxpr(value: Any) -> bool:
+    """Whether a parameter of an equation is a jaxpr, closed or not."""
+    return isinstance(value, core.Jaxpr | core.ClosedJaxpr)
+
+
+def is_literal(atom: Any) -> bool:
+    """Whether an operand of an equation is a constant written in place."""
+    return isinstance(atom, core.Literal)
+
+
+def segment(
+    parent: Any, invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[Any]
+) -> Callable[..., list[Any]]:
+    """The function of some consecutive equations: values of `invars` to `outvars`.
+
+    Args:
+      parent: the jaxpr that holds the equations.
+      invars: variables that the equations read from outside.
+      outvars: variables they define that are read later.
+      eqns: the equations, in order.
+
+    Returns:
+      A function of as many arrays as `invars`, returning a list like `outvars`.
+    """
+    jaxpr = parent.replace(
+        constvars=[], invars=list(invars), outvars=list(outvars), eqns=list(eqns)
+    )
+    return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))
+
+
+def body(eqn: Any) -> tuple[Any, tuple[Any, ...]]:
+    """The only body of a call, with its constants."""
+    for value in eqn.params.values():
+        if is_jaxpr(value):
+            return opened(value)
+    raise AssertionError(f"{eqn.primitive.name} has no body")

@@ -1,0 +1,157 @@
+"""Where units are, read off the user's own function: no model edit, no hook.
+
+`trace` turns a function of `(params, *args)` into a jaxpr without running it, follows
+every parameter to the products that use it (`bbjax.flow`) and returns what it found as
+`Units`. `prepare` is the shared first half of `trace` and `observe`: it separates
+arrays from everything else in the arguments and the result, so that functions with
+Python flags, modules full of functions (Equinox) or with state (NNX) work alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from bbjax import jaxprs
+from bbjax.flow import kernels as flow_kernels
+from bbjax.flow.values import DATA, leaf, plain
+from bbjax.flow.walk import walk
+from bbjax.units import Units, path_of
+
+
+def trace(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> Units:
+    """Finds the kernels of a function and what their axes mean. Spends no FLOP.
+
+    Args:
+      fn: function of `(params, *args, **kwargs)`, typically the loss. It may use
+        `jit`, `remat`, `vmap`, `scan`, `cond` and any library on top of JAX.
+      params: pytree of arrays or `jax.ShapeDtypeStruct`s, or an `nnx.Module`.
+      *args: further arguments, arrays or `jax.ShapeDtypeStruct`s; leaves that are
+        neither (flags, functions) are passed on as they are.
+      **kwargs: likewise.
+
+    Returns:
+      The kernels, in order of first use. `str(units)` is a readable table, with every
+      parameter that reaches a product in a way that cannot be measured, and why.
+
+    Raises:
+      TypeError: `fn` is not callable.
+      ValueError: `params` has no arrays.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> def loss(params, x):
+      ...     hidden = jax.nn.relu(x @ params["up"])
+      ...     return jnp.mean((hidden @ params["down"]) ** 2)
+      >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
+      >>> units = trace(loss, params, jnp.ones((5, 3)))
+      >>> units.paths, units["up"].nonlinearity, units["down"].reads
+      (('up', 'down'), 'relu', ('up',))
+    """
+    found = analyse(prepare(fn, params, args, kwargs))
+    return Units(found.kernels, found.problems)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A function as a jaxpr of arrays alone.
+
+    Attributes:
+      jaxpr: closed jaxpr of the parameter leaves, then the argument leaves.
+      arrays: the operands, in that order.
+      paths: path of each parameter leaf.
+      restore: from the outputs of the jaxpr to the result of the function.
+    """
+
+    jaxpr: Any
+    arrays: tuple[Any, ...]
+    paths: tuple[str, ...]
+    restore: Callable[[Sequence[Any]], Any]
+
+
+def prepare(
+    fn: Callable[..., Any], params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Prepared:
+    """Traces `fn` to a jaxpr of its array leaves."""
+    if not callable(fn):
+        raise TypeError(
+            f"expected a function of (params, *args), got {type(fn).__name__}; pass "
+            "the loss function itself, not its result"
+        )
+    fn, params, args, kwargs, finish = _functional(fn, params, args, kwargs)
+    keyed, tree = jax.tree_util.tree_flatten_with_path(params)
+    rest, rest_tree = jax.tree_util.tree_flatten((args, kwargs))
+    leaves = [value for _, value in keyed]
+    held = [_is_array(v) for v in leaves + rest]
+    if not any(held[: len(leaves)]):
+        raise ValueError(
+            f"expected parameters with at least one array, got {type(params).__name__} "
+            "without any; pass the pytree of parameters as the second argument"
+        )
+    arrays = tuple(
+        v for v, is_array in zip(leaves + rest, held, strict=True) if is_array
+    )
+    result: list[Any] = []
+
+    def flat(*operands):
+        stream = iter(operands)
+        full = [
+            next(stream) if is_array else v
+            for v, is_array in zip(leaves + rest, held, strict=True)
+        ]
+        given = jax.tree_util.tree_unflatten(tree, full[: len(leaves)])
+        more, named = jax.tree_util.tree_unflatten(rest_tree, full[len(leaves) :])
+        outs, out_tree = jax.tree_util.tree_flatten(fn(given, *more, **named))
+        result[:] = [out_tree, [None if _is_array(o) else (o,) for o in outs]]
+        return [o for o in outs if _is_array(o)]
+
+    jaxpr = jax.make_jaxpr(flat)(*arrays)
+
+    def restore(outs: Sequence[Any]) -> Any:
+        out_tree, fixed = result
+        stream = iter(outs)
+        full = [next(stream) if held is None else held[0] for held in fixed]
+        return finish(jax.tree_util.tree_unflatten(out_tree, full))
+
+    paths = [path_of(key) for key, value in keyed if _is_array(value)]
+    return Prepared(jaxpr, arrays, tuple(paths), restore)
+
+
+def analyse(prepared: Prepared) -> flow_kernels.Found:
+    """Kernels, problems and taps of a prepared function."""
+    jaxpr, _ = jaxprs.opened(prepared.jaxpr)
+    count = len(prepared.paths)
+    avals = [v.aval for v in jaxpr.invars]
+    inputs = [leaf(i, a.shape) for i, a in enumerate(avals[:count])]
+    inputs += [plain(a.shape, frozenset({DATA})) for a in avals[count:]]
+    shapes = [tuple(a.shape) for a in avals[:count]]
+    dtypes = [str(a.dtype) for a in avals[:count]]
+    return flow_kernels.find(
+        walk(prepared.jaxpr, inputs), prepared.paths, shapes, dtypes
+    )
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+
+
+def _functional(
+    fn: Callable[..., Any], params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, ...]:
+    """A function without hidden state: NNX objects become explicit arrays.
+
+    Returns:
+      The function, its arguments, and from its result to that of `fn`.
+    """
+    if "flax.nnx" in sys.modules:  # a user of NNX has imported it
+        from bbjax import nnx
+
+        pure = nnx.functional(fn, params, args, kwargs)
+        if pure is not None:
+            return tuple(pure)
+    return fn, params, args, kwargs, lambda result: result

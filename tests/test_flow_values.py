@@ -1,0 +1,58 @@
+"""The bookkeeping of axes: parts name exactly the entries that a reshape puts there."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bbjax.flow.values import Part, extent, leaf, position, reshape
+
+FACTORS = st.lists(st.sampled_from([1, 2, 3, 4, 6]), min_size=1, max_size=4)
+
+
+def entries(axes, shape):
+    """Which entry of the parameter stands where, as the parts say."""
+    strides = np.cumprod([1, *shape[:0:-1]])[::-1]
+    flat = np.zeros((), np.int64)
+    for axis in axes:
+        along = np.zeros((), np.int64)
+        for part in axis:
+            step = strides[part.axis] * part.stride if part.source else 0
+            along = np.add.outer(along, step * np.arange(part.size))
+        flat = np.add.outer(flat, along.reshape(-1))
+    return flat
+
+
+def groupings(shape):
+    """All shapes that merge neighbouring axes, and split them again."""
+    yield tuple(shape)
+    yield (int(np.prod(shape)),)
+    for i in range(len(shape) - 1):
+        yield (*shape[:i], shape[i] * shape[i + 1], *shape[i + 2 :])
+
+
+@given(FACTORS, st.permutations(range(4)))
+def test_parts_follow_any_nesting_reshape(shape, order):
+    shape = tuple(shape)
+    array = np.arange(np.prod(shape)).reshape(shape)
+    order = [a for a in order if a < len(shape)]
+    value = leaf(0, shape)
+    moved = value.replace(axes=tuple(value.axes[a] for a in order))
+    array = array.transpose(order)
+    for target in groupings(array.shape):
+        axes, _ = reshape(moved, target)
+        assert tuple(extent(a) for a in axes) == target
+        np.testing.assert_array_equal(entries(axes, shape), array.reshape(target))
+        back, _ = reshape(moved.replace(axes=axes, const=()), array.shape)
+        np.testing.assert_array_equal(entries(back, shape), array)
+
+
+def test_pieces_that_do_not_nest_have_no_name():
+    axes, _ = reshape(leaf(0, (4, 9)), (6, 6))
+    assert axes == (position(6), position(6))
+
+
+def test_merging_units_with_positions_is_noticed():
+    units = (Part(("u", 0), 0, 3, 1),)
+    value = leaf(0, (2, 3)).replace(axes=(position(2), units), const=())
+    assert reshape(value, (6,)) == ((position(2) + units,), True)
+    assert reshape(value, (2, 1, 3)) == ((position(2), position(1), units), False)
