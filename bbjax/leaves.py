@@ -1,0 +1,61 @@
+"""Leaves of a tree by path: how the transform meets any parameter tree.
+
+Parameters, updates and gradients are trees of any kind (dicts, NNX states, Equinox
+modules); kernels are known by path. Leaves that are not asked for are handed back
+untouched, as the very same objects.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bbjax.units import Kernel, path_of
+
+
+@dataclasses.dataclass
+class Leaves:
+    """Leaves of a tree by path."""
+
+    by_path: dict[str, int]
+    leaves: list[Any]
+    structure: Any
+
+    @classmethod
+    def of(cls, tree: Any) -> Leaves:
+        """The leaves of a tree; subtrees without leaves are skipped."""
+        keyed, structure = jax.tree_util.tree_flatten_with_path(tree)
+        by_path = {path_of(key): i for i, (key, _) in enumerate(keyed)}
+        return cls(by_path, [leaf for _, leaf in keyed], structure)
+
+    def get(self, kernel: Kernel, what: str) -> Any:
+        """The leaf of a kernel; `what` names the tree in messages.
+
+        Raises:
+          ValueError: there is none, or it has another shape.
+        """
+        if kernel.path not in self.by_path:
+            near = [p for p in self.by_path if p.rsplit("/", 1)[-1] in kernel.path][:5]
+            raise ValueError(
+                f"expected the {what} at {kernel.path!r}, got a tree without one (it has "
+                f"{near or list(self.by_path)[:5]}); use the parameter tree that was "
+                "traced, and put bb.transform where it sees the kernels it prunes"
+            )
+        leaf = self.leaves[self.by_path[kernel.path]]
+        if tuple(jnp.shape(leaf)) != kernel.shape:
+            raise ValueError(
+                f"expected {kernel.path!r} of shape {kernel.shape}, got the {what} of "
+                f"shape {tuple(jnp.shape(leaf))}; trace the model that is trained"
+            )
+        return leaf
+
+    def put(self, kernel: Kernel, value: Any) -> None:
+        """Replaces the leaf of a kernel."""
+        self.leaves[self.by_path[kernel.path]] = value
+
+    def tree(self) -> Any:
+        """The tree again, with what was replaced."""
+        return jax.tree_util.tree_unflatten(self.structure, self.leaves)

@@ -1,0 +1,86 @@
+"""Where state lives: next to the weights it speaks of.
+
+Masks and dormant weights take the sharding of their kernel, so that plain steps move
+nothing between devices. On meshes with explicit axes the sharding is part of an array's
+type and must be the same after every update: `match` restores it, and arrays per unit
+are whole on every device. On meshes with automatic axes the compiler chooses where the
+new state lies; the first state is put where it would, arrays per unit along their axis
+of the kernel, for otherwise the second step would be compiled again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+
+def like(array: jax.Array, weights: Any, axes: Sequence[int | None]) -> jax.Array:
+    """Places a new array as the weights are.
+
+    Args:
+      array: the array to place.
+      weights: array, tracer, or None to leave it where it is.
+      axes: for each axis of `array`, the axis of `weights` that it follows, or None.
+    """
+    sharding = _sharding(weights)
+    if sharding is None:
+        return array
+    full = tuple(sharding.spec) + (None,) * (np.ndim(weights) - len(sharding.spec))
+    spec = [None if a is None else full[a] for a in axes]
+    spec = [
+        name if array.shape[i] % _ways(sharding, name) == 0 else None
+        for i, name in enumerate(spec)
+    ]
+    if AxisType.Explicit not in sharding.mesh.axis_types and not any(spec):
+        spec = []  # as the compiler writes it: another spelling is looked up anew
+    return _place(array, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+
+
+def beside(array: jax.Array, weights: Any, axes: Sequence[int | None]) -> jax.Array:
+    """Places a new array per unit: as `like`, but whole where axes are explicit."""
+    sharding = _sharding(weights)
+    if sharding is not None and AxisType.Explicit in sharding.mesh.axis_types:
+        axes = [None] * len(axes)
+    return like(array, weights, axes)
+
+
+def match(new: jax.Array, old: jax.Array) -> jax.Array:
+    """Gives a new value the type of the old one, sharding included."""
+    sharding = jax.typeof(old).sharding
+    if sharding.mesh.empty or jax.typeof(new).sharding == sharding:
+        return new
+    return jax.sharding.reshard(new, sharding)
+
+
+def match_axes(new: jax.Array, old: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """Shards axis `i` of a value as axis `axes[i]` of another, if that is a type."""
+    sharding = jax.typeof(old).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return new
+    spec = PartitionSpec(*(sharding.spec[a] for a in axes))
+    if jax.typeof(new).sharding.spec == spec:
+        return new
+    return jax.sharding.reshard(new, NamedSharding(sharding.mesh, spec))
+
+
+def _sharding(weights: Any) -> NamedSharding | None:
+    if isinstance(weights, jax.core.Tracer):
+        sharding = jax.typeof(weights).sharding
+        return sharding if any(s is not None for s in sharding.spec) else None
+    sharding = getattr(weights, "sharding", None)
+    return sharding if isinstance(sharding, NamedSharding) else None
+
+
+def _ways(sharding: NamedSharding, name: Any) -> int:
+    names = name if isinstance(name, tuple) else (name,)
+    return int(np.prod([sharding.mesh.shape[n] for n in names if n is not None]))
+
+
+def _place(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+    if isinstance(sharding.mesh, jax.sharding.AbstractMesh):
+        return jax.sharding.reshard(array, sharding.spec)
+    return jax.device_put(array, sharding)

@@ -1,0 +1,152 @@
+"""One refresh of one kernel: from weights, averages and a budget to the new mask.
+
+Pure arrays, no schedule and no Optax. In the code's names, per kernel:
+
+    latent  = mask ? weights / scale : dormant      what each weight would be unmasked
+    keep    = rule.select(latent, ...)              exactly the budget
+    dormant = keep and mask ? 0 : latent            values that rest, or land now
+    ratio   = scale(keep) / scale(mask)             variance-preserving rescale
+
+`scale = sqrt(fan_in / kept fan_in)` per output unit where rescaling is on, else 1; it
+is folded into the weights, never into biases, and dormant weights are kept without it.
+A kernel with a weight that is not finite keeps its mask and its dormant weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bbjax import placement
+from bbjax.rules.base import Candidates, Rule
+from bbjax.units import Kernel
+
+
+class Refreshed(NamedTuple):
+    """Result of a refresh.
+
+    Attributes:
+      mask: kept edges, per edge.
+      dormant: value of every weight that is pruned or comes back now, `kernel.shape`;
+        None without regrowth.
+      ratio: factor on the kept weights of each output unit, `stack + units`.
+    """
+
+    mask: jax.Array
+    dormant: jax.Array | None
+    ratio: jax.Array
+
+
+def refresh(
+    rule: Rule,
+    seen: Candidates,
+    weights: jax.Array,
+    dormant: jax.Array | None,
+    *,
+    rescale: bool,
+) -> Refreshed:
+    """Chooses the mask of one kernel anew.
+
+    Args:
+      rule: the rule.
+      seen: what the rule sees, but for the latent weights.
+      weights: parameter array, `kernel.shape`, 0 where pruned.
+      dormant: values of pruned weights, `kernel.shape`, or None.
+      rescale: whether kept weights are scaled to preserve variance.
+    """
+    kernel = seen.kernel
+    before = scale_of(kernel, seen.mask) if rescale else None
+    latent = _latent(kernel, seen.mask, weights, dormant, before)
+    keep = rule.select(dataclasses.replace(seen, weights=latent))
+    keep = placement.match(keep, seen.mask)  # a rule may know nothing of shardings
+    keep = jnp.where(_finite(latent, seen.grads), keep, seen.mask)
+    ratio = jnp.ones(kernel.stack_shape + kernel.out_units, jnp.float32)
+    landing = latent
+    if before is not None:
+        after = scale_of(kernel, keep)
+        ratio = after / before
+        comes_back = kernel.over_spatial(keep & ~seen.mask)
+        landing = jnp.where(comes_back, _scaled(kernel, latent, after), latent)
+    if dormant is not None:
+        stays = kernel.over_spatial(keep & seen.mask)
+        rest = jnp.where(stays, jnp.zeros_like(landing), landing)
+        dormant = kernel.weights(rest).astype(dormant.dtype)
+    return Refreshed(keep, dormant, ratio)
+
+
+def scale_of(kernel: Kernel, mask: jax.Array) -> jax.Array:
+    """Variance-preserving factor of each output unit: float32, `stack + units`."""
+    kept = kernel.gather(mask.astype(jnp.int32), "outputs").astype(jnp.float32)
+    return jnp.where(kept > 0, jnp.sqrt(kernel.fan("in") / jnp.maximum(kept, 1.0)), 1.0)
+
+
+def _scaled(kernel: Kernel, edges: jax.Array, factor: jax.Array) -> jax.Array:
+    factor = kernel.over_spatial(kernel.spread(factor, "outputs"))
+    return (edges.astype(jnp.float32) * factor).astype(edges.dtype)
+
+
+def _latent(
+    kernel: Kernel,
+    mask: jax.Array,
+    weights: jax.Array,
+    dormant: jax.Array | None,
+    scale: jax.Array | None,
+) -> jax.Array:
+    """What each weight would be unmasked and unscaled, in the edge view."""
+    edges = kernel.edges(weights)
+    if scale is not None:
+        edges = _scaled(kernel, edges, 1.0 / scale)
+    rest = jnp.zeros_like(edges)
+    if dormant is not None:
+        rest = kernel.edges(dormant).astype(edges.dtype)
+    return jnp.where(kernel.over_spatial(mask), edges, rest)
+
+
+def _finite(latent: jax.Array, grads: jax.Array | None) -> jax.Array:
+    # A maximum is cheaper than a conjunction, and passes NaN on.
+    peaks = [jnp.max(jnp.abs(x)) for x in (latent, grads) if x is not None]
+    return jnp.all(jnp.isfinite(jnp.stack([p.astype(jnp.float32) for p in peaks])))
+
+
+def land(
+    kernel: Kernel,
+    u: jax.Array,
+    p: jax.Array,
+    *,
+    keep: jax.Array,
+    arrivals: jax.Array | None,
+    dormant: jax.Array | None,
+    due: jax.Array,
+    ratio: jax.Array | None,
+) -> jax.Array:
+    """The update of one kernel that lands on its mask.
+
+    Args:
+      kernel: the kernel.
+      u: update that the optimizer wants, `kernel.shape`.
+      p: weights before the update, `kernel.shape`.
+      keep: mask after the refresh, per edge.
+      arrivals: edges that come back in this update, per edge, or None if none can.
+      dormant: their values, `kernel.shape`, or None if they come back as 0.
+      due: whether this update refreshes.
+      ratio: factor on kept weights, `stack + out_units`, or None.
+
+    Returns:
+      `u'` of `kernel.shape` such that `p + u'` is sparse, in the wider dtype of both.
+    """
+    dtype = jnp.promote_types(u.dtype, p.dtype)
+    u, p = kernel.edges(u.astype(dtype)), kernel.edges(p.astype(dtype))
+    if ratio is not None:
+        factor = kernel.over_spatial(kernel.spread(ratio, "outputs"))
+        scaled = ((p + u).astype(jnp.float32) * factor).astype(dtype) - p
+        u = jnp.where(factor == 1, u, scaled)
+    if arrivals is not None:
+        value = jnp.zeros((), dtype)
+        if dormant is not None:
+            # A scalar chooses whether the array is read at all: plain steps skip it.
+            value = jnp.where(due, kernel.edges(dormant).astype(dtype), value)
+        u = jnp.where(kernel.over_spatial(arrivals), value - p, u)
+    return kernel.weights(jnp.where(kernel.over_spatial(keep), u, -p))

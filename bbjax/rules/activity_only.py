@@ -1,0 +1,32 @@
+"""Activity-only: the share of edges is `1 - a`, with no price on the degree.
+
+    k = clip(c (1 - a), k_min, fan),   score = |w|
+
+with `c` such that the kept edges are exactly the budget. It uses the same activity as
+Budgeted Broadcast but not the balance of log-odds against fan-out, and so isolates what
+the traffic idea adds. It is the control that reviews of arXiv 2510.01263 ask for.
+"""
+
+from __future__ import annotations
+
+from bbjax import laws
+from bbjax.rules.base import Candidates, Rule, select_by_law
+
+
+def activity_only() -> Rule:
+    """Degrees proportional to the share of time a unit is off.
+
+    Returns:
+      A rule that needs the on-rate of the budgeted units.
+
+    Example:
+      >>> activity_only().needs
+      ('on_rate',)
+    """
+    return Rule(
+        "activity_only", select_by_law(laws.linear(), _magnitude), needs=("on_rate",)
+    )
+
+
+def _magnitude(seen: Candidates):
+    return seen.magnitude

@@ -1,0 +1,36 @@
+"""Random pruning: every unit keeps the same number of edges, drawn once.
+
+    k = budget / units,   score = uniform noise, the same at every refresh
+
+The floor that any rule has to beat. The noise depends on the seed and the kernel, not
+on the step, so that masks stay what they were unless the budget changes, and a smaller
+budget keeps a subset of the edges of a larger one.
+"""
+
+from __future__ import annotations
+
+import jax
+
+from bbjax import laws
+from bbjax.rules.base import Candidates, Rule, select_by_law
+
+
+def random(*, seed: int = 0) -> Rule:
+    """Every unit keeps random edges, the same number each.
+
+    Args:
+      seed: integer (may be traced) that the noise is drawn from.
+
+    Returns:
+      A rule that needs no activity.
+
+    Example:
+      >>> random(seed=1).needs
+      ()
+    """
+
+    def score(seen: Candidates) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(seed), seen.index)
+        return jax.random.uniform(key, seen.kernel.edge_shape)
+
+    return Rule("random", select_by_law(laws.uniform(), score))

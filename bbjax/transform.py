@@ -1,0 +1,187 @@
+"""Pruning as an Optax gradient transformation: last in the chain.
+
+At update `n` the transform receives the updates of the optimizer before it and returns
+the ones that land on pruned weights:
+
+    kept            u                  p + u is what the optimizer wanted
+    pruned          -p                 p + (-p) is exactly 0, in any float dtype
+    comes back      dormant - p        its old value
+
+A refresh chooses the masks anew, from the weights that were passed in (the ones whose
+activity was measured) and the running means of activity; the update then lands on the
+new mask. `bbjax.pruner` does the work; this file is where Optax is met.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bbjax import settings
+from bbjax.leaves import Leaves
+from bbjax.pruner import Density, Pruner
+from bbjax.rules.base import Rule
+from bbjax.rules.budgeted_broadcast import budgeted_broadcast
+from bbjax.state import Plan, PruneState, unpack
+from bbjax.units import Units
+
+
+def transform(
+    units: Units,
+    rule: Rule | None = None,
+    *,
+    density: Density = 0.7,
+    every: int = 100,
+    start: int = 100,
+    stop: int | None = None,
+    regrow: bool = True,
+    rescale: bool | None = None,
+    k_min: int = 1,
+    ema: float | jax.Array = 0.99,
+    dormant_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Prunes the selected kernels to an exact density while they train.
+
+    Put it last in the chain; call `tx.update(grads, opt_state, params,
+    activity=activity)` with the activity that `bb.observe` returns.
+
+    Args:
+      units: from `bb.trace`; its selection, or the hidden kernels that a nonlinearity
+        follows, actuator "in".
+      rule: from `bb.rules`; `None` is `bb.rules.budgeted_broadcast()`.
+      density: kept share of the edges of every kernel and stack slice, in (0, 1]; a
+        float or a schedule of the step (`bb.ramp`).
+      every: updates between refreshes, at least 1.
+      start: first update (counting from 0) that may refresh; before it, nothing is
+        pruned.
+      stop: update from which on masks stay; `None` never stops.
+      regrow: whether pruned weights compete for their edge again, with their old
+        value. Costs one array per kernel.
+      rescale: scale the kept weights of each output unit by `sqrt(fan_in / kept)`, for
+        kernels with actuator "in".
+      k_min: least number of edges of a unit, at least 0.
+      ema: decay of the running means of activity, in [0, 1).
+      dormant_dtype: dtype of the stored values of pruned weights; `None` is the
+        kernel's own.
+
+    Returns:
+      A transformation whose `update` takes `activity=` (needed if the rule reads it),
+      `grads=` (dense gradients, if the rule reads them) and ignores other extra
+      arguments. One step counts one call of `update`: inside
+      `chain(MultiSteps(adam, 4), bb.transform(...))` each micro-batch is one.
+
+    Raises:
+      TypeError: an argument of the wrong kind.
+      ValueError: a value out of range, no kernel to prune, a density that `k_min`
+        does not allow, activity or gradients that a rule needs and did not get.
+
+    Example:
+      >>> import bbjax as bb
+      >>> def loss(params, x):
+      ...     return jnp.mean((jax.nn.relu(x @ params["up"]) @ params["down"]) ** 2)
+      >>> params = {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 2))}
+      >>> x = jnp.ones((5, 4))
+      >>> units = bb.trace(loss, params, x)
+      >>> tx = optax.chain(optax.sgd(0.1), bb.transform(units, density=0.5, start=0))
+      >>> _, activity = bb.observe(loss, units)(params, x)
+      >>> updates, state = tx.update(params, tx.init(params), params, activity=activity)
+      >>> int((optax.apply_updates(params, updates)["up"] != 0).sum())
+      16
+    """
+    rule = budgeted_broadcast() if rule is None else rule
+    budgeted = settings.check(
+        units,
+        rule,
+        density=density,
+        every=every,
+        start=start,
+        stop=stop,
+        regrow=regrow,
+        rescale=rescale,
+        k_min=k_min,
+        ema=ema,
+        dormant_dtype=dormant_dtype,
+    )
+    pruner = Pruner(
+        plan=Plan(budgeted, k_min),
+        rule=rule,
+        density=density,
+        every=every,
+        start=start,
+        stop=stop,
+        dormant=regrow and rule.revive == "dormant",
+        regrow=regrow,
+        rescale=bool(rescale),
+        ema=ema,
+        dormant_dtype=dormant_dtype,
+    )
+    return optax.GradientTransformationExtraArgs(pruner.init, pruner.update)
+
+
+class WrapState(NamedTuple):
+    """State of `bb.wrap`: the inner optimizer's, then the pruning state."""
+
+    inner: Any
+    prune: PruneState
+
+
+def wrap(
+    optimizer: optax.GradientTransformation,
+    units: Units,
+    rule: Rule | None = None,
+    **settings_: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """`chain(optimizer, transform(...))` with masked gradients for the optimizer.
+
+    The inner optimizer sees gradients that are 0 at pruned weights, so they gather no
+    momentum; the rule sees the dense gradients without being passed `grads=`.
+
+    Args:
+      optimizer: any optax optimizer.
+      units: as for `bb.transform`.
+      rule: as for `bb.transform`.
+      **settings_: the other arguments of `bb.transform`.
+
+    Returns:
+      A transformation; extra arguments go to both parts.
+
+    Raises:
+      TypeError: as `bb.transform`.
+      ValueError: as `bb.transform`.
+
+    Example:
+      >>> import bbjax as bb
+      >>> kernel = bb.Kernel("w", (2, 3), fan_in=(0,), fan_out=(1,))
+      >>> units = bb.Units((kernel,)).select("w")
+      >>> tx = bb.wrap(optax.adam(1e-3), units, bb.rules.magnitude(), density=0.5)
+      >>> type(tx.init({"w": jnp.ones((2, 3))})).__name__
+      'WrapState'
+    """
+    inner = optax.with_extra_args_support(optimizer)
+    outer = transform(units, rule, **settings_)
+
+    def init(params):
+        return WrapState(inner.init(params), outer.init(params))
+
+    def update(updates, state, params=None, **extra):
+        dense = {"grads": updates} | extra
+        hidden = _mask_gradients(updates, state.prune)
+        wanted, inner_state = inner.update(hidden, state.inner, params, **extra)
+        landed, prune = outer.update(wanted, state.prune, params, **dense)
+        return landed, WrapState(inner_state, prune)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _mask_gradients(updates: Any, state: PruneState) -> Any:
+    tree = Leaves.of(updates)
+    for kernel, _ in state.bb_plan.kernels:
+        grad = tree.get(kernel, "gradient")
+        mask = unpack(kernel, state.bb_masks[kernel.path], grad)
+        mask = kernel.over_spatial(mask)
+        edges = kernel.edges(grad)
+        tree.put(kernel, kernel.weights(jnp.where(mask, edges, jnp.zeros_like(edges))))
+    return tree.tree()
