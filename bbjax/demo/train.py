@@ -1,0 +1,147 @@
+"""Training: one compiled step per method, seeds in a loop, methods taking turns.
+
+    (loss, activity), grads = value_and_grad(observe(loss))(params, x, y)
+    updates, state = tx.update(grads, state, params, activity=activity)
+    params = apply_updates(params, updates)                  pruned entries exactly 0
+
+The density is an argument of the step, so that one executable serves every density.
+Seeds are looped over rather than vmapped: convolutions with a kernel per seed are
+grouped ones, which are slower on CPUs than one seed after the other. At each step of
+the main run every method trains all seeds once, in an order that rotates, so that
+whatever else the machine does meets all methods alike: step times are compared within
+a step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+import bbjax as bb
+from bbjax.demo import model
+from bbjax.demo.data import Data, batches
+from bbjax.demo.methods import Method, Timing
+
+LEARNING_RATE = 2e-3
+EMA = 0.95
+
+
+class Step:
+    """The training step of one method, compiled once for all seeds and densities.
+
+    Attributes:
+        method: the method.
+        timing: when it prunes.
+        k_min: least degree of a budgeted unit.
+        run: `((params, opt_state), x, y, density) -> (params, opt_state)`.
+    """
+
+    def __init__(
+        self, method: Method, units: bb.Units, timing: Timing, k_min: int, data: Data
+    ) -> None:
+        self.method, self.timing = method, timing
+        self._units, self.k_min = method.select(units), k_min
+        rows = batches(0, 1, len(data.train_y))[0]
+        state = self.init(0)
+        example = (state, data.train_x[rows], data.train_y[rows], np.float32(1))
+        jitted = jax.jit(self._step, donate_argnums=0)
+        self.run: Callable[..., Any] = jitted.lower(*example).compile()
+
+    def init(self, seed: int) -> tuple[Any, Any]:
+        """Parameters of a seed and a fresh optimizer state."""
+        params = model.initial(seed)
+        return params, self._optimizer(1.0).init(params)
+
+    def _optimizer(self, density: Any) -> optax.GradientTransformationExtraArgs:
+        rate = optax.cosine_decay_schedule(LEARNING_RATE, self.timing.steps, alpha=0.05)
+        adam = optax.with_extra_args_support(optax.adam(rate))
+        if self.method.rule is None:
+            return adam
+        prune = bb.transform(
+            self._units,
+            self.method.rule,
+            density=density,
+            every=self.timing.every,
+            start=self.timing.start,
+            stop=self.timing.stop,
+            k_min=self.k_min,
+            ema=EMA,
+        )
+        return optax.chain(adam, prune)
+
+    def _step(self, state: Any, x: jax.Array, y: jax.Array, density: jax.Array) -> Any:
+        params, opt_state = state
+        extra = {}
+        if self.method.rule is not None and self.method.rule.needs:
+            observed = bb.observe(model.loss, self._units)
+            gradient = jax.grad(observed, has_aux=True)
+            grads, extra["activity"] = gradient(params, x, y)
+        else:
+            grads = jax.grad(model.loss)(params, x, y)
+        tx = self._optimizer(density)
+        updates, opt_state = tx.update(grads, opt_state, params, **extra)
+        return optax.apply_updates(params, updates), opt_state
+
+
+class Trainer:
+    """One method at one density: parameters and optimizer states of all seeds.
+
+    Attributes:
+        method: the method.
+        density: the final one.
+        k_min: least degree of a budgeted unit.
+        states: `(params, opt_state)` by seed.
+        seconds: of each step, all seeds together.
+        churn: per refresh, the share of the budgeted edges that flipped, by seed.
+    """
+
+    def __init__(self, step: Step, density: float, seeds: int, data: Data) -> None:
+        self.method, self.density = step.method, density
+        self.k_min = step.k_min
+        self.states = [step.init(seed) for seed in range(seeds)]
+        self.seconds: list[float] = []
+        self.churn: list[list[float]] = []
+        steps, count = step.timing.steps, len(data.train_y)
+        self._densities = step.timing.densities(density)
+        self._orders = [batches(seed, steps, count) for seed in range(seeds)]
+        self._refreshes = set(step.timing.refreshes())
+        self._run, self._data = step.run, data
+
+    def advance(self, n: int) -> None:
+        """Takes step `n` with every seed."""
+        rows = [order[n] for order in self._orders]
+        fed = [(self._data.train_x[r], self._data.train_y[r]) for r in rows]
+        begin = time.perf_counter()
+        self.states = [
+            self._run(state, x, y, self._densities[n])
+            for state, (x, y) in zip(self.states, fed, strict=True)
+        ]
+        jax.block_until_ready(self.states)
+        self.seconds.append(time.perf_counter() - begin)
+        if self.method.rule is not None and n in self._refreshes:
+            self.churn.append([float(_churn(opt)) for _, opt in self.states])
+
+
+@jax.jit
+def _churn(opt_state: Any) -> jax.Array:
+    return bb.metrics(opt_state)["overall/churn"]
+
+
+def together(trainers: list[Trainer], steps: int, tick: Callable[[], None]) -> None:
+    """Trains methods side by side: one step each, in an order that rotates.
+
+    Args:
+        trainers: of the methods.
+        steps: number of steps.
+        tick: called after each trainer's step.
+    """
+    for n in range(steps):
+        first = n % len(trainers)
+        for trainer in [*trainers[first:], *trainers[:first]]:
+            trainer.advance(n)
+            tick()
