@@ -40,9 +40,9 @@ class Leaves:
         if kernel.path not in self.by_path:
             near = [p for p in self.by_path if p.rsplit("/", 1)[-1] in kernel.path][:5]
             raise ValueError(
-                f"expected the {what} at {kernel.path!r}, got a tree without one (it has "
-                f"{near or list(self.by_path)[:5]}); use the parameter tree that was "
-                "traced, and put bb.transform where it sees the kernels it prunes"
+                f"expected the {what} at {kernel.path!r}, got a tree without one (it "
+                f"has {near or list(self.by_path)[:5]}); use the parameter tree that "
+                "was traced, and put bb.transform where it sees the kernels it prunes"
             )
         leaf = self.leaves[self.by_path[kernel.path]]
         if tuple(jnp.shape(leaf)) != kernel.shape:

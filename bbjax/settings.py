@@ -63,8 +63,8 @@ def _check_options(regrow: Any, rescale: Any, ema: Any, dormant_dtype: Any) -> N
             raise TypeError(f"expected {name} to be True or False, got {value!r}")
     if not isinstance(ema, jax.core.Tracer) and not 0 <= float(ema) < 1:
         raise ValueError(
-            f"expected ema in [0, 1), got {ema!r}; it is the decay of the running mean, "
-            "e.g. 0.99"
+            f"expected ema in [0, 1), got {ema!r}; it is the decay of the running "
+            "mean, e.g. 0.99"
         )
     if dormant_dtype is not None and not jnp.issubdtype(dormant_dtype, jnp.floating):
         raise ValueError(
@@ -78,8 +78,8 @@ def _integer(name: str, value: Any, least: int) -> None:
         number = operator.index(value)
     except TypeError as error:
         raise TypeError(
-            f"expected {name} to be an integer >= {least}, got {value!r}; it is part of "
-            "the compiled step and cannot be traced"
+            f"expected {name} to be an integer >= {least}, got {value!r}; it is part "
+            "of the compiled step and cannot be traced"
         ) from error
     if number < least:
         raise ValueError(f"expected {name} >= {least}, got {value!r}; raise it")
@@ -99,8 +99,9 @@ def _check_budget(
     for actuator in actuators:
         if k_min > kernel.fan(actuator):
             raise ValueError(
-                f"expected k_min <= {kernel.fan(actuator)}, the full degree of the units "
-                f"of {kernel.path!r} (actuator {actuator!r}), got {k_min}; lower k_min"
+                f"expected k_min <= {kernel.fan(actuator)}, the full degree of the "
+                f"units of {kernel.path!r} (actuator {actuator!r}), got "
+                f"{k_min}; lower k_min"
             )
     if isinstance(density, jax.core.Tracer):
         return
@@ -108,9 +109,9 @@ def _check_budget(
     budget = round(float(density) * kernel.edge_count)
     if budget < k_min * units:
         raise ValueError(
-            f"expected a density of at least {k_min * units / kernel.edge_count:.4g} for "
-            f"{kernel.path!r} ({kernel.edge_count} edges, {units} budgeted units with "
-            f"k_min={k_min} edges each), got {float(density):.4g}; raise density or "
+            f"expected a density of at least {k_min * units / kernel.edge_count:.4g} "
+            f"for {kernel.path!r} ({kernel.edge_count} edges, {units} budgeted units "
+            f"with k_min={k_min} edges each), got {float(density):.4g}; raise density or "
             "lower k_min"
         )
 
@@ -147,8 +148,8 @@ def check_activity(kernel: Kernel, names: tuple[str, ...], activity: Any) -> Any
         value = getattr(getattr(sides, side), statistic, None)
         if value is None:
             raise ValueError(
-                f"expected statistic {statistic!r} of the {side} of {kernel.path!r}, got "
-                "none; pass needs=rule.needs to bb.observe"
+                f"expected statistic {statistic!r} of the {side} of {kernel.path!r}, "
+                "got none; pass needs=rule.needs to bb.observe"
             )
         _check_statistic(kernel, name, value)
     return sides
@@ -164,6 +165,6 @@ def _check_statistic(kernel: Kernel, name: str, value: Any) -> None:
         )
     if not isinstance(value, jax.core.Tracer) and not np.isfinite(value).all():
         raise ValueError(
-            f"expected finite {name} of {kernel.path!r}, got NaN or infinity; check the "
-            "forward pass (under jit such values are left out of the running mean)"
+            f"expected finite {name} of {kernel.path!r}, got NaN or infinity; check "
+            "the forward pass (under jit such values are left out of the running mean)"
         )

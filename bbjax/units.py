@@ -344,7 +344,8 @@ class Units:
 
     def __str__(self) -> str:
         chosen = self.budgeted
-        rows: list[tuple[str, ...]] = [("kernel", "shape", "units in -> out", "budget", "outputs measured")]
+        head = ("kernel", "shape", "units in -> out", "budget", "outputs measured")
+        rows: list[tuple[str, ...]] = [head]
         rows += [_row(k, chosen.get(k.path, ())) for k in self.kernels]
         widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
         lines = [

@@ -232,9 +232,7 @@ class Oracle:
         """The next edge goes where the law's free number reaches it first."""
         combine, profile = self.law
         profile = profile(list(rates), full_budget / len(rates))
-        if (
-            not profile.any()
-        ):  # a uniform law asks nothing of activity, not even in ties
+        if not profile.any():  # a uniform law ignores activity, in ties as well
             rates = np.full(len(rates), 0.5)
         low = [min(self.k_min, cap) for cap in caps]
         queue = sorted(
