@@ -111,8 +111,8 @@ def _check_budget(
         raise ValueError(
             f"expected a density of at least {k_min * units / kernel.edge_count:.4g} "
             f"for {kernel.path!r} ({kernel.edge_count} edges, {units} budgeted units "
-            f"with k_min={k_min} edges each), got {float(density):.4g}; raise density or "
-            "lower k_min"
+            f"with k_min={k_min} edges each), got {float(density):.4g}; raise density "
+            "or lower k_min"
         )
 
 

@@ -1,0 +1,269 @@
+"""The table of the contract suite: rules, models, and the steps that tests share.
+
+A new rule is one row of `RULES` and at once meets every check of `test_contract_*`.
+Gradients and activity of a case are one compiled function that all rules share, so that
+a check costs one compilation of `tx.update` and equalities are those of the library.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import bbjax as bb
+
+EVERY, START, DENSITY = 2, 1, 0.4
+NONE: Mapping[str, Any] = types.MappingProxyType({})
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One rule.
+
+    Attributes:
+      make: its factory.
+      hyper: its numbers that may be traced, with a value each to try and to compare.
+      by_place: whether units are told apart by where they stand (random noise).
+    """
+
+    make: Callable[..., bb.rules.Rule]
+    hyper: Mapping[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
+    by_place: bool = False
+
+
+RULES = {
+    "log_odds": Row(bb.rules.budgeted_broadcast),
+    "threshold": Row(lambda: bb.rules.budgeted_broadcast(law=bb.laws.threshold())),
+    "beta": Row(
+        lambda beta=0.7: bb.rules.budgeted_broadcast(beta=beta), {"beta": (0.7, 0.05)}
+    ),
+    "magnitude": Row(bb.rules.magnitude),
+    "activity_only": Row(bb.rules.activity_only),
+    "random": Row(bb.rules.random, by_place=True),
+}
+
+
+def needs_activity(row: Row) -> bool:
+    return any(need != "grads" for need in row.make().needs)
+
+
+# Cases ---------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """A model, and which of its kernels are budgeted."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    apply: Callable[[Any, jax.Array], jax.Array]
+    batch_shape: tuple[int, ...]
+    selection: tuple[tuple[str, str], ...]
+
+    def params(self, seed: int = 0, dtype: Any = np.float32) -> dict[str, jax.Array]:
+        """Gaussian weights with a bias towards units of unlike on-rates."""
+        rng = np.random.default_rng(seed)
+        made = {}
+        for name, shape in self.shapes.items():
+            fan = max(int(np.prod(shape[:-1])), 1)
+            made[name] = jnp.asarray(rng.normal(size=shape) / np.sqrt(fan), dtype)
+        return made
+
+    def batch(self, n: int, dtype: Any = np.float32) -> jax.Array:
+        rng = np.random.default_rng(1000 + n)
+        return jnp.asarray(rng.normal(size=self.batch_shape), dtype)
+
+    def loss(self, params: Any, x: jax.Array) -> jax.Array:
+        out = self.apply(params, x).astype(jnp.float32)
+        return jnp.mean(jnp.square(out - 1.0))
+
+    @functools.cached_property
+    def units(self) -> bb.Units:
+        traced = bb.trace(self.loss, self.params(), self.batch(0))
+        first, *rest = (traced.select(f"^{p}$", a) for p, a in self.selection)
+        return sum(rest, first)
+
+    @functools.cached_property
+    def gradient(self) -> Callable[..., tuple[Any, Any]]:
+        """`(params, batch) -> (gradients, activity)`, compiled."""
+        observed = bb.observe(self.loss, self.units)
+
+        @jax.jit
+        def gradient(params, x):
+            (_, activity), grads = jax.value_and_grad(observed, has_aux=True)(params, x)
+            return grads, activity
+
+        return gradient
+
+
+def _mlp(p, x):
+    h = jax.nn.relu(x @ p["up"] + p["bias"].reshape(1, -1))
+    return h @ p["down"]
+
+
+def _both(p, x):
+    h = jax.nn.relu(x @ p["first"])
+    return jax.nn.relu(h @ p["middle"]) @ p["last"]
+
+
+def _conv(p, x):
+    dims = jax.lax.conv_dimension_numbers(
+        x.shape, p["conv"].shape, ("NHWC", "HWIO", "NHWC")
+    )
+    h = jax.lax.conv_general_dilated(
+        x, p["conv"], (1, 1), "SAME", dimension_numbers=dims
+    )
+    return jnp.mean(jax.nn.relu(h), axis=(1, 2)) @ p["head"]
+
+
+def _stack(p, x):
+    def layer(h, w):
+        return h + jax.nn.relu(h @ w["up"]) @ w["down"], None
+
+    return jax.lax.scan(layer, x, {"up": p["up"], "down": p["down"]})[0]
+
+
+CASES = {
+    "mlp": Case(
+        {"up": (12, 24), "bias": (24,), "down": (24, 8)},
+        _mlp,
+        (32, 12),
+        (("up", "in"), ("down", "out")),
+    ),
+    "both": Case(
+        {"first": (6, 16), "middle": (16, 12), "last": (12, 4)},
+        _both,
+        (32, 6),
+        (("middle", "in"), ("middle", "out")),
+    ),
+    "conv": Case(
+        {"conv": (3, 3, 4, 10), "head": (10, 3)},
+        _conv,
+        (4, 5, 5, 4),
+        (("conv", "in"),),
+    ),
+    "stack": Case(
+        {"up": (3, 6, 10), "down": (3, 10, 6)},
+        _stack,
+        (32, 6),
+        (("up", "in"), ("down", "out")),
+    ),
+}
+MLP = CASES["mlp"]
+
+
+# Training ------------------------------------------------------------------------
+def pruner(row: Row, case: Case = MLP, hyper: Mapping[str, Any] = NONE, **changes: Any):
+    """`bb.transform` of a row, with refreshes at updates 1, 3, 5, ..."""
+    settings = {"density": DENSITY, "every": EVERY, "start": START} | changes
+    return bb.transform(case.units, row.make(**hyper), **settings)
+
+
+def chain(row: Row, case: Case = MLP, **changes: Any):
+    """Momentum, then the pruner: runs under strict promotion."""
+    return optax.chain(optax.sgd(0.1, momentum=0.9), pruner(row, case, **changes))
+
+
+def jitted(tx: Any) -> Callable[..., Any]:
+    """`tx.update` as a compiled function of four positional arguments."""
+    return jax.jit(lambda g, s, p, a: tx.update(g, s, p, activity=a))
+
+
+def eager(tx: Any) -> Callable[..., Any]:
+    return lambda g, s, p, a: tx.update(g, s, p, activity=a)
+
+
+@functools.cache
+def shared(rule: str, case: str) -> tuple[Any, Callable[..., Any]]:
+    """The chain of a row and case with its compiled update, made once."""
+    tx = chain(RULES[rule], CASES[case])
+    return tx, jitted(tx)
+
+
+def train(
+    update: Callable[..., Any],
+    case: Case,
+    params: Any,
+    state: Any,
+    steps: range,
+    each: Callable[[int, Any, Any], None] | None = None,
+) -> tuple[Any, Any]:
+    """Trains over the numbered batches; `each(n, params, state)` after every update."""
+    dtype = jax.tree.leaves(params)[0].dtype
+    for n in steps:
+        grads, activity = case.gradient(params, case.batch(n, dtype))
+        updates, state = update(grads, state, params, activity)
+        params = optax.apply_updates(params, updates)
+        if each is not None:
+            each(n, params, state)
+    return params, state
+
+
+# Counting compilations -----------------------------------------------------------
+@dataclasses.dataclass
+class Compilations:
+    """How many programs were handed to the compiler."""
+
+    count: int = 0
+
+
+_watched: list[Compilations] = []
+
+
+def _on_event(name: str, seconds: float, **about: Any) -> None:
+    if name == "/jax/core/compile/backend_compile_duration":
+        for watched in _watched:
+            watched.count += 1
+
+
+jax.monitoring.register_event_duration_secs_listener(_on_event)
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[Compilations]:
+    """Counts the compilations inside the block."""
+    watched = Compilations()
+    _watched.append(watched)
+    try:
+        yield watched
+    finally:
+        _watched.remove(watched)
+
+
+# Comparing -----------------------------------------------------------------------
+def same(first: Any, second: Any) -> None:
+    """The same tree with the same bits."""
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for (key, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(second), strict=True
+    ):
+        assert a.dtype == b.dtype, key
+        np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(key))
+
+
+def kinds(tree: Any) -> Any:
+    """Tree, shapes and dtypes."""
+    return jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
+
+
+def check_exact(case: Case, state: Any, density: float = DENSITY) -> None:
+    """Every stack slice of every kernel keeps exactly its budget."""
+    for path, mask in bb.masks(state).items():
+        kernel = case.units[path]
+        slices = int(np.prod(kernel.stack_shape))
+        window = int(np.prod([kernel.shape[a] for a in kernel.spatial]))
+        kept = np.asarray(mask).reshape(slices, -1).sum(1) / window
+        np.testing.assert_array_equal(kept, round(density * kernel.edge_count))
+
+
+def check_zeros(params: Any, state: Any) -> None:
+    """Pruned entries are exactly 0, and some are pruned."""
+    for path, mask in bb.masks(state).items():
+        mask = np.asarray(mask)
+        assert not mask.all(), path
+        np.testing.assert_array_equal(np.asarray(params[path])[~mask], 0)
+        assert np.asarray(params[path])[mask].all(), path
