@@ -15,7 +15,7 @@ A kernel with a weight that is not finite keeps its mask and its dormant weights
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,7 @@ def refresh(
     latent = _latent(kernel, seen.mask, weights, dormant, before)
     keep = rule.select(dataclasses.replace(seen, weights=latent))
     keep = placement.match(keep, seen.mask)  # a rule may know nothing of shardings
-    keep = jnp.where(_finite(latent, seen.grads), keep, seen.mask)
+    keep = jnp.where(_finite(weights, seen.grads), keep, seen.mask)
     ratio = jnp.ones(kernel.stack_shape + kernel.out_units, jnp.float32)
     landing = latent
     if before is not None:
@@ -73,7 +73,7 @@ def refresh(
     if dormant is not None:
         stays = kernel.over_spatial(keep & seen.mask)
         rest = jnp.where(stays, jnp.zeros_like(landing), landing)
-        dormant = kernel.weights(rest).astype(dormant.dtype)
+        dormant = _stored(kernel.weights(rest), dormant.dtype)
     return Refreshed(keep, dormant, ratio)
 
 
@@ -99,15 +99,24 @@ def _latent(
     edges = kernel.edges(weights)
     if scale is not None:
         edges = _scaled(kernel, edges, 1.0 / scale)
-    rest = jnp.zeros_like(edges)
-    if dormant is not None:
-        rest = kernel.edges(dormant).astype(edges.dtype)
+    if dormant is None:  # pruned weights are 0 as they come
+        return edges
+    rest = kernel.edges(dormant).astype(edges.dtype)
     return jnp.where(kernel.over_spatial(mask), edges, rest)
 
 
-def _finite(latent: jax.Array, grads: jax.Array | None) -> jax.Array:
-    # A maximum is cheaper than a conjunction, and passes NaN on.
-    peaks = [jnp.max(jnp.abs(x)) for x in (latent, grads) if x is not None]
+def _stored(values: jax.Array, dtype: Any) -> jax.Array:
+    """Values in the dtype of dormant weights, finite also where that is narrower."""
+    most = jnp.finfo(dtype).max
+    if most < jnp.finfo(values.dtype).max:
+        values = jnp.clip(values, -float(most), float(most))
+    return values.astype(dtype)
+
+
+def _finite(weights: jax.Array, grads: jax.Array | None) -> jax.Array:
+    # Dormant weights are finite, for only finite ones are stored. A maximum is cheaper
+    # than a conjunction, and passes NaN on.
+    peaks = [jnp.max(jnp.abs(x)) for x in (weights, grads) if x is not None]
     return jnp.all(jnp.isfinite(jnp.stack([p.astype(jnp.float32) for p in peaks])))
 
 
