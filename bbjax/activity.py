@@ -116,11 +116,18 @@ def _pointwise(name: str, x: jax.Array, on: On, valid: jax.Array | None) -> jax.
                 f"expected `on` to keep the shape {x.shape}, got {jnp.shape(hit)}; it "
                 "must be elementwise, from values to [0, 1]"
             )
-        return hit
+        return _poisoned(hit, x)
     if name == "zero_share":
-        return x == 0
+        return _poisoned(x == 0, x)
     wide = x.astype(jnp.float32)
     return jnp.square(wide) if name == "mean_square" else jnp.abs(wide)
+
+
+def _poisoned(share: jax.Array, x: jax.Array) -> jax.Array:
+    """NaN where `x` is not finite: a broken batch must not pass for a silent one."""
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return share
+    return jnp.where(jnp.isfinite(x), share.astype(jnp.float32), jnp.nan)
 
 
 def _valid(

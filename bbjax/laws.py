@@ -45,7 +45,7 @@ class Law:
             the profile is float32 of the shape of the on-rates and, for "scale",
             positive.
         combine: "shift" (degree = c + profile) or "scale" (degree = c * profile).
-        reads_activity: whether on-rates matter, be it only for ties.
+        reads_activity: whether a rule lets on-rates matter, be it only for ties.
 
     Raises:
         ValueError: if `combine` is neither of the two.

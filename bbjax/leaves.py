@@ -8,12 +8,13 @@ untouched, as the very same objects.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from bbjax.units import Kernel, path_of
+from bbjax.units import Kernel
 
 
 @dataclasses.dataclass
@@ -27,8 +28,8 @@ class Leaves:
     @classmethod
     def of(cls, tree: Any) -> Leaves:
         """The leaves of a tree; subtrees without leaves are skipped."""
-        keyed, structure = jax.tree_util.tree_flatten_with_path(tree)
-        by_path = {path_of(key): i for i, (key, _) in enumerate(keyed)}
+        keyed, structure = leaves_by_path(tree)
+        by_path = {path: i for i, (path, _) in enumerate(keyed)}
         return cls(by_path, [leaf for _, leaf in keyed], structure)
 
     def get(self, kernel: Kernel, what: str) -> Any:
@@ -59,3 +60,30 @@ class Leaves:
     def tree(self) -> Any:
         """The tree again, with what was replaced."""
         return jax.tree_util.tree_unflatten(self.structure, self.leaves)
+
+
+def leaves_by_path(tree: Any) -> tuple[list[tuple[str, Any]], Any]:
+    """Leaves of a tree with their `/`-joined paths, as Flax shows them; its structure.
+
+    NNX keeps arrays in variables; what a variable calls its content is not part of a
+    path.
+
+    Example:
+      >>> leaves_by_path({"Dense_0": {"kernel": 1.0}})[0]
+      [('Dense_0/kernel', 1.0)]
+    """
+    keyed, structure = jax.tree_util.tree_flatten_with_path(tree)
+    nodes, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)
+    variables = {key for key, node in nodes if _is_variable(node)}
+    paths = [_path(k[:-1] if k[:-1] in variables else k) for k, _ in keyed]
+    return list(zip(paths, (leaf for _, leaf in keyed), strict=True)), structure
+
+
+def _is_variable(node: Any) -> bool:
+    nnx = sys.modules.get("flax.nnx")  # whoever has such variables has imported it
+    return nnx is not None and isinstance(node, nnx.Variable)
+
+
+def _path(key_path: tuple[Any, ...]) -> str:
+    names = [jax.tree_util.keystr((key,), simple=True) for key in key_path]
+    return "/".join(name.lstrip(".") for name in names)

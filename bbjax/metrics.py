@@ -11,8 +11,8 @@ Per budgeted kernel (and per actuator where there are two), and overall:
     balance_slope, balance_r2     straight line of log((1 - a) / a) on k
 
 The line is fitted over units that are off their bounds (`k_min < k < fan`, on-rate
-between 0.01 and 0.99); its slope is `beta` where the log-odds law rules. Reference:
-arXiv 2510.01263, section 5.1.
+between 0.01 and 0.99); for one slice under the log-odds law its slope is `beta`.
+Reference: arXiv 2510.01263, section 5.1.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ The function is traced on the arguments at hand, its kernels are found again and
 jaxpr is evaluated equation by equation, through the public `jaxpr_as_fun`, with extra
 reductions where units are measured. Bodies that hold a tap are re-wrapped in the public
 transformation that made them (`jax.checkpoint`, `lax.scan`, `lax.switch`), with the
-statistics as additional outputs; every other equation is bound as it is. Gradients
-never see the taps.
+statistics as additional outputs; a function with its own derivative is bound as it is
+and its body evaluated once more beside it; every other equation is bound as it is.
+Gradients never see the taps.
 """
 
 from __future__ import annotations

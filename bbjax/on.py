@@ -52,9 +52,8 @@ class Above:
         if valid is None:
             rms = jnp.sqrt(jnp.mean(square))
         else:
-            weight = valid.astype(jnp.float32)
-            total = jnp.maximum(jnp.sum(weight), 1.0)
-            rms = jnp.sqrt(jnp.sum(square * weight) / total)
+            total = jnp.maximum(jnp.sum(valid, dtype=jnp.float32), 1.0)
+            rms = jnp.sqrt(jnp.sum(jnp.where(valid, square, 0.0)) / total)
         return size > self.threshold * rms
 
 

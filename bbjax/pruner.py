@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bbjax import bits, placement, settings
+from bbjax import placement, settings
 from bbjax.budget import exact_budget
 from bbjax.leaves import Leaves
 from bbjax.refresh import Refreshed, land, refresh
@@ -78,7 +78,7 @@ class Pruner:
         )
 
     def _no_dormant(self, kernel: Kernel, weights: Any) -> jax.Array:
-        own = kernel.dtype if weights is None else jnp.asarray(weights).dtype
+        own = kernel.dtype if weights is None else weights.dtype
         zeros = jnp.zeros(kernel.shape, self.dormant_dtype or own)
         return placement.like(zeros, weights, tuple(range(len(kernel.shape))))
 
@@ -260,7 +260,7 @@ class _Held(NamedTuple):
         old = self.masks[path]
         new = placement.match(pack(kernel, done.mask, old), old)
         self.masks[path] = new
-        flips = bits.count(new ^ old).astype(jnp.float32)
+        flips = jnp.sum(lax.population_count(new ^ old), dtype=jnp.float32)
         self.churn[path] = flips / math.prod(kernel.edge_shape)
         if done.dormant is not None:
             self.dormant[path] = done.dormant

@@ -33,7 +33,8 @@ def check(units: Any, rule: Any, *, density: Any, k_min: Any, **rest: Any) -> Bu
             f"expected a rule from bb.rules, got {rule!r}; call its factory, e.g. "
             "bb.rules.magnitude()"
         )
-    _check_schedule(**{k: rest[k] for k in ("every", "start", "stop")})
+    every, start, stop = (rest[k] for k in ("every", "start", "stop"))
+    _check_schedule(every, start, stop)
     _check_options(rest["regrow"], rest["rescale"], rest["ema"], rest["dormant_dtype"])
     budgeted = tuple((units[p], a) for p, a in units.budgeted.items())
     if not budgeted:
@@ -43,10 +44,18 @@ def check(units: Any, rule: Any, *, density: Any, k_min: Any, **rest: Any) -> Bu
             f"of {list(units.paths)}"
         )
     _integer("k_min", k_min, 0)
-    for density_at in _densities(density, rest["start"]):
-        check_density(density_at)
-        for kernel, actuators in budgeted:
-            _check_budget(kernel, actuators, density_at, k_min)
+    if rest["rescale"] and not any("in" in actuators for _, actuators in budgeted):
+        raise ValueError(
+            "expected a kernel with actuator 'in' to rescale, got none: only their "
+            "kept weights are scaled; leave rescale out"
+        )
+    for when, density_at in _densities(density, every, start, stop):
+        try:
+            check_density(density_at)
+            for kernel, actuators in budgeted:
+                _check_budget(kernel, actuators, density_at, k_min)
+        except ValueError as error:
+            raise ValueError(f"{error}{when}") from None
     return budgeted
 
 
@@ -55,22 +64,48 @@ def _check_schedule(every: Any, start: Any, stop: Any) -> None:
     _integer("start", start, 0)
     if stop is not None:
         _integer("stop", stop, 0)
+        if stop <= start:
+            raise ValueError(
+                f"expected stop > start = {start}, got {stop!r}: nothing would ever be "
+                "pruned; raise stop or lower start"
+            )
 
 
 def _check_options(regrow: Any, rescale: Any, ema: Any, dormant_dtype: Any) -> None:
     for name, value in (("regrow", regrow), ("rescale", rescale)):
-        if not isinstance(value, bool | np.bool_ | None.__class__):
-            raise TypeError(f"expected {name} to be True or False, got {value!r}")
-    if not isinstance(ema, jax.core.Tracer) and not 0 <= float(ema) < 1:
+        if not isinstance(value, bool | np.bool_) and (name, value) != (
+            "rescale",
+            None,
+        ):
+            raise TypeError(
+                f"expected {name} to be True or False, got {value!r}; pass a bool"
+            )
+    if not isinstance(ema, jax.core.Tracer) and not 0 <= _number("ema", ema) < 1:
         raise ValueError(
             f"expected ema in [0, 1), got {ema!r}; it is the decay of the running "
             "mean, e.g. 0.99"
         )
-    if dormant_dtype is not None and not jnp.issubdtype(dormant_dtype, jnp.floating):
+    if dormant_dtype is not None and not _is_float(dormant_dtype):
         raise ValueError(
             f"expected dormant_dtype to be a float dtype, got {dormant_dtype!r}; e.g. "
             "jnp.bfloat16"
         )
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"expected {name} to be a number, got {value!r}; pass a float"
+        ) from error
+
+
+def _is_float(dtype: Any) -> bool:
+    try:
+        return jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        return False
 
 
 def _integer(name: str, value: Any, least: int) -> None:
@@ -85,12 +120,23 @@ def _integer(name: str, value: Any, least: int) -> None:
         raise ValueError(f"expected {name} >= {least}, got {value!r}; raise it")
 
 
-def _densities(density: Any, start: int) -> list[Any]:
-    """Densities to check: a schedule's first and last."""
-    if callable(density):
-        ends = [density(jnp.asarray(n)) for n in (start, FOREVER)]
-        return [d if isinstance(d, jax.core.Tracer) else float(d) for d in ends]
-    return [density]
+def _densities(
+    density: Any, every: int, start: int, stop: int | None
+) -> list[tuple[str, Any]]:
+    """Densities to check: a schedule's at its first and at its last refresh."""
+    if isinstance(density, jax.core.Tracer):
+        return [("", density)]
+    if not callable(density):
+        return [("", _number("density", density))]
+    last = FOREVER if stop is None else start + (stop - 1 - start) // every * every
+    checked = []
+    for step in dict.fromkeys((start, last)):
+        value = density(jnp.asarray(step))
+        if not isinstance(value, jax.core.Tracer):
+            value = _number("density", value)
+        where = "in the long run" if step == FOREVER else f"at step {step}"
+        checked.append((f" (what the density schedule gives {where})", value))
+    return checked
 
 
 def _check_budget(
@@ -103,6 +149,11 @@ def _check_budget(
                 f"units of {kernel.path!r} (actuator {actuator!r}), got "
                 f"{k_min}; lower k_min"
             )
+    if kernel.edge_count >= 2**31:
+        raise ValueError(
+            f"expected fewer than 2**31 edges per stack slice, got {kernel.edge_count} "
+            f"for {kernel.path!r}; counts are int32, leave this kernel dense"
+        )
     if isinstance(density, jax.core.Tracer):
         return
     units = sum(kernel.unit_count(a) for a in actuators)
@@ -163,8 +214,15 @@ def _check_statistic(kernel: Kernel, name: str, value: Any) -> None:
             f"expected {name} of {kernel.path!r} of shape {expected}, got "
             f"{tuple(jnp.shape(value))}; statistics are per unit (stack + units)"
         )
-    if not isinstance(value, jax.core.Tracer) and not np.isfinite(value).all():
+    if isinstance(value, jax.core.Tracer):
+        return
+    if not jnp.isfinite(value).all():
         raise ValueError(
             f"expected finite {name} of {kernel.path!r}, got NaN or infinity; check "
             "the forward pass (under jit such values are left out of the running mean)"
+        )
+    if name.endswith(".on_rate") and not ((value >= 0) & (value <= 1)).all():
+        raise ValueError(
+            f"expected {name} of {kernel.path!r} in [0, 1], got values outside; an "
+            "on-rate is the share of samples on which a unit is on"
         )

@@ -119,18 +119,28 @@ def update_means(
       decay: of the running mean, in [0, 1).
     """
     decay = jnp.asarray(decay).astype(jnp.float32)
-    new = {}
+    values: dict[str, jax.Array] = {}
+    seen: dict[str, jax.Array] = {}
     for name, mean in means.items():
         side, statistic = name.split(".")
+        if statistic == "weight":
+            values[name] = jnp.ones_like(mean)
+            continue
         measured = getattr(sides, side)
-        value = getattr(measured, "on_rate" if statistic == "weight" else statistic)
-        value = jnp.broadcast_to(value.astype(jnp.float32), mean.shape)
-        seen = jnp.isfinite(value)
-        if measured.count is not None:
-            seen &= jnp.broadcast_to(measured.count > 0, seen.shape)
-        value = jnp.ones_like(value) if statistic == "weight" else value
-        new[name] = jnp.where(seen, decay * mean + (1 - decay) * value, mean)
-    return new
+        value = getattr(measured, statistic).astype(jnp.float32)
+        values[name] = jnp.broadcast_to(value, mean.shape)
+        whole = jnp.isfinite(values[name])
+        count = getattr(measured, "count", None)
+        if count is not None:
+            whole &= jnp.broadcast_to(count > 0, whole.shape)
+        # One weight serves all statistics of a side: a unit is observed or it is not.
+        seen[side] = seen[side] & whole if side in seen else whole
+    return {
+        name: jnp.where(
+            seen[name.split(".")[0]], decay * mean + (1 - decay) * values[name], mean
+        )
+        for name, mean in means.items()
+    }
 
 
 def read_mean(means: Mapping[str, jax.Array], name: str) -> jax.Array:
@@ -152,7 +162,7 @@ def find(opt_state: Any) -> tuple[PruneState, ...]:
         one as `opt_state` (a Flax `TrainState`, an `nnx.Optimizer`).
 
     Raises:
-      ValueError: there is none.
+      ValueError: there is none, or two of them prune the same kernel.
     """
     held = getattr(opt_state, "opt_state", opt_state)
     leaves = jax.tree_util.tree_leaves(held, is_leaf=_is_state)
@@ -162,6 +172,13 @@ def find(opt_state: Any) -> tuple[PruneState, ...]:
             f"expected an optimizer state with bb.transform or bb.wrap inside, got "
             f"{type(opt_state).__name__} without one; pass the state that tx.init or "
             "tx.update returned (restored checkpoints need a target tree)"
+        )
+    paths = [kernel.path for state in found for kernel, _ in state.bb_plan.kernels]
+    twice = sorted({path for path in paths if paths.count(path) > 1})
+    if twice:
+        raise ValueError(
+            f"expected each kernel in one transform, got {twice} in several; join the "
+            "selections with + and use one transform"
         )
     return found
 

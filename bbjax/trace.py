@@ -21,7 +21,8 @@ from bbjax import jaxprs
 from bbjax.flow import kernels as flow_kernels
 from bbjax.flow.values import DATA, leaf, plain
 from bbjax.flow.walk import walk
-from bbjax.units import Units, path_of
+from bbjax.leaves import leaves_by_path
+from bbjax.units import Units
 
 
 def trace(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> Units:
@@ -84,7 +85,7 @@ def prepare(
             "the loss function itself, not its result"
         )
     fn, params, args, kwargs, finish = _functional(fn, params, args, kwargs)
-    keyed, tree = jax.tree_util.tree_flatten_with_path(params)
+    keyed, tree = leaves_by_path(params)
     rest, rest_tree = jax.tree_util.tree_flatten((args, kwargs))
     leaves = [value for _, value in keyed]
     held = [_is_array(v) for v in leaves + rest]
@@ -118,7 +119,13 @@ def prepare(
         full = [next(stream) if held is None else held[0] for held in fixed]
         return finish(jax.tree_util.tree_unflatten(out_tree, full))
 
-    paths = [path_of(key) for key, value in keyed if _is_array(value)]
+    paths = [path for path, value in keyed if _is_array(value)]
+    twice = sorted({path for path in paths if paths.count(path) > 1})
+    if twice:
+        raise ValueError(
+            f"expected parameters with distinct paths, got {twice} twice; rename a key "
+            "that contains '/'"
+        )
     return Prepared(jaxpr, arrays, tuple(paths), restore)
 
 

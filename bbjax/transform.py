@@ -59,7 +59,8 @@ def transform(
         pruned.
       stop: update from which on masks stay; `None` never stops.
       regrow: whether pruned weights compete for their edge again, with their old
-        value. Costs one array per kernel.
+        value. Costs one array per kernel. Without it masks only shrink, and a density
+        that rises is not followed.
       rescale: scale the kept weights of each output unit by `sqrt(fan_in / kept)`, for
         kernels with actuator "in".
       k_min: least number of edges of a unit, at least 0.
@@ -137,7 +138,8 @@ def wrap(
     """`chain(optimizer, transform(...))` with masked gradients for the optimizer.
 
     The inner optimizer sees gradients that are 0 at pruned weights, so they gather no
-    momentum; the rule sees the dense gradients without being passed `grads=`.
+    momentum (what they had gathered before only decays); the rule sees the dense
+    gradients without being passed `grads=`.
 
     Args:
       optimizer: any optax optimizer.

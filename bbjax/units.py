@@ -22,14 +22,13 @@ import difflib
 import math
 import re
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 Actuator = Literal["in", "out"]
 Side = Literal["inputs", "outputs"]
-ROLES = ("stack", "group", "in", "out", "spatial")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +53,8 @@ class Kernel:
       hidden: whether another kernel reads its output units, directly or not.
       reads: paths of the kernels whose output units are this kernel's input units.
       split: shape of the array once grouped axes are split.
-      roles: role of each axis of `split`, one of `ROLES`.
+      roles: role of each axis of `split`, `"stack"`, `"group"`,
+        `"in"`, `"out"` or `"spatial"`.
 
     Example:
       >>> kernel = Kernel("w", (3, 4), fan_in=(0,), fan_out=(1,))
@@ -84,6 +84,12 @@ class Kernel:
             by_axis |= dict.fromkeys(self.fan_out, "out")
             by_axis |= dict.fromkeys(self.spatial, "spatial")
             by_axis |= dict.fromkeys(self.stack, "stack")
+            if sorted(by_axis) != list(range(len(self.shape))):
+                raise ValueError(
+                    f"expected every axis of {self.shape} in one of fan_in, fan_out, "
+                    f"spatial and stack, got {sorted(by_axis)} for {self.path!r}; name "
+                    "each axis once"
+                )
             roles = tuple(by_axis[a] for a in range(len(self.shape)))
             object.__setattr__(self, "roles", roles)
             object.__setattr__(self, "split", self.shape)
@@ -373,24 +379,3 @@ def _row(kernel: Kernel, actuators: tuple[Actuator, ...]) -> tuple[str, ...]:
 
 def _size(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "1"
-
-
-def path_of(key_path: tuple[Any, ...]) -> str:
-    """The `/`-joined path of a leaf, as Flax shows it.
-
-    NNX stores arrays in variables whose leaf is called `value`: that last key is not
-    part of the path (a dict key of that name is).
-
-    Example:
-      >>> import jax
-      >>> tree = {"Dense_0": {"kernel": 1.0}}
-      >>> [path_of(p) for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
-      ['Dense_0/kernel']
-    """
-    names = [jax.tree_util.keystr((key,), simple=True) for key in key_path]
-    inside_variable = len(names) > 1 and not isinstance(
-        key_path[-1], jax.tree_util.DictKey
-    )
-    if inside_variable and names[-1].lstrip(".") == "value":
-        names.pop()
-    return "/".join(name.lstrip(".") for name in names)

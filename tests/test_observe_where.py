@@ -134,3 +134,20 @@ def test_a_mask_that_does_not_fit_names_both_shapes(shape):
     with pytest.raises(ValueError, match=text) as error:
         observed(P, TOKENS, REAL)
     assert str(shape) in str(error.value)
+
+
+def test_a_batch_that_is_not_finite_does_not_pass_for_a_silent_one():
+    def loss(w, x):
+        return jnp.sum(jax.nn.relu(x @ w["up"]) @ w["down"])
+
+    params = {"up": jnp.eye(2), "down": jnp.ones((2, 1))}
+    x = jnp.array([[1.0, jnp.nan], [1.0, 1.0]])
+    units = bb.trace(loss, params, x)
+    rate = bb.observe(loss, units)(params, x)[1]["up"].inputs.on_rate
+    np.testing.assert_array_equal(rate, [1.0, jnp.nan])
+
+
+def test_rms_ignores_what_is_not_finite_at_padding():
+    x, valid = jnp.array([[3.0, 4.0], [jnp.nan, jnp.inf]]), jnp.array([True, False])
+    hit = bb.on.above(1.0, "rms")(x, jnp.broadcast_to(valid[:, None], x.shape))
+    assert hit[0].tolist() == [False, True]

@@ -45,6 +45,31 @@ def transform(units=UNITS, rule=None, **settings):
         (ValueError, "expected start >= 0, got -1; raise it", {"start": -1}),
         (TypeError, "expected stop to be an integer >= 0, got '9'", {"stop": "9"}),
         (ValueError, "expected stop >= 0, got -1; raise it", {"stop": -1}),
+        (ValueError, "stop > start = 5, got 5: nothing would", {"start": 5, "stop": 5}),
+        (TypeError, "expected regrow to be True or False, got None", {"regrow": None}),
+        (TypeError, "expected density to be a number, got None", {"density": None}),
+        (TypeError, "expected density to be a number, got 'x'", {"density": "x"}),
+        (TypeError, "expected ema to be a number, got 'x'", {"ema": "x"}),
+        (
+            ValueError,
+            "dormant_dtype to be a float dtype, got 'f'",
+            {"dormant_dtype": "f"},
+        ),
+        (
+            ValueError,
+            r"number in \(0, 1\].*schedule gives at step 9\)",
+            {"density": lambda n: 1 - n / 9, "every": 3, "stop": 11},
+        ),
+        (
+            ValueError,
+            "actuator 'in' to rescale, got none: only their",
+            {"rescale": True, "units": select(KERNEL, "out")},
+        ),
+        (
+            ValueError,
+            r"fewer than 2\*\*31 edges per stack slice, got 4294967296 for 'w'",
+            {"units": select(dense(2**16, 2**16))},
+        ),
         (TypeError, "expected k_min to be an integer >= 0, got 1.0", {"k_min": 1.0}),
         (ValueError, "expected k_min >= 0, got -1; raise it", {"k_min": -1}),
         (TypeError, "expected regrow to be True or False, got 1", {"regrow": 1}),
@@ -310,3 +335,27 @@ def test_reading_a_state_without_pruning(read):
         ValueError, match="with bb.transform or bb.wrap inside, got tuple"
     ):
         read(state)
+
+
+def test_a_schedule_counts_only_while_masks_change():
+    """A line that reaches 0 after the last refresh is a valid schedule."""
+    tx = transform(density=lambda n: 1 - n / 20, every=4, stop=10)
+    assert float(bb.metrics(tx.init({"w": jnp.ones((6, 4))}))["w/density_got"]) == 1
+
+
+def test_two_transforms_of_one_kernel_are_refused_by_the_accessors():
+    tx = optax.chain(transform(rule=MAGNITUDE), transform(rule=MAGNITUDE))
+    state = tx.init({"w": jnp.ones((6, 4))})
+    with pytest.raises(
+        ValueError, match=r"one transform, got \['w'\] in several; join"
+    ):
+        bb.masks(state)
+
+
+def test_on_rates_outside_the_unit_interval_are_refused():
+    tx, params = transform(), {"w": jnp.ones((6, 4))}
+    rates = activity(KERNEL, outputs=jnp.full((4,), 7.0))
+    with pytest.raises(
+        ValueError, match=r"outputs.on_rate of 'w' in \[0, 1\], got val"
+    ):
+        tx.update(params, tx.init(params), params, activity=rates)

@@ -164,3 +164,11 @@ def test_another_function_than_the_traced_one_raises():
         bb.observe(lambda p, x: jnp.sum(x @ p["q"]), units)(P, X)
     with pytest.raises(ValueError, match="expected kernel 'w' with axes"):
         bb.observe(lambda p, x: jnp.sum(x @ p["w"].T), units)(P, X)
+
+
+def test_two_parameters_with_one_path_are_refused():
+    params = {"a": {"b": jnp.ones((2, 2))}, "a/b": jnp.ones((2, 2))}
+    with pytest.raises(
+        ValueError, match=r"distinct paths, got \['a/b'\] twice; rename"
+    ):
+        bb.trace(lambda p, x: x @ p["a"]["b"] @ p["a/b"], params, jnp.ones((1, 2)))

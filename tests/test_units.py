@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bbjax as bb
-from bbjax.units import Selected, path_of
+from bbjax.leaves import leaves_by_path
+from bbjax.units import Selected
 
 GROUPED = ("spatial", "in", "group", "out")
 KERNELS = {
@@ -281,5 +282,5 @@ def test_table():
 
 def test_paths():
     tree = {"layers": [{"kernel": 1.0}, {"value": 2.0}]}
-    paths = [path_of(key) for key, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    paths = [path for path, _ in leaves_by_path(tree)[0]]
     assert paths == ["layers/0/kernel", "layers/1/value"]

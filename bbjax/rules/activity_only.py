@@ -3,8 +3,8 @@
     k = clip(c (1 - a), k_min, fan),   score = |w|
 
 with `c` such that the kept edges are exactly the budget. It uses the same activity as
-Budgeted Broadcast but not the balance of log-odds against fan-out, and so isolates what
-the traffic idea adds. It is the control that reviews of arXiv 2510.01263 ask for.
+Budgeted Broadcast (arXiv 2510.01263) but not the balance of log-odds against fan-out,
+and so is the control that isolates what the traffic idea adds.
 """
 
 from __future__ import annotations

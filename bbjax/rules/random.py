@@ -2,9 +2,10 @@
 
     k = budget / units,   score = uniform noise, the same at every refresh
 
-The floor that any rule has to beat. The noise depends on the seed and the kernel, not
-on the step, so that masks stay what they were unless the budget changes, and a smaller
-budget keeps a subset of the edges of a larger one.
+The floor that any rule has to beat. The noise depends on the seed and on the kernel's
+position among the budgeted ones, not on the step, so that masks stay what they were
+unless the budget changes, and a smaller budget keeps a subset of the edges of a larger
+one.
 """
 
 from __future__ import annotations
