@@ -127,7 +127,8 @@ def _densities(
     if isinstance(density, jax.core.Tracer):
         return [("", density)]
     if not callable(density):
-        return [("", _number("density", density))]
+        is_array = hasattr(density, "shape")
+        return [("", density if is_array else _number("density", density))]
     last = FOREVER if stop is None else start + (stop - 1 - start) // every * every
     checked = []
     for step in dict.fromkeys((start, last)):

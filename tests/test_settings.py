@@ -52,8 +52,8 @@ def transform(units=UNITS, rule=None, **settings):
         (TypeError, "expected ema to be a number, got 'x'", {"ema": "x"}),
         (
             ValueError,
-            "dormant_dtype to be a float dtype, got 'f'",
-            {"dormant_dtype": "f"},
+            "dormant_dtype to be a float dtype, got 'foo'",
+            {"dormant_dtype": "foo"},
         ),
         (
             ValueError,
