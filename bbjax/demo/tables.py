@@ -128,9 +128,8 @@ def report(
         "seconds": seconds,
         "versions": {n: _version(n) for n in ("bbjax", *PACKAGES)},
         "machine": {
-            "platform": platform.platform(),
             "python": platform.python_version(),
-            "processor": platform.machine(),
+            "platform": f"{platform.system()} {platform.machine()}",
             "cores": os.cpu_count(),
             "device": jax.devices()[0].device_kind,
         },

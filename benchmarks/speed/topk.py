@@ -9,8 +9,6 @@ charged for making a mask of its indices. About two minutes on two CPU cores.
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -24,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bbjax.topk import top_k_mask
+from benchmarks.common import machine
 
 SHAPES = ((512, 2048), (2048, 512), (2048, 2048), (4096, 4096))
 DTYPES = ("float32", "bfloat16")
@@ -66,18 +65,6 @@ def case(shape: tuple[int, int], dtype: str, axis: int, repeats: int) -> dict[st
         "ms": ms,
         "top_k/count": ms["top_k"] / ms["count"],
         "count/read": ms["count"] / ms["read"],
-    }
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers hold for."""
-    return {
-        "cpu": platform.machine(),
-        "cores": os.cpu_count(),
-        "backend": jax.default_backend(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "numpy": np.__version__,
     }
 
 
