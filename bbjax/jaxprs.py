@@ -55,7 +55,19 @@ def segment(
 
 def body(eqn: Any) -> tuple[Any, tuple[Any, ...]]:
     """The only body of a call, with its constants."""
-    for value in eqn.params.values():
-        if is_jaxpr(value):
-            return opened(value)
+    for name in ("jaxpr", "call_jaxpr"):
+        if is_jaxpr(eqn.params.get(name)):
+            return opened(eqn.params[name])
     raise AssertionError(f"{eqn.primitive.name} has no body")
+
+
+def scan_counts(eqn: Any) -> tuple[int, int]:
+    """How many operands of a scan are constants, and how many are carried.
+
+    Until JAX 0.10 they are written as numbers, from 0.11 on as three groups.
+    """
+    params = eqn.params
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    held, carried, _ = params["ft_in"].unpack()
+    return len(held), len(carried)

@@ -240,7 +240,7 @@ class _Probe:
     def _scan(self, eqn: Any, args: Sequence[Any], scope: Scope):
         p = eqn.params
         jaxpr, consts = jaxprs.body(eqn)
-        held, carried = p["num_consts"], p["num_carry"]
+        held, carried = jaxprs.scan_counts(eqn)
         fixed, init = args[:held], args[held : held + carried]
 
         def body(carry, xs):

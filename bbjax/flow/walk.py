@@ -148,7 +148,7 @@ class _Walker:
     # Kinds of calls --------------------------------------------------------------
     def transparent(self, eqn, ins, scope, index, bodies) -> list[int]:
         """`jit` and `remat`: units pass in and out."""
-        jaxpr, consts = bodies[0]
+        jaxpr, consts = jaxprs.body(eqn)
         inner = self.body(jaxpr, consts, ins, (*scope, (index, 0)))
         outs = self.leave(eqn, scope, [inner], keep=True)
         _name_nonlinearity(self.flow, ins, outs, eqn)
@@ -156,7 +156,7 @@ class _Walker:
 
     def custom_jvp(self, eqn, ins, scope, index, bodies) -> list[int]:
         """A function with its own derivative: measured beside it, if need be."""
-        jaxpr, consts = bodies[0]
+        jaxpr, consts = jaxprs.body(eqn)
         first, uses = len(self.flow.values), len(self.flow.uses)
         inner = self.body(jaxpr, consts, ins, (*scope, (index, 0)))
         if len(self.flow.uses) == uses:  # nothing to measure: one elementwise step
@@ -167,21 +167,22 @@ class _Walker:
 
     def scan(self, eqn, ins, scope, index, bodies) -> list[int]:
         """A scan: each iteration sees a slice of the stacked operands."""
-        jaxpr, consts = bodies[0]
-        fixed = eqn.params["num_consts"] + eqn.params["num_carry"]
+        jaxpr, consts = jaxprs.body(eqn)
+        held, carried = jaxprs.scan_counts(eqn)
+        fixed = held + carried
         scan = (*scope, (index, 0))
         args = []
         for i, node in enumerate(ins):
             value = _unowned(self.flow.values[node])
             if i >= fixed:
                 value = _slice_of(value, scan)
-            elif i >= eqn.params["num_consts"]:
+            elif i >= held:
                 value = self.carried(value, "scan")
             args.append(self.node(value, scope, None, (node,)))
         outer, self.scans = self.scans, (*self.scans, scan)
         inner = self.body(jaxpr, consts, args, scan)
         self.scans = outer
-        self.flow.escapes.update(inner[: eqn.params["num_carry"]])
+        self.flow.escapes.update(inner[:carried])
         return self.leave(eqn, scope, [inner], keep=False)
 
     def cond(self, eqn, ins, scope, index, bodies) -> list[int]:
