@@ -217,7 +217,10 @@ def _check_statistic(kernel: Kernel, name: str, value: Any) -> None:
         )
     if isinstance(value, jax.core.Tracer):
         return
-    if not jnp.isfinite(value).all():
+    if not getattr(value, "is_fully_addressable", True):
+        return  # of several processes, none sees all of it
+    value = np.asarray(value)
+    if not np.isfinite(value).all():
         raise ValueError(
             f"expected finite {name} of {kernel.path!r}, got NaN or infinity; check "
             "the forward pass (under jit such values are left out of the running mean)"

@@ -94,7 +94,6 @@ CASES = {
     "a floor of three": case(k_min=3, density=0.44),
     # Which side.
     "out": case(actuators=OUT),
-    "out is never rescaled": case("heads", actuators=OUT, rescale=True),
     "both": case(actuators=BOTH, density=0.61),
     "both, sparse": case("transposed", actuators=BOTH, density=0.37),
     "both, rescaled": case(actuators=BOTH, rescale=True, ramp=(0.38, 0, 6, 1)),
