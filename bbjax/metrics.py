@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from bbjax.rules.base import side_of
-from bbjax.state import PruneState, find, names, read_mean, unpack
+from bbjax.state import PruneState, budgeted, names, read_mean, unpack
 from bbjax.units import Actuator, Kernel
 
 DEAD = 1e-3
@@ -54,12 +54,11 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
     """
     result: dict[str, jax.Array] = {}
     parts = []
-    for state in find(opt_state):
-        for kernel, actuators in state.bb_plan.kernels:
-            for actuator, name in names(kernel, actuators).items():
-                part = _measure(state, kernel, actuator)
-                parts.append(part)
-                result |= {f"{name}/{k}": v for k, v in _summary(part).items()}
+    for state, kernel, actuators in budgeted(opt_state):
+        for actuator, name in names(kernel, actuators).items():
+            part = _measure(state, kernel, actuator)
+            parts.append(part)
+            result |= {f"{name}/{k}": v for k, v in _summary(part).items()}
     whole = {k: jnp.concatenate([p[k] for p in parts]) for k in parts[0]}
     return result | {f"overall/{k}": v for k, v in _summary(whole).items()}
 
@@ -74,16 +73,20 @@ def _measure(
     rate = read_mean(state.bb_means[kernel.path], f"{side}.on_rate").ravel()
     low, high = state.bb_plan.k_min, kernel.fan(actuator)
     edges = jnp.full((1,), float(mask.size), jnp.float32)
-    free = (degree > low) & (degree < high) & (rate > SATURATED)
-    free &= rate < 1 - SATURATED
     return {
         "degree": degree,
         "rate": rate,
-        "free": free,
+        "free": off_bounds(degree, rate, low, high),
         "edges": edges,
         "asked": edges * state.bb_density,
         "flipped": edges * state.bb_churn[kernel.path],
     }
+
+
+def off_bounds(degree: Any, rate: Any, low: int, high: int) -> Any:
+    """Which units sit on no bound, neither of degree nor of on-rate."""
+    inside = (degree > low) & (degree < high)
+    return inside & (rate > SATURATED) & (rate < 1 - SATURATED)
 
 
 def _summary(part: dict[str, jax.Array]) -> dict[str, jax.Array]:

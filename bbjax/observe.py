@@ -78,7 +78,8 @@ def observe(
       >>> activity["up"].outputs.on_rate.tolist()
       [1.0, 0.5]
     """
-    _check(units, on, needs)
+    _check(units, on)
+    statistics = stats.statistics_of(needs)
 
     @functools.wraps(fn)
     def observed(params, *args, **kwargs):
@@ -90,7 +91,7 @@ def observe(
             taps=taps,
             on=on,
             where=None if mask is None else jnp.asarray(mask),
-            statistics=stats.statistics_of(needs),
+            statistics=statistics,
         )
         jaxpr, consts = jaxprs.opened(prepared.jaxpr)
         outs, raw = probe.run(jaxpr, consts, prepared.arrays, ())
@@ -104,7 +105,7 @@ def observe(
     return observed
 
 
-def _check(units: Units, on: On, needs: Sequence[str]) -> None:
+def _check(units: Units, on: On) -> None:
     if not isinstance(units, Units):
         raise TypeError(
             f"expected units from bb.trace, got {type(units).__name__}; call "
@@ -114,7 +115,6 @@ def _check(units: Units, on: On, needs: Sequence[str]) -> None:
         raise TypeError(
             f"expected `on` to be a function of an array, got {on!r}; see bb.on"
         )
-    stats.statistics_of(needs)
 
 
 def _measured_paths(units: Units) -> tuple[str, ...]:
@@ -357,8 +357,8 @@ def _placed(value: jax.Array, tap: Tap, kernel: Kernel) -> jax.Array:
     rank = {p: (_rank(p, kernel, own), p.axis, -p.stride) for p in parts}
     value = jnp.reshape(value, [p.size for p in parts])
     order = sorted(range(len(parts)), key=lambda i: rank[parts[i]])
-    units = kernel.in_units if tap.side == "inputs" else kernel.out_units
-    return jnp.reshape(jnp.transpose(value, order), kernel.stack_shape + units)
+    shape = kernel.per_unit_shape(tap.side)
+    return jnp.reshape(jnp.transpose(value, order), shape)
 
 
 def _rank(part: Part, kernel: Kernel, own: tuple[int, ...]) -> int:

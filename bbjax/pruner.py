@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bbjax import placement, settings
+from bbjax import bits, placement, settings
 from bbjax.budget import exact_budget
 from bbjax.leaves import Leaves
 from bbjax.refresh import Refreshed, land, refresh
-from bbjax.rules.base import Candidates, Rule, side_of
+from bbjax.rules.base import Candidates, Rule, side_in, side_of
 from bbjax.state import (
     Plan,
     PruneState,
@@ -130,10 +130,9 @@ class Pruner:
         if activity is None:
             return state
         means = {}
-        for kernel, actuators in self.plan.kernels:
-            names = _tracked(self.rule, actuators)
-            sides = settings.check_activity(kernel, names, activity)
+        for kernel, _ in self.plan.kernels:
             old = state.bb_means[kernel.path]
+            sides = settings.check_activity(kernel, tuple(old), activity)
             taken = update_means(old, sides, self.ema)
             means[kernel.path] = {
                 k: placement.match(v, old[k]) for k, v in taken.items()
@@ -184,7 +183,7 @@ class Pruner:
                 if self.regrow
             },
             ratios={
-                k.path: jnp.ones(k.stack_shape + k.out_units, jnp.float32)
+                k.path: jnp.ones(k.per_unit_shape("outputs"), jnp.float32)
                 for k, actuators in kernels
                 if self.rescale and "in" in actuators
             },
@@ -260,8 +259,10 @@ class _Held(NamedTuple):
         old = self.masks[path]
         new = placement.match(pack(kernel, done.mask, old), old)
         self.masks[path] = new
-        flips = jnp.sum(lax.population_count(new ^ old), dtype=jnp.float32)
-        self.churn[path] = flips / math.prod(kernel.edge_shape)
+        # Counts of a slice are exact in int32, those of a whole stack may not be.
+        flips = bits.count(new ^ old, kernel.axes("group", "in", "out"))
+        flipped = jnp.sum(flips.astype(jnp.float32))
+        self.churn[path] = flipped / math.prod(kernel.edge_shape)
         if done.dormant is not None:
             self.dormant[path] = done.dormant
         if path in self.changes.arrivals:
@@ -304,10 +305,11 @@ def _parameter_axes(kernel: Kernel) -> tuple[int | None, ...]:
 
 
 def _no_mean(kernel: Kernel, name: str, weights: Any) -> jax.Array:
-    zeros = jnp.zeros(_units_of(kernel, name), jnp.float32)
+    side = side_in(name)
+    zeros = jnp.zeros(kernel.per_unit_shape(side), jnp.float32)
     axes: tuple[int | None, ...] = (None,) * zeros.ndim
     if kernel.split == kernel.shape:  # else units are no axes of the parameter
-        own = "in" if name.startswith("inputs.") else "out"
+        own = "in" if side == "inputs" else "out"
         roles = list(enumerate(kernel.roles))
         axes = tuple(i for role in ("stack", own) for i, r in roles if r == role)
     return placement.beside(zeros, weights, axes)
@@ -322,8 +324,3 @@ def _tracked(rule: Rule, actuators: tuple[Actuator, ...]) -> tuple[str, ...]:
             wanted |= {need} if "." in need else {f"{side}.{need}" for side in sides}
     wanted |= {f"{name.split('.')[0]}.weight" for name in wanted}
     return tuple(sorted(wanted))
-
-
-def _units_of(kernel: Kernel, name: str) -> tuple[int, ...]:
-    units = kernel.in_units if name.startswith("inputs.") else kernel.out_units
-    return kernel.stack_shape + units

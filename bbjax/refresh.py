@@ -63,13 +63,13 @@ def refresh(
     keep = rule.select(dataclasses.replace(seen, weights=latent))
     keep = placement.match(keep, seen.mask)  # a rule may know nothing of shardings
     keep = jnp.where(_finite(weights, seen.grads), keep, seen.mask)
-    ratio = jnp.ones(kernel.stack_shape + kernel.out_units, jnp.float32)
+    ratio = jnp.ones(kernel.per_unit_shape("outputs"), jnp.float32)
     landing = latent
     if before is not None:
         after = scale_of(kernel, keep)
         ratio = after / before
         comes_back = kernel.over_spatial(keep & ~seen.mask)
-        landing = jnp.where(comes_back, _scaled(kernel, latent, after), latent)
+        landing = jnp.where(comes_back, _scaled(latent, _factor(kernel, after)), latent)
     if dormant is not None:
         stays = kernel.over_spatial(keep & seen.mask)
         rest = jnp.where(stays, jnp.zeros_like(landing), landing)
@@ -83,8 +83,12 @@ def scale_of(kernel: Kernel, mask: jax.Array) -> jax.Array:
     return jnp.where(kept > 0, jnp.sqrt(kernel.fan("in") / jnp.maximum(kept, 1.0)), 1.0)
 
 
-def _scaled(kernel: Kernel, edges: jax.Array, factor: jax.Array) -> jax.Array:
-    factor = kernel.over_spatial(kernel.spread(factor, "outputs"))
+def _factor(kernel: Kernel, scale: jax.Array) -> jax.Array:
+    """A factor of each output unit, ready to meet the edge view of the weights."""
+    return kernel.over_spatial(kernel.spread(scale, "outputs"))
+
+
+def _scaled(edges: jax.Array, factor: jax.Array) -> jax.Array:
     return (edges.astype(jnp.float32) * factor).astype(edges.dtype)
 
 
@@ -98,7 +102,7 @@ def _latent(
     """What each weight would be unmasked and unscaled, in the edge view."""
     edges = kernel.edges(weights)
     if scale is not None:
-        edges = _scaled(kernel, edges, 1.0 / scale)
+        edges = _scaled(edges, _factor(kernel, 1.0 / scale))
     if dormant is None:  # pruned weights are 0 as they come
         return edges
     rest = kernel.edges(dormant).astype(edges.dtype)
@@ -149,9 +153,8 @@ def land(
     dtype = jnp.promote_types(u.dtype, p.dtype)
     u, p = kernel.edges(u.astype(dtype)), kernel.edges(p.astype(dtype))
     if ratio is not None:
-        factor = kernel.over_spatial(kernel.spread(ratio, "outputs"))
-        scaled = ((p + u).astype(jnp.float32) * factor).astype(dtype) - p
-        u = jnp.where(factor == 1, u, scaled)
+        factor = _factor(kernel, ratio)
+        u = jnp.where(factor == 1, u, _scaled(p + u, factor) - p)
     if arrivals is not None:
         value = jnp.zeros((), dtype)
         if dormant is not None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bbjax.budget import check_density
-from bbjax.rules.base import Rule
+from bbjax.rules.base import Rule, side_in
 from bbjax.units import Actuator, Kernel, Units
 
 Budgeted = tuple[tuple[Kernel, tuple[Actuator, ...]], ...]
@@ -72,11 +72,9 @@ def _check_schedule(every: Any, start: Any, stop: Any) -> None:
 
 
 def _check_options(regrow: Any, rescale: Any, ema: Any, dormant_dtype: Any) -> None:
+    rescale = False if rescale is None else rescale
     for name, value in (("regrow", regrow), ("rescale", rescale)):
-        if not isinstance(value, bool | np.bool_) and (name, value) != (
-            "rescale",
-            None,
-        ):
+        if not isinstance(value, bool | np.bool_):
             raise TypeError(
                 f"expected {name} to be True or False, got {value!r}; pass a bool"
             )
@@ -208,8 +206,7 @@ def check_activity(kernel: Kernel, names: tuple[str, ...], activity: Any) -> Any
 
 
 def _check_statistic(kernel: Kernel, name: str, value: Any) -> None:
-    units = kernel.in_units if name.startswith("inputs.") else kernel.out_units
-    expected = kernel.stack_shape + units
+    expected = kernel.per_unit_shape(side_in(name))
     if tuple(jnp.shape(value)) != expected:
         raise ValueError(
             f"expected {name} of {kernel.path!r} of shape {expected}, got "

@@ -200,9 +200,10 @@ def _without_wrappers(state: PruneState) -> PruneState:
     return state._replace(**{name: bare(getattr(state, name)) for name in fields})
 
 
-def _kernels(
+def budgeted(
     opt_state: Any,
 ) -> Iterator[tuple[PruneState, Kernel, tuple[Actuator, ...]]]:
+    """Every budgeted kernel of an optimizer state, with its state and actuators."""
     for state in find(opt_state):
         for kernel, actuators in state.bb_plan.kernels:
             yield state, kernel, actuators
@@ -227,7 +228,7 @@ def masks(opt_state: Any) -> dict[str, jax.Array]:
       >>> bb.masks(tx.init({"w": jnp.ones((2, 3))}))["w"].all().item()
       True
     """
-    return {k.path: full_mask(k, s.bb_masks[k.path]) for s, k, _ in _kernels(opt_state)}
+    return {k.path: full_mask(k, s.bb_masks[k.path]) for s, k, _ in budgeted(opt_state)}
 
 
 def names(kernel: Kernel, actuators: tuple[Actuator, ...]) -> dict[Actuator, str]:
@@ -259,7 +260,7 @@ def degrees_of(opt_state: Any) -> dict[str, jax.Array]:
       [2, 2, 2]
     """
     found = {}
-    for state, kernel, actuators in _kernels(opt_state):
+    for state, kernel, actuators in budgeted(opt_state):
         mask = unpack(kernel, state.bb_masks[kernel.path]).astype(jnp.int32)
         for actuator, name in names(kernel, actuators).items():
             found[name] = kernel.gather(mask, side_of(actuator))
@@ -288,6 +289,6 @@ def on_rates(opt_state: Any) -> dict[str, jax.Array]:
     """
     return {
         name: read_mean(s.bb_means[k.path], f"{side_of(a)}.on_rate")
-        for s, k, actuators in _kernels(opt_state)
+        for s, k, actuators in budgeted(opt_state)
         for a, name in names(k, actuators).items()
     }

@@ -121,6 +121,11 @@ class Kernel:
             return own
         return (self.groups * math.prod(own),)
 
+    def per_unit_shape(self, side: Side) -> tuple[int, ...]:
+        """Shape of an array with one entry per unit of a side: `stack + units`."""
+        units = self.in_units if side == "inputs" else self.out_units
+        return self.stack_shape + units
+
     @property
     def edge_count(self) -> int:
         """Number of edges in one stack slice."""
@@ -203,7 +208,7 @@ class Kernel:
         perm = [kept.index(a) for a in order]
         if perm != list(range(len(perm))):
             summed = jnp.transpose(summed, perm)
-        shape = self.stack_shape + self._unit_shape(own)
+        shape = self.per_unit_shape(side)
         return summed if summed.shape == shape else jnp.reshape(summed, shape)
 
 

@@ -23,7 +23,7 @@ import bbjax as bb
 from bbjax.demo.methods import Timing
 from bbjax.demo.model import PRUNED
 from bbjax.demo.outcome import Outcome
-from bbjax.metrics import SATURATED
+from bbjax.metrics import SATURATED, off_bounds
 
 # Colours of Okabe and Ito, told apart by most colour-blind readers.
 STYLES: dict[str, dict[str, Any]] = {
@@ -108,8 +108,7 @@ def balance(ax: Axes, outcome: Outcome, units: bb.Units, path: str) -> None:
     degree, rate = outcome.degrees[path][0], outcome.on_rates[path]
     a = np.clip(rate, SATURATED, 1 - SATURATED)
     odds = np.log((1 - a) / a)
-    free = (degree > outcome.k_min) & (degree < units[path].fan("in"))
-    free &= (rate > SATURATED) & (rate < 1 - SATURATED)
+    free = off_bounds(degree, rate, outcome.k_min, units[path].fan("in"))
     dots: dict[str, Any] = {"linestyle": "", "markersize": 4.5, "alpha": 0.75}
     dots |= {"marker": STYLES["bb_in"]["marker"], "color": STYLES["bb_in"]["color"]}
     ax.plot(degree[free], odds[free], **dots, markeredgecolor="white", mew=0.4)

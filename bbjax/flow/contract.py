@@ -182,9 +182,7 @@ def _left(value: Value, contracted: Sequence[int]) -> tuple[Axis, ...]:
 
 
 def _has_units(operand: Sequence[Axis], axes: Sequence[int]) -> bool:
-    return any(
-        p.source is not None and p.source[0] == "u" for a in axes for p in operand[a]
-    )
+    return any(p.is_unit for a in axes for p in operand[a])
 
 
 # Dimension numbers ---------------------------------------------------------------
@@ -303,7 +301,7 @@ def _read_units(value: Value, axes: Sequence[int]) -> frozenset[tuple[str, int]]
         p.source
         for a in axes
         for p in value.axes[a]
-        if p.source is not None and p.source[0] == "u"
+        if p.source is not None and p.is_unit
     }
     partners = {t.source for p, t in value.twins if p.source in found and t.source}
     return frozenset(found | partners)

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from bbjax.flow.contract import Use
 from bbjax.flow.values import Axis, Part, Value
 from bbjax.flow.walk import Flow, Scope
-from bbjax.units import Kernel
+from bbjax.units import Kernel, Side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Tap:
     """
 
     kernel: str
-    side: str
+    side: Side
     scope: Scope
     var: object
     axes: tuple[int, ...]

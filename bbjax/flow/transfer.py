@@ -40,8 +40,7 @@ ZERO_PRESERVING = LINEAR_UNARY | frozenset(
 )
 UNARY = ZERO_PRESERVING | frozenset(
     "exp exp2 log logistic cos acos cosh acosh rsqrt erfc lgamma digamma not imag conj "
-    "population_count clz bessel_i0e bessel_i1e bitcast_convert_type "
-    "convert_element_type".split()
+    "population_count clz bessel_i0e bessel_i1e bitcast_convert_type".split()
 )
 MUL_LIKE = frozenset("mul div and pow rem atan2 select_n igamma igammac".split())
 ADD_LIKE = frozenset(
@@ -129,7 +128,7 @@ def _is_sum(name: str, arrays: Sequence[Value]) -> bool:
 def _agree(axes: Sequence[tuple[Part, ...]], size: int) -> tuple[Part, ...]:
     """The parts of an axis that the operands which have it agree on."""
     full = [a for a in axes if extent(a) == size]
-    named = {a for a in full if any(p.source and p.source[0] == "u" for p in a)}
+    named = {a for a in full if any(p.is_unit for p in a)}
     return named.pop() if len(named) == 1 else position(size)
 
 

@@ -31,6 +31,11 @@ class Part(NamedTuple):
     size: int
     stride: int
 
+    @property
+    def is_unit(self) -> bool:
+        """Whether it counts output units of a kernel."""
+        return self.source is not None and self.source[0] == "u"
+
 
 Axis = tuple[Part, ...]
 
@@ -103,9 +108,7 @@ class Value:
     def named_axes(self) -> tuple[int, ...]:
         """Axes that carry units of any kernel."""
         return tuple(
-            i
-            for i, axis in enumerate(self.axes)
-            if any(p.source is not None and p.source[0] == "u" for p in axis)
+            i for i, axis in enumerate(self.axes) if any(p.is_unit for p in axis)
         )
 
     def replace(self, **changes) -> Value:
@@ -137,7 +140,7 @@ def reshape(value: Value, shape: Sequence[int]) -> tuple[tuple[Axis, ...], bool]
         axis, queue = _take(queue, n)
         axes.append(axis)
     merged = any(
-        len({p.source if p.source and p.source[0] == "u" else None for p in axis}) > 1
+        len({p.source if p.is_unit else None for p in axis}) > 1
         or sum(p.source is None for p in axis) > 1
         for axis in axes
     )

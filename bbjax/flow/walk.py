@@ -120,15 +120,14 @@ class _Walker:
         values = [self.flow.values[i] for i in ins]
         if name in contract.CONTRACTIONS:
             return [self.contraction(eqn, ins, values, scope, index)]
-        bodies = _bodies(eqn)
-        if not bodies:
+        if not _bodies(eqn):
             outs = transfer(eqn, values)
             return [
                 self.node(v, scope, var, ins)
                 for v, var in zip(outs, eqn.outvars, strict=True)
             ]
         follow = _FOLLOW.get(name, _Walker.opaque_call)
-        return follow(self, eqn, ins, scope, index, bodies)
+        return follow(self, eqn, ins, scope, index)
 
     def leave(
         self, eqn: Any, scope: Scope, results: Sequence[Sequence[int]], keep: bool
@@ -146,7 +145,7 @@ class _Walker:
         return outs
 
     # Kinds of calls --------------------------------------------------------------
-    def transparent(self, eqn, ins, scope, index, bodies) -> list[int]:
+    def transparent(self, eqn, ins, scope, index) -> list[int]:
         """`jit` and `remat`: units pass in and out."""
         jaxpr, consts = jaxprs.body(eqn)
         inner = self.body(jaxpr, consts, ins, (*scope, (index, 0)))
@@ -154,18 +153,15 @@ class _Walker:
         _name_nonlinearity(self.flow, ins, outs, eqn)
         return outs
 
-    def custom_jvp(self, eqn, ins, scope, index, bodies) -> list[int]:
+    def custom_jvp(self, eqn, ins, scope, index) -> list[int]:
         """A function with its own derivative: measured beside it, if need be."""
-        jaxpr, consts = jaxprs.body(eqn)
         first, uses = len(self.flow.values), len(self.flow.uses)
-        inner = self.body(jaxpr, consts, ins, (*scope, (index, 0)))
+        outs = self.transparent(eqn, ins, scope, index)
         if len(self.flow.uses) == uses:  # nothing to measure: one elementwise step
-            self.flow.untappable.update(range(first, len(self.flow.values)))
-        outs = self.leave(eqn, scope, [inner], keep=True)
-        _name_nonlinearity(self.flow, ins, outs, eqn)
+            self.flow.untappable.update(range(first, outs[0]))
         return outs
 
-    def scan(self, eqn, ins, scope, index, bodies) -> list[int]:
+    def scan(self, eqn, ins, scope, index) -> list[int]:
         """A scan: each iteration sees a slice of the stacked operands."""
         jaxpr, consts = jaxprs.body(eqn)
         held, carried = jaxprs.scan_counts(eqn)
@@ -185,21 +181,22 @@ class _Walker:
         self.flow.escapes.update(inner[:carried])
         return self.leave(eqn, scope, [inner], keep=False)
 
-    def cond(self, eqn, ins, scope, index, bodies) -> list[int]:
+    def cond(self, eqn, ins, scope, index) -> list[int]:
         """A choice between branches; the first operand is the choice."""
         args = [
             self.node(_unowned(self.flow.values[i]), scope, None, (i,)) for i in ins[1:]
         ]
         results = [
             self.body(jaxpr, consts, args, (*scope, (index, branch)))
-            for branch, (jaxpr, consts) in enumerate(bodies)
+            for branch, (jaxpr, consts) in enumerate(_bodies(eqn))
         ]
         return self.leave(eqn, scope, results, keep=False)
 
-    def opaque_call(self, eqn, ins, scope, index, bodies) -> list[int]:
+    def opaque_call(self, eqn, ins, scope, index) -> list[int]:
         """A body that cannot be measured: its uses become problems, by name."""
         name = _call_name(eqn)
         outer, self.opaque = self.opaque, (*self.opaque, name)
+        bodies = _bodies(eqn)
         jaxpr, consts = bodies[0]
         followable = len(bodies) == 1 and len(jaxpr.invars) == len(ins)
         if followable:
@@ -207,7 +204,7 @@ class _Walker:
             shapes = [self.flow.values[i].shape for i in inner]
             followable = shapes == [tuple(v.aval.shape) for v in eqn.outvars]
         elif name.startswith("while"):
-            self.while_bodies(eqn, ins, scope, index, bodies)
+            self.while_bodies(eqn, ins, scope, index)
         else:
             self.swallow(ins, name)
         self.opaque = outer
@@ -219,7 +216,7 @@ class _Walker:
             for v in eqn.outvars
         ]
 
-    def while_bodies(self, eqn, ins, scope, index, bodies) -> None:
+    def while_bodies(self, eqn, ins, scope, index) -> None:
         """Looks for uses in the body of a while loop."""
         skip, held = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
         args = [

@@ -10,7 +10,7 @@ and so is the control that isolates what the traffic idea adds.
 from __future__ import annotations
 
 from bbjax import laws
-from bbjax.rules.base import Candidates, Rule, select_by_law
+from bbjax.rules.base import Rule, select_by_law
 
 
 def activity_only() -> Rule:
@@ -23,10 +23,4 @@ def activity_only() -> Rule:
       >>> activity_only().needs
       ('on_rate',)
     """
-    return Rule(
-        "activity_only", select_by_law(laws.linear(), _magnitude), needs=("on_rate",)
-    )
-
-
-def _magnitude(seen: Candidates):
-    return seen.magnitude
+    return Rule("activity_only", select_by_law(laws.linear()), needs=("on_rate",))

@@ -19,6 +19,7 @@ and Wanda read statistics of `inputs`; neither needs more than `select`.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -105,12 +106,20 @@ def side_of(actuator: Actuator) -> Side:
     return "outputs" if actuator == "in" else "inputs"
 
 
-def select_by_law(law: Law, score: Callable[[Candidates], jax.Array]) -> Select:
+def side_in(name: str) -> Side:
+    """The side that a running mean `"side.statistic"` speaks of."""
+    return "inputs" if name.startswith("inputs.") else "outputs"
+
+
+def select_by_law(
+    law: Law,
+    score: Callable[[Candidates], jax.Array] = operator.attrgetter("magnitude"),
+) -> Select:
     """Selection by a law and a score: degrees first, then each unit's best edges.
 
     Args:
       law: from on-rates to degrees, up to the number that the budget fixes.
-      score: from candidates to a float score per edge, higher is kept.
+      score: from candidates to a float score per edge, higher is kept; |w| by default.
 
     Returns:
       A `select` function that meets the budget of every stack slice exactly.

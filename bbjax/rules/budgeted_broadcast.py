@@ -16,7 +16,7 @@ from __future__ import annotations
 from jax.typing import ArrayLike
 
 from bbjax import laws
-from bbjax.rules.base import Candidates, Rule, select_by_law
+from bbjax.rules.base import Rule, select_by_law
 
 
 def budgeted_broadcast(
@@ -48,8 +48,4 @@ def budgeted_broadcast(
     name = "budgeted_broadcast"
     if law.name != "log_odds":
         name += f"[{law.name}]"
-    return Rule(name, select_by_law(law, _magnitude), needs=("on_rate",))
-
-
-def _magnitude(seen: Candidates):
-    return seen.magnitude
+    return Rule(name, select_by_law(law), needs=("on_rate",))

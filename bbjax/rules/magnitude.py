@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 from bbjax import laws
-from bbjax.rules.base import Candidates, Rule, select_by_law
+from bbjax.rules.base import Rule, select_by_law
 
 
 def magnitude(*, scope: Literal["unit"] = "unit") -> Rule:
@@ -34,8 +34,4 @@ def magnitude(*, scope: Literal["unit"] = "unit") -> Rule:
         raise ValueError(
             f'expected scope "unit", got {scope!r}; other scopes are not available'
         )
-    return Rule("magnitude", select_by_law(laws.uniform(), _magnitude))
-
-
-def _magnitude(seen: Candidates):
-    return seen.magnitude
+    return Rule("magnitude", select_by_law(laws.uniform()))
