@@ -3,31 +3,65 @@
 import importlib
 from types import ModuleType
 
-from bbjax import laws, on, rules
+from bbjax import graph, laws, on, rules, saliency
+from bbjax.allocation import erk
+from bbjax.calibrate import calibrate, merge
+from bbjax.compare import diff_masks
 from bbjax.degrees import degrees
+from bbjax.exchange import load_masks, save_masks
 from bbjax.metrics import metrics
+from bbjax.moments import moment_paths, reset_moments
 from bbjax.observe import observe
+from bbjax.oneshot import apply_masks, prune, prune_in_order
+from bbjax.overlap import overlap, overlap_table
+from bbjax.patterns import n_m
+from bbjax.personalise import personalise
+from bbjax.relief import relieve
+from bbjax.residual import Residual
+from bbjax.rounds import densities_of, relieve_and_train
 from bbjax.schedules import ramp
 from bbjax.state import degrees_of, masks, on_rates
 from bbjax.topk import top_k_mask
 from bbjax.trace import trace
-from bbjax.transform import transform, wrap
+from bbjax.transform import hold, transform, wrap
 from bbjax.units import Kernel, Units
 
 __version__ = "0.1.0"
 __all__ = [
     "Kernel",
+    "Residual",
     "Units",
+    "apply_masks",
+    "calibrate",
     "degrees",
     "degrees_of",
+    "densities_of",
+    "diff_masks",
+    "erk",
+    "graph",
+    "hold",
     "laws",
+    "load_masks",
     "masks",
+    "merge",
     "metrics",
+    "moment_paths",
+    "n_m",
     "observe",
     "on",
     "on_rates",
+    "overlap",
+    "overlap_table",
+    "personalise",
+    "prune",
+    "prune_in_order",
     "ramp",
+    "relieve",
+    "relieve_and_train",
+    "reset_moments",
     "rules",
+    "saliency",
+    "save_masks",
     "top_k_mask",
     "trace",
     "transform",

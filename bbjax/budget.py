@@ -76,6 +76,7 @@ def _product(a: jax.Array, b: int) -> tuple[jax.Array, jax.Array]:
 
 def _round_product(density: jax.Array, edges: int) -> jax.Array:
     """Round-half-even of density * edges, exact for float32 density in [0, 1]."""
+    density = lax.optimization_barrier(density)  # as in `bbjax.topk`
     bits = lax.bitcast_convert_type(density, jnp.uint32)
     exponent, fraction = bits >> 23, bits & 0x7FFFFF
     mantissa = jnp.where(exponent > 0, fraction | (1 << 23), fraction)

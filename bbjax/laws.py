@@ -7,7 +7,9 @@ relative to each other, as a `profile`, and how the free number `c` enters:
     scale:  degree_i = c * profile_i        (c is the paper's tau)
 
 `bbjax.degrees` finds the `c` that spends the budget, and rounds. The default,
-`log_odds`, is the selectivity-audience balance log((1 - a) / a) = beta * k.
+`log_odds`, is the selectivity-audience balance log((1 - a) / a) = beta * k. Some laws
+say degrees by themselves as well (`edges`); `bb.rules.unbudgeted` takes them as they
+are, and the density is an outcome.
 
 Shapes: on-rates are (..., units). The units of the last axis share one budget, the
 leading axes are independent slices; mean degrees have the leading shape or none.
@@ -24,8 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from bbjax.topk import kth_largest
+
 Combine = Literal["shift", "scale"]
 Profile = Callable[[jax.Array, jax.Array], jax.Array]
+Edges = Callable[[jax.Array, ArrayLike], jax.Array]
 
 # Steps of the on-rate that a law tells apart. Coarse enough that `log` and `/`, which
 # are off by an ulp or two on some backends, cannot turn two neighbours around.
@@ -46,6 +51,9 @@ class Law:
             positive.
         combine: "shift" (degree = c + profile) or "scale" (degree = c * profile).
         reads_activity: whether a rule lets on-rates matter, be it only for ties.
+        edges: `(on_rate, fan) -> degrees` without a budget, float32 of the shape of
+            the on-rates, not yet rounded or held within [k_min, fan]; None for laws
+            that say degrees up to a budget only.
 
     Raises:
         ValueError: if `combine` is neither of the two.
@@ -63,6 +71,7 @@ class Law:
     profile: Profile = field(repr=False)
     combine: Combine
     reads_activity: bool = True
+    edges: Edges | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Checks the one field with a closed set of values."""
@@ -103,6 +112,20 @@ def _check_positive(name: str, value: ArrayLike | None, remedy: str) -> None:
     if number.ndim or not (np.isfinite(number) and number > 0):
         raise ValueError(
             f"{name}: expected one finite number > 0, got {value!r}; {remedy}"
+        )
+
+
+def _check_zones(low: float, high: float, **shares: float) -> None:
+    for name, share in shares.items():
+        if not 0 < share <= 1:
+            raise ValueError(
+                f"{name}: expected a density in (0, 1], got {share!r}; it is the kept "
+                "fraction of the edges of such a unit"
+            )
+    if not 0 <= low <= high <= 1:
+        raise ValueError(
+            f"low, high: expected 0 <= low <= high <= 1, got {low!r} and {high!r}; "
+            "they are the ends of the middle zone"
         )
 
 
@@ -200,12 +223,129 @@ def threshold(tau: ArrayLike = 1.0, *, clip: float = 1e-2) -> Law:
     _check_positive("tau", tau, "a budget rescales it, so 1.0 will do")
     _check_clip(clip)
 
-    def profile(on_rate: jax.Array, mean_degree: jax.Array) -> jax.Array:
-        del mean_degree
+    def settled(on_rate: jax.Array, other: ArrayLike) -> jax.Array:
+        del other
         rate = jnp.maximum(_grid_rate(on_rate), clip)
         return jnp.asarray(tau).astype(jnp.float32) / rate
 
-    return Law("threshold", profile, "scale")
+    return Law("threshold", settled, "scale", edges=settled)
+
+
+def three_zone(
+    *,
+    rare: float = 0.9,
+    busy: float = 0.3,
+    low: float = 0.1,
+    high: float = 0.7,
+    middle: float = 1.0,
+) -> Law:
+    """Three kinds of units: rare (a < low), busy (a > high), and those between.
+
+        density = rare if a < low, busy if a > high, else middle
+
+    As in the authors' speech notebook. By default it is not monotone: rare units lose a
+    tenth, those between nothing. In a run that only prunes (`bb.rules.unbudgeted` with
+    `regrow=False`) a unit between keeps what it has, as published. Under a budget the
+    three densities are relative ones.
+
+    Args:
+        rare: density of rare units, in (0, 1].
+        busy: density of busy units, in (0, 1]; 0.4 in the change-detection notebook.
+        low: on-rate below which a unit is rare, in [0, 1].
+        high: on-rate above which it is busy, in [low, 1].
+        middle: density of the others, in (0, 1].
+
+    Returns:
+        A law that combines by "scale", and that says degrees: density * fan.
+
+    Raises:
+        ValueError: if a number is outside its range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> three_zone().edges(jnp.array([0.05, 0.5, 0.9]), 100).round().tolist()
+        [90.0, 100.0, 30.0]
+    """
+    _check_zones(low, high, rare=rare, busy=busy, middle=middle)
+
+    def density(on_rate: jax.Array) -> jax.Array:
+        a = clean_rate(on_rate)
+        between = jnp.where(a > high, jnp.float32(busy), jnp.float32(middle))
+        return jnp.where(a < low, jnp.float32(rare), between)
+
+    return _of_density("three_zone", density)
+
+
+def quantile(
+    *, rare: float = 0.9, busy: float = 0.5, low: float = 0.3, high: float = 0.7
+) -> Law:
+    """Densities that fall linearly between two quantiles of the units' on-rates.
+
+        density = rare + (busy - rare) * clip((a - q_low) / (q_high - q_low), 0, 1)
+
+    As in the authors' face notebook (whose activity is the mean |z-score| of a unit, in
+    the place of the on-rate). Quantiles are those of the units of each slice, with
+    linear interpolation. Where both are the same, all units count as rare.
+
+    Args:
+        rare: density up to the lower quantile, in (0, 1].
+        busy: density from the upper quantile on, in (0, 1].
+        low: share of the units below the lower quantile, in [0, 1].
+        high: share of the units below the upper quantile, in [low, 1].
+
+    Returns:
+        A law that combines by "scale", and that says degrees: density * fan.
+
+    Raises:
+        ValueError: if a number is outside its range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> rates = jnp.linspace(0.0, 1.0, 11)
+        >>> quantile().edges(rates, 100).round()[::2].tolist()
+        [90.0, 90.0, 80.0, 60.0, 50.0, 50.0]
+    """
+    _check_zones(low, high, rare=rare, busy=busy)
+
+    def density(on_rate: jax.Array) -> jax.Array:
+        a = _grid_rate(on_rate)
+        at_low, at_high = _quantiles(a, low, high)
+        apart = at_high - at_low > 1e-6
+        share = (a - at_low) / jnp.where(apart, at_high - at_low, 1.0)
+        share = jnp.where(apart, jnp.clip(share, 0, 1), 0.0)
+        # On a grid, so that the last bits decide no rounding of a degree.
+        between = jnp.round((rare + (busy - rare) * share) * _GRID) / _GRID
+        ends = jnp.where(share > 0, jnp.float32(busy), jnp.float32(rare))
+        return jnp.where((share > 0) & (share < 1), between, ends)
+
+    return _of_density("quantile", density)
+
+
+def _of_density(name: str, density: Callable[[jax.Array], jax.Array]) -> Law:
+    """The law that gives each unit a share of its edges."""
+
+    def profile(on_rate: jax.Array, mean_degree: jax.Array) -> jax.Array:
+        del mean_degree
+        return density(on_rate)
+
+    def edges(on_rate: jax.Array, fan: ArrayLike) -> jax.Array:
+        return density(on_rate) * jnp.asarray(fan).astype(jnp.float32)
+
+    return Law(name, profile, "scale", edges=edges)
+
+
+def _quantiles(values: jax.Array, *shares: float) -> list[jax.Array]:
+    """Quantiles along the last axis, which is kept and may be sharded."""
+    last = values.shape[-1] - 1
+    places = [share * last for share in shares]
+    ranks = [min(int(p) + more, last) for p in places for more in (0, 1)]
+    copies = jnp.broadcast_to(values, (len(ranks), *values.shape))
+    from_top = last + 1 - np.reshape(ranks, (-1,) + (1,) * (values.ndim - 1))
+    at = kth_largest(copies, from_top, axis=-1)[..., None]
+    return [
+        at[2 * i] + (place - int(place)) * (at[2 * i + 1] - at[2 * i])
+        for i, place in enumerate(places)
+    ]
 
 
 def uniform() -> Law:

@@ -8,6 +8,7 @@ untouched, as the very same objects.
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from typing import Any
 
@@ -53,9 +54,31 @@ class Leaves:
             )
         return leaf
 
+    def bias_of(self, kernel: Kernel) -> jax.Array | None:
+        """The bias of a kernel's output units, `stack + units`, where the tree has it.
+
+        A tree in which other parts of the model are left out (`optax.masked`) may hold
+        the kernel alone.
+        """
+        if not kernel.bias or kernel.bias not in self.by_path:
+            return None
+        leaf = self.at(kernel.bias)
+        shape = kernel.per_unit_shape("outputs")
+        if math.prod(jnp.shape(leaf)) != math.prod(shape):
+            return None
+        return jnp.reshape(leaf, shape)
+
     def put(self, kernel: Kernel, value: Any) -> None:
         """Replaces the leaf of a kernel."""
-        self.leaves[self.by_path[kernel.path]] = value
+        self.put_at(kernel.path, value)
+
+    def at(self, path: str) -> Any:
+        """The leaf at a path that is there."""
+        return self.leaves[self.by_path[path]]
+
+    def put_at(self, path: str, value: Any) -> None:
+        """Replaces the leaf at a path that is there."""
+        self.leaves[self.by_path[path]] = value
 
     def tree(self) -> Any:
         """The tree again, with what was replaced."""

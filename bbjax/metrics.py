@@ -59,6 +59,8 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
             part = _measure(state, kernel, actuator)
             parts.append(part)
             result |= {f"{name}/{k}": v for k, v in _summary(part).items()}
+    if not parts:  # masks of parameters that no budget counts
+        return {}
     whole = {k: jnp.concatenate([p[k] for p in parts]) for k in parts[0]}
     return result | {f"overall/{k}": v for k, v in _summary(whole).items()}
 
@@ -78,7 +80,7 @@ def _measure(
         "rate": rate,
         "free": off_bounds(degree, rate, low, high),
         "edges": edges,
-        "asked": edges * state.bb_density,
+        "asked": edges * state.bb_density[kernel.path],
         "flipped": edges * state.bb_churn[kernel.path],
     }
 

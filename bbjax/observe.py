@@ -1,36 +1,29 @@
 """Evaluates a function with taps: its results, and the activity of its units.
 
-The function is traced on the arguments at hand, its kernels are found again and their
-jaxpr is evaluated equation by equation, through the public `jaxpr_as_fun`, with extra
-reductions where units are measured. Bodies that hold a tap are re-wrapped in the public
-transformation that made them (`jax.checkpoint`, `lax.scan`, `lax.switch`), with the
-statistics as additional outputs; a function with its own derivative is bound as it is
-and its body evaluated once more beside it; every other equation is bound as it is.
-Gradients never see the taps.
+The function is traced on the arguments at hand, its kernels are found again and its
+jaxpr is evaluated with a reduction wherever units are measured (`bbjax.probe`). Results
+and gradients are those of the function itself.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from bbjax import activity as stats
 from bbjax import jaxprs
-from bbjax.activity import Activity, Raw
-from bbjax.flow.kernels import Tap
-from bbjax.flow.values import Part
-from bbjax.flow.walk import REMAT, TRANSPARENT, Scope
+from bbjax.flow.kernels import Found, Tap
 from bbjax.on import On, positive
+from bbjax.probe import Probe, by_side, finished, geometries
 from bbjax.trace import analyse, prepare
-from bbjax.units import Kernel, Units
+from bbjax.units import Units
 
 Where = jax.Array | Callable[..., jax.Array] | None
+_ONE_SHOT = (*stats.PER_EDGE, "positions")
 
 
 def observe(
@@ -52,8 +45,9 @@ def observe(
       where: padding mask, True where real, over leading batch and position axes of
         the activity; or a function of the arguments after `params` that gives it.
       on: what counts as on, elementwise to [0, 1]; see `bb.on`.
-      needs: further statistics to measure, out of `mean_abs`, `mean_square`,
-        `zero_share`, `max_abs`. A rule names what it needs in `rule.needs`.
+      needs: further statistics to measure, by name (both sides) or as
+        `"inputs.<name>"`, `"outputs.<name>"`; see `bb.activity`. A rule names what it
+        needs in `rule.needs`.
 
     Returns:
       A function of the same arguments that returns `(out, activity)`, or
@@ -64,8 +58,9 @@ def observe(
 
     Raises:
       TypeError: `units` is no `Units`, `fn` or `on` is not callable.
-      ValueError: an unknown statistic, a function without the selected kernels, a
-        mask that fits no activity.
+      ValueError: an unknown statistic, one that a kernel does not have or that only
+        `bb.calibrate` measures, a function without the selected kernels, a mask that
+        fits no activity.
 
     Example:
       >>> import bbjax as bb
@@ -78,25 +73,27 @@ def observe(
       >>> activity["up"].outputs.on_rate.tolist()
       [1.0, 0.5]
     """
-    _check(units, on)
-    statistics = stats.statistics_of(needs)
+    check(units, on)
+    asked = stats.asked_for(needs)
+    _refuse_one_shot(asked)
 
     @functools.wraps(fn)
     def observed(params, *args, **kwargs):
         prepared = prepare(fn, params, args, kwargs)
-        found = analyse(prepared)
-        taps = _wanted(units, found)
+        taps = wanted(units, analyse(prepared))
         mask = where(*args, **kwargs) if callable(where) else where
-        probe = _Probe(
+        probe = Probe(
             taps=taps,
+            geometries=geometries(taps, units, asked),
+            asked=asked,
             on=on,
             where=None if mask is None else jnp.asarray(mask),
-            statistics=statistics,
         )
         jaxpr, consts = jaxprs.opened(prepared.jaxpr)
         outs, raw = probe.run(jaxpr, consts, prepared.arrays, ())
         result = prepared.restore(outs)
-        activity = _activity(units, taps, raw)
+        sides = by_side(probe, units, raw)
+        activity = finished(sides, probe.geometries, measured_paths(units))
         if not has_aux:
             return result, activity
         out, aux = result
@@ -105,7 +102,12 @@ def observe(
     return observed
 
 
-def _check(units: Units, on: On) -> None:
+def check(units: Units, on: On) -> None:
+    """Refuses what is neither a trace nor a function.
+
+    Raises:
+      TypeError: `units` is no `Units`, or `on` is not callable.
+    """
     if not isinstance(units, Units):
         raise TypeError(
             f"expected units from bb.trace, got {type(units).__name__}; call "
@@ -117,17 +119,31 @@ def _check(units: Units, on: On) -> None:
         )
 
 
-def _measured_paths(units: Units) -> tuple[str, ...]:
+def _refuse_one_shot(asked: stats.Asked) -> None:
+    names = [f"{side}.{n}" for side in asked for n in asked[side] if n in _ONE_SHOT]
+    if names:
+        raise ValueError(
+            f"expected statistics per unit, got {names}, which take a pass over every "
+            "edge; measure them once with bb.calibrate"
+        )
+
+
+def measured_paths(units: Units) -> tuple[str, ...]:
+    """Kernels to measure: the selected ones, all if nothing was selected."""
     if units.selection is None:
         return units.paths
     return tuple(units.budgeted)
 
 
-def _wanted(units: Units, found: Any) -> tuple[Tap, ...]:
-    """The taps of the kernels to measure, after checking that they are the same."""
+def wanted(units: Units, found: Found) -> tuple[Tap, ...]:
+    """The taps of the kernels to measure, after checking that they are the same.
+
+    Raises:
+      ValueError: the function does not have the kernels of `units`.
+    """
     here = {k.path: k for k in found.kernels}
     problems = dict(found.problems)
-    for path in _measured_paths(units):
+    for path in measured_paths(units):
         if path not in here:
             why = problems.get(path, "this function does not use it as a kernel")
             raise ValueError(
@@ -141,236 +157,5 @@ def _wanted(units: Units, found: Any) -> tuple[Tap, ...]:
                 f"got {kernel.roles} of {kernel.split}; trace the function that you "
                 "observe"
             )
-    wanted = set(_measured_paths(units))
-    return tuple(tap for tap in found.taps if tap.kernel in wanted)
-
-
-# Evaluation ----------------------------------------------------------------------
-@dataclasses.dataclass(frozen=True)
-class _Probe:
-    """What to measure, and how; evaluates scopes."""
-
-    taps: tuple[Tap, ...]
-    on: On
-    where: jax.Array | None
-    statistics: tuple[str, ...]
-
-    def run(
-        self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], scope: Scope
-    ) -> tuple[list[Any], dict[int, Raw]]:
-        """Outputs of a scope, and the partial measurements taken in it, by tap."""
-        env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=False))
-        env.update(zip(jaxpr.invars, args, strict=True))
-        here = {i: t for i, t in enumerate(self.taps) if t.scope == scope}
-        inside = self._calls(jaxpr, scope)
-        last = _last_reads(jaxpr, [t.var for t in here.values()])
-        raw: dict[int, Raw] = {}
-        start = 0
-        for stop in [*sorted(inside), len(jaxpr.eqns)]:
-            _run_plain(jaxpr, start, stop, env, last)
-            if stop < len(jaxpr.eqns):
-                raw |= self._call(jaxpr, stop, env, scope, last)
-            start = stop + 1
-        raw |= self._measure(here, env)
-        return [_read(env, a) for a in jaxpr.outvars], raw
-
-    def _calls(self, jaxpr: Any, scope: Scope) -> set[int]:
-        """Equations of a scope with a tap somewhere inside."""
-        depth = len(scope)
-        return {
-            t.scope[depth][0]
-            for t in self.taps
-            if len(t.scope) > depth and t.scope[:depth] == scope
-        }
-
-    def _measure(self, here: dict[int, Tap], env: dict[Any, Any]) -> dict[int, Raw]:
-        done: dict[Any, Raw] = {}
-        for tap in here.values():
-            key = (id(tap.var), tap.axes)
-            if key not in done:
-                done[key] = stats.measure(
-                    _read(env, tap.var),
-                    tap.axes,
-                    on=self.on,
-                    where=self.where,
-                    statistics=self.statistics,
-                    path=tap.kernel,
-                )
-        return {i: done[id(t.var), t.axes] for i, t in here.items()}
-
-    # Calls with taps inside ------------------------------------------------------
-    def _call(
-        self,
-        jaxpr: Any,
-        index: int,
-        env: dict[Any, Any],
-        scope: Scope,
-        last: dict[Any, int],
-    ) -> dict[int, Raw]:
-        """Evaluates a call, with the taps in its bodies."""
-        eqn = jaxpr.eqns[index]
-        args = [_read(env, a) for a in eqn.invars]
-        name = eqn.primitive.name
-        inner = (*scope, (index, 0))
-        if name == "scan":
-            outs, raw = self._scan(eqn, args, inner)
-        elif name == "cond":
-            outs, raw = self._cond(eqn, args, scope, index)
-        elif name in REMAT:
-            policy = {k: eqn.params[k] for k in ("prevent_cse", "policy")}
-            outs, raw = jax.checkpoint(self._body(eqn, inner), **policy)(*args)
-        elif name in TRANSPARENT:
-            args = _constrained(args, eqn.params.get("in_shardings"))
-            outs, raw = self._body(eqn, inner)(*args)
-            outs = _constrained(outs, eqn.params.get("out_shardings"))
-        else:  # it has its own derivative: bound as it is, measured beside it
-            _run_plain(jaxpr, index, index + 1, env, last)
-            args = [lax.stop_gradient(a) for a in args]
-            return self._body(eqn, inner)(*args)[1]
-        env.update(zip(eqn.outvars, outs, strict=True))
-        return raw
-
-    def _body(self, eqn: Any, scope: Scope):
-        return functools.partial(self._flat, *jaxprs.body(eqn), scope)
-
-    def _flat(self, jaxpr: Any, consts: Sequence[Any], scope: Scope, *args: Any):
-        """`run` with its operands spread, as transformations want them."""
-        return self.run(jaxpr, consts, args, scope)
-
-    def _scan(self, eqn: Any, args: Sequence[Any], scope: Scope):
-        p = eqn.params
-        jaxpr, consts = jaxprs.body(eqn)
-        held, carried = jaxprs.scan_counts(eqn)
-        fixed, init = args[:held], args[held : held + carried]
-
-        def body(carry, xs):
-            outs, raw = self.run(jaxpr, consts, [*fixed, *carry, *xs], scope)
-            return list(outs[:carried]), (list(outs[carried:]), raw)
-
-        carry, (ys, raw) = lax.scan(
-            body,
-            list(init),
-            list(args[held + carried :]),
-            length=p["length"],
-            reverse=p["reverse"],
-            unroll=p["unroll"],
-        )
-        kept = {
-            i: stats.over_iterations(r)
-            if dict(self.taps[i].layers)[scope] is None
-            else r
-            for i, r in raw.items()
-        }
-        return [*carry, *ys], kept
-
-    def _cond(self, eqn: Any, args: Sequence[Any], scope: Scope, index: int):
-        choice, *operands = args
-        branches = [
-            functools.partial(self._flat, *jaxprs.opened(b), (*scope, (index, i)))
-            for i, b in enumerate(eqn.params["branches"])
-        ]
-        shapes: dict[int, Any] = {}
-        for branch in branches:
-            shapes |= jax.eval_shape(lambda *a, f=branch: f(*a)[1], *operands)
-
-        def complete(branch):
-            def run(*operands):
-                outs, raw = branch(*operands)
-                for i, like in shapes.items():
-                    if i not in raw:
-                        raw[i] = jax.tree.map(
-                            lambda s: jnp.zeros(s.shape, s.dtype), like
-                        )
-                return outs, dict(sorted(raw.items()))
-
-            return run
-
-        return lax.switch(choice, [complete(b) for b in branches], *operands)
-
-
-def _read(env: dict[Any, Any], atom: Any) -> Any:
-    return atom.val if jaxprs.is_literal(atom) else env[atom]
-
-
-def _last_reads(jaxpr: Any, tapped: Sequence[Any]) -> dict[Any, int]:
-    """For each variable, the last equation that reads it (the end, for outputs)."""
-    last: dict[Any, int] = {}
-    for i, eqn in enumerate(jaxpr.eqns):
-        last.update({a: i for a in eqn.invars if not jaxprs.is_literal(a)})
-    end = len(jaxpr.eqns)
-    last.update({a: end for a in [*jaxpr.outvars, *tapped] if not jaxprs.is_literal(a)})
-    return last
-
-
-def _run_plain(
-    jaxpr: Any, start: int, stop: int, env: dict[Any, Any], last: dict[Any, int]
-) -> None:
-    """Evaluates equations `start` to `stop` as they are."""
-    eqns = jaxpr.eqns[start:stop]
-    if not eqns:
-        return
-    made = [v for e in eqns for v in e.outvars]
-    outs = [v for v in made if last.get(v, -1) >= stop]
-    own = set(made)
-    read = dict.fromkeys(
-        a for e in eqns for a in e.invars if not jaxprs.is_literal(a) and a not in own
-    )
-    run = jaxprs.segment(jaxpr, list(read), outs, eqns)
-    env.update(zip(outs, run(*[env[v] for v in read]), strict=True))
-
-
-def _constrained(values: Sequence[Any], shardings: Any) -> list[Any]:
-    """Keeps the shardings that an inner `jit` asks for."""
-    if shardings is None:
-        return list(values)
-    return [
-        lax.with_sharding_constraint(v, s)
-        if isinstance(s, jax.sharding.Sharding)
-        else v
-        for v, s in zip(values, shardings, strict=True)
-    ]
-
-
-# Results -------------------------------------------------------------------------
-def _activity(
-    units: Units, taps: Sequence[Tap], raw: dict[int, Raw]
-) -> dict[str, Activity]:
-    sides: dict[tuple[str, str], Raw] = {}
-    for i, tap in enumerate(taps):
-        kernel = units[tap.kernel]
-        placed = {k: _placed(v, tap, kernel) for k, v in raw[i].items()}
-        key = (tap.kernel, tap.side)
-        sides[key] = stats.combine(sides[key], placed) if key in sides else placed
-    return {
-        path: Activity(
-            stats.finish(sides[path, "inputs"]), stats.finish(sides[path, "outputs"])
-        )
-        for path in _measured_paths(units)
-    }
-
-
-def _placed(value: jax.Array, tap: Tap, kernel: Kernel) -> jax.Array:
-    """A measurement in the order of the product, put into the kernel's own order."""
-    parts = [p for _, p in tap.layers if p is not None]
-    parts += [p for axis in tap.parts for p in axis]
-    own = kernel.fan_in if tap.side == "inputs" else kernel.fan_out
-    rank = {p: (_rank(p, kernel, own), p.axis, -p.stride) for p in parts}
-    value = jnp.reshape(value, [p.size for p in parts])
-    order = sorted(range(len(parts)), key=lambda i: rank[parts[i]])
-    shape = kernel.per_unit_shape(tap.side)
-    return jnp.reshape(jnp.transpose(value, order), shape)
-
-
-def _rank(part: Part, kernel: Kernel, own: tuple[int, ...]) -> int:
-    """Stack first, then groups, then units: the order of the edge view."""
-    if part.axis in kernel.stack:
-        return 0
-    return 1 if part.axis not in own or _is_group(part, kernel) else 2
-
-
-def _is_group(part: Part, kernel: Kernel) -> bool:
-    """Whether a part counts groups; they are major on the axis that they split."""
-    if "group" not in kernel.roles:
-        return False
-    at = kernel.roles.index("group")  # every axis before it is whole
-    return part.axis == at and abs(part.stride) >= kernel.split[at + 1]
+    measured = set(measured_paths(units))
+    return tuple(tap for tap in found.taps if tap.kernel in measured)

@@ -10,30 +10,38 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bbjax import bits, placement, settings
-from bbjax.budget import exact_budget
+from bbjax import bits, needs, placement, settings
+from bbjax.allocation import Budgets, Density, budgets
 from bbjax.leaves import Leaves
-from bbjax.refresh import Refreshed, land, refresh
-from bbjax.rules.base import Candidates, Rule, side_in, side_of
+from bbjax.patterns import Pattern
+from bbjax.refresh import Refreshed, Sight, land, look, settle
+from bbjax.rules.base import (
+    Candidates,
+    Choice,
+    Group,
+    Rule,
+    as_choice,
+    side_in,
+    tracked,
+)
 from bbjax.state import (
     Plan,
     PruneState,
+    full_mask,
     pack,
     packed_axis,
     read_mean,
     unpack,
     update_means,
 )
-from bbjax.units import Actuator, Kernel
-
-Density = float | jax.Array | Callable[[jax.Array], Any]
+from bbjax.units import Kernel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,43 +52,55 @@ class Pruner:
     rule: Rule
     density: Density
     every: int
-    start: int
+    start: int | None
     stop: int | None
     dormant: bool
     regrow: bool
     rescale: bool
     ema: Any
     dormant_dtype: Any
+    pattern: Pattern | None = None
+    masks: Mapping[str, Any] | None = None
 
     def init(self, params: Any) -> PruneState:
         """The state before the first update: everything kept, nothing observed."""
         tree = Leaves.of(params)
-        masks, means, dormant, churn = {}, {}, {}, {}
+        masks, means, dormant, churn, asked = {}, {}, {}, {}, {}
         for kernel, actuators in self.plan.kernels:
             # `optax.tree.map_params` calls init with a tree of no leaves.
             weights = tree.get(kernel, "parameter") if tree.leaves else None
-            masks[kernel.path] = _all_kept(kernel, weights)
+            masks[kernel.path] = _first_mask(kernel, weights, self.masks)
             means[kernel.path] = {
                 name: _no_mean(kernel, name, weights)
-                for name in _tracked(self.rule, actuators)
+                for name in _with_weights(tracked(self.rule, actuators))
             }
             churn[kernel.path] = placement.like(jnp.float32(0), weights, ())
+            first = jnp.float32(math.nan if self.start is None else 1)
+            asked[kernel.path] = placement.like(first, weights, ())
             if self.dormant:
-                dormant[kernel.path] = self._no_dormant(kernel, weights)
+                first = masks[kernel.path]
+                dormant[kernel.path] = self._first_dormant(kernel, weights, first)
         return PruneState(
             bb_count=placement.like(jnp.int32(0), weights, ()),
             bb_masks=masks,
             bb_means=means,
             bb_dormant=dormant,
             bb_churn=churn,
-            bb_density=placement.like(jnp.float32(1), weights, ()),
+            bb_density=asked,
             bb_plan=self.plan,
         )
 
-    def _no_dormant(self, kernel: Kernel, weights: Any) -> jax.Array:
-        own = kernel.dtype if weights is None else weights.dtype
-        zeros = jnp.zeros(kernel.shape, self.dormant_dtype or own)
-        return placement.like(zeros, weights, tuple(range(len(kernel.shape))))
+    def _first_dormant(
+        self, kernel: Kernel, weights: Any, mask: jax.Array
+    ) -> jax.Array:
+        """Nothing rests yet, but for weights that masks prune from the beginning."""
+        dtype = self.dormant_dtype or (
+            kernel.dtype if weights is None else weights.dtype
+        )
+        rest = jnp.zeros(kernel.shape, dtype)
+        if self.masks is not None and weights is not None:
+            rest = jnp.where(full_mask(kernel, mask), rest, weights.astype(dtype))
+        return placement.like(rest, weights, tuple(range(len(kernel.shape))))
 
     def update(
         self,
@@ -99,11 +119,13 @@ class Pruner:
                 "expected params, got None; call tx.update(grads, opt_state, params, "
                 "activity=activity)"
             )
-        settings.check_needs(self.rule, activity, grads)
+        needs.check_needs(self.rule, activity, grads)
         weights, wanted = Leaves.of(params), Leaves.of(updates)
-        state = self._take_activity(state, activity)
-        due = self._due(state.bb_count)
-        new, changes = self._refresh_if(due, state, weights, grads)
+        new = self._take_activity(state, activity)
+        due, changes = None, _Changes({}, {})
+        if self.start is not None:  # else the masks stay what they are
+            due = self._due(state.bb_count)
+            new, changes = self._refresh_if(due, new, weights, grads)
         for kernel, _ in self.plan.kernels:
             path = kernel.path
             p = weights.get(kernel, "parameter")
@@ -123,6 +145,7 @@ class Pruner:
         return wanted.tree(), new._replace(bb_count=count)
 
     def _due(self, count: jax.Array) -> jax.Array:
+        assert self.start is not None
         due = (count >= self.start) & ((count - self.start) % self.every == 0)
         return due if self.stop is None else due & (count < self.stop)
 
@@ -132,7 +155,7 @@ class Pruner:
         means = {}
         for kernel, _ in self.plan.kernels:
             old = state.bb_means[kernel.path]
-            sides = settings.check_activity(kernel, tuple(old), activity)
+            sides = needs.check_activity(kernel, tuple(old), activity)
             taken = update_means(old, sides, self.ema)
             means[kernel.path] = {
                 k: placement.match(v, old[k]) for k, v in taken.items()
@@ -144,9 +167,9 @@ class Pruner:
     ) -> tuple[PruneState, _Changes]:
         """The state after a refresh, if one is due, and what it changed."""
         gradients = Leaves.of(grads) if "grads" in self.rule.needs else None
-        density = self.density
-        if callable(density):
-            density = density(state.bb_count)
+        kernels = [kernel for kernel, _ in self.plan.kernels]
+        least = settings.least_edges(self.plan.kernels, self.plan.k_min)
+        spend = budgets(self.density, kernels, state.bb_count, least)
         held = _Held(
             state.bb_masks, state.bb_dormant, state.bb_churn, self._no_changes(state)
         )
@@ -154,25 +177,44 @@ class Pruner:
         def once(loop):
             _, old = loop
             new = old.copy()
-            for index, (kernel, _) in enumerate(self.plan.kernels):
-                path = kernel.path
-                mask = unpack(kernel, old.masks[path], weights.get(kernel, "parameter"))
+            looked = (
+                self._look(i, old, state, weights, gradients, spend)
+                for i in range(len(kernels))
+            )
+            for sight, choice in self._choices(looked, spend):
+                path = sight.seen.kernel.path
                 rest = old.dormant.get(path)
-                done = self._refresh_kernel(
-                    index, mask, rest, state, weights, gradients, density
-                )
-                new.take(kernel, done)
+                dtype = None if rest is None else rest.dtype
+                new.take(sight.seen.kernel, settle(sight, choice.mask, dtype))
             return jnp.zeros((), bool), new.matched(old)
 
         _, held = lax.while_loop(lambda loop: loop[0], once, (due, held))
-        asked = jnp.asarray(density).astype(jnp.float32)
+        asked = {
+            k.path: jnp.where(due, d, state.bb_density[k.path])
+            for k, d in zip(kernels, spend.asked, strict=True)
+        }
         new = state._replace(
             bb_masks=held.masks,
             bb_dormant=held.dormant,
             bb_churn=held.churn,
-            bb_density=jnp.where(due, asked, state.bb_density),
+            bb_density=asked,
         )
         return new, held.changes
+
+    def _choices(
+        self, looked: Iterator[Sight], spend: Budgets
+    ) -> Iterator[tuple[Sight, Choice]]:
+        """What the rule chooses, kernel by kernel unless they compete."""
+        if not self.rule.joint:
+            for sight in looked:
+                yield sight, as_choice(self.rule.select(sight.seen))
+            return
+        sights = list(looked)
+        # One broken kernel and the shares of all are off: then every mask stays.
+        sound = jnp.all(jnp.stack([s.sound for s in sights]))
+        group = Group(tuple(s.seen for s in sights), spend.pool)
+        for sight, choice in zip(sights, self.rule.choose(group), strict=True):
+            yield sight._replace(sound=sound), choice
 
     def _no_changes(self, state: PruneState) -> _Changes:
         kernels = self.plan.kernels
@@ -189,21 +231,19 @@ class Pruner:
             },
         )
 
-    def _refresh_kernel(
+    def _look(
         self,
         index: int,
-        mask: jax.Array,
-        dormant: jax.Array | None,
+        held: _Held,
         state: PruneState,
         weights: Leaves,
         gradients: Leaves | None,
-        density: Any,
-    ) -> Refreshed:
+        spend: Budgets,
+    ) -> Sight:
         kernel, actuators = self.plan.kernels[index]
         means = state.bb_means[kernel.path]
         names = [name for name in means if not name.endswith(".weight")]
         w = lax.stop_gradient(weights.get(kernel, "parameter"))
-        budget = exact_budget(density, kernel.edge_count)
         grads = None
         if gradients is not None:
             grads = kernel.edges(gradients.get(kernel, "gradient"))
@@ -211,17 +251,19 @@ class Pruner:
             kernel=kernel,
             actuators=actuators,
             weights=w,
-            mask=mask,
+            mask=unpack(kernel, held.masks[kernel.path], w),
             statistics={name: read_mean(means, name) for name in names},
-            budget=jnp.broadcast_to(budget, kernel.stack_shape),
+            budget=spend.edges[index],
             k_min=self.plan.k_min,
             regrow=self.regrow,
             step=state.bb_count,
             grads=grads,
             index=index,
+            bias=weights.bias_of(kernel),
+            pattern=self.pattern,
         )
         rescale = self.rescale and "in" in actuators
-        return refresh(self.rule, seen, w, dormant, rescale=rescale)
+        return look(seen, held.dormant.get(kernel.path), rescale=rescale)
 
 
 class _Changes(NamedTuple):
@@ -284,6 +326,17 @@ def _unpacked(
 
 
 # Initial values ------------------------------------------------------------------
+def _first_mask(
+    kernel: Kernel, weights: Any, masks: Mapping[str, Any] | None
+) -> jax.Array:
+    if masks is None or kernel.path not in masks:
+        return _all_kept(kernel, weights)
+    full = kernel.edges(jnp.asarray(masks[kernel.path]))
+    kept = kernel.sum_spatial(full.astype(jnp.int32)) > 0
+    packed = bits.pack(kept, packed_axis(kernel))
+    return placement.like(packed, weights, _parameter_axes(kernel))
+
+
 def _all_kept(kernel: Kernel, weights: Any) -> jax.Array:
     shape = list(kernel.edge_shape)
     axis = packed_axis(kernel)
@@ -315,12 +368,6 @@ def _no_mean(kernel: Kernel, name: str, weights: Any) -> jax.Array:
     return placement.beside(zeros, weights, axes)
 
 
-def _tracked(rule: Rule, actuators: tuple[Actuator, ...]) -> tuple[str, ...]:
-    """Names of the running means: on-rates always, and what the rule needs."""
-    sides = [side_of(a) for a in actuators]
-    wanted = {f"{side}.on_rate" for side in sides}
-    for need in rule.needs:
-        if need != "grads":
-            wanted |= {need} if "." in need else {f"{side}.{need}" for side in sides}
-    wanted |= {f"{name.split('.')[0]}.weight" for name in wanted}
-    return tuple(sorted(wanted))
+def _with_weights(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The running means, and beside them the weight of the observations of a side."""
+    return tuple(sorted({*names, *(f"{n.split('.')[0]}.weight" for n in names)}))

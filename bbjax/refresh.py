@@ -3,7 +3,7 @@
 Pure arrays, no schedule and no Optax. In the code's names, per kernel:
 
     latent  = mask ? weights / scale : dormant      what each weight would be unmasked
-    keep    = rule.select(latent, ...)              exactly the budget
+    keep    = rule(latent, ...)                     exactly the budget
     dormant = keep and mask ? 0 : latent            values that rest, or land now
     ratio   = scale(keep) / scale(mask)             variance-preserving rescale
 
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from bbjax import placement
-from bbjax.rules.base import Candidates, Rule
+from bbjax.rules.base import Candidates
 from bbjax.units import Kernel
 
 
@@ -40,40 +40,56 @@ class Refreshed(NamedTuple):
     ratio: jax.Array
 
 
-def refresh(
-    rule: Rule,
-    seen: Candidates,
-    weights: jax.Array,
-    dormant: jax.Array | None,
-    *,
-    rescale: bool,
-) -> Refreshed:
-    """Chooses the mask of one kernel anew.
+class Sight(NamedTuple):
+    """One kernel before a choice: what the rule sees, and what it need not see.
+
+    Attributes:
+      seen: what the rule sees.
+      scale: rescaling of the weights so far, `stack + units`, or None.
+      sound: whether weights and gradients are finite.
+    """
+
+    seen: Candidates
+    scale: jax.Array | None
+    sound: jax.Array
+
+
+def look(seen: Candidates, dormant: jax.Array | None, *, rescale: bool) -> Sight:
+    """Replaces the weights as they are by latent ones.
 
     Args:
-      rule: the rule.
-      seen: what the rule sees, but for the latent weights.
-      weights: parameter array, `kernel.shape`, 0 where pruned.
+      seen: what the rule sees, with the parameter array, 0 where pruned, as weights.
       dormant: values of pruned weights, `kernel.shape`, or None.
       rescale: whether kept weights are scaled to preserve variance.
     """
-    kernel = seen.kernel
-    before = scale_of(kernel, seen.mask) if rescale else None
-    latent = _latent(kernel, seen.mask, weights, dormant, before)
-    keep = rule.select(dataclasses.replace(seen, weights=latent))
+    scale = scale_of(seen.kernel, seen.mask) if rescale else None
+    sound = _finite(seen.weights, seen.grads)
+    latent = _latent(seen.kernel, seen.mask, seen.weights, dormant, scale)
+    return Sight(dataclasses.replace(seen, weights=latent), scale, sound)
+
+
+def settle(sight: Sight, keep: jax.Array, dtype: Any) -> Refreshed:
+    """What follows from the mask that a rule chose.
+
+    Args:
+      sight: what it was chosen from.
+      keep: the mask, per edge.
+      dtype: of the dormant weights; None keeps none.
+    """
+    seen, kernel, latent = sight.seen, sight.seen.kernel, sight.seen.weights
     keep = placement.match(keep, seen.mask)  # a rule may know nothing of shardings
-    keep = jnp.where(_finite(weights, seen.grads), keep, seen.mask)
+    keep = jnp.where(sight.sound, keep, seen.mask)
     ratio = jnp.ones(kernel.per_unit_shape("outputs"), jnp.float32)
-    landing = latent
-    if before is not None:
+    landing, dormant = latent, None
+    if sight.scale is not None:
         after = scale_of(kernel, keep)
-        ratio = after / before
+        ratio = after / sight.scale
         comes_back = kernel.over_spatial(keep & ~seen.mask)
         landing = jnp.where(comes_back, _scaled(latent, _factor(kernel, after)), latent)
-    if dormant is not None:
+    if dtype is not None:
         stays = kernel.over_spatial(keep & seen.mask)
         rest = jnp.where(stays, jnp.zeros_like(landing), landing)
-        dormant = _stored(kernel.weights(rest), dormant.dtype)
+        dormant = _stored(kernel.weights(rest), dtype)
     return Refreshed(keep, dormant, ratio)
 
 
@@ -132,7 +148,7 @@ def land(
     keep: jax.Array,
     arrivals: jax.Array | None,
     dormant: jax.Array | None,
-    due: jax.Array,
+    due: jax.Array | None,
     ratio: jax.Array | None,
 ) -> jax.Array:
     """The update of one kernel that lands on its mask.
@@ -144,7 +160,7 @@ def land(
       keep: mask after the refresh, per edge.
       arrivals: edges that come back in this update, per edge, or None if none can.
       dormant: their values, `kernel.shape`, or None if they come back as 0.
-      due: whether this update refreshes.
+      due: whether this update refreshes; None if edges never come back.
       ratio: factor on kept weights, `stack + out_units`, or None.
 
     Returns:
@@ -157,7 +173,7 @@ def land(
         u = jnp.where(factor == 1, u, _scaled(p + u, factor) - p)
     if arrivals is not None:
         value = jnp.zeros((), dtype)
-        if dormant is not None:
+        if dormant is not None and due is not None:
             # A scalar chooses whether the array is read at all: plain steps skip it.
             value = jnp.where(due, kernel.edges(dormant).astype(dtype), value)
         u = jnp.where(kernel.over_spatial(arrivals), value - p, u)

@@ -52,7 +52,8 @@ class PruneState(NamedTuple):
         weight of the observations under `"side.weight"`.
       bb_dormant: values of pruned weights by kernel; empty without regrowth.
       bb_churn: share of each kernel's edges that the last refresh flipped, float32.
-      bb_density: density asked for at the last refresh, float32; 1 before the first.
+      bb_density: density of each kernel asked for at the last refresh, float32; 1
+        before the first, NaN where it is an outcome.
       bb_plan: what the transform was built for.
     """
 
@@ -61,7 +62,7 @@ class PruneState(NamedTuple):
     bb_means: dict[str, dict[str, jax.Array]]
     bb_dormant: dict[str, jax.Array]
     bb_churn: dict[str, jax.Array]
-    bb_density: jax.Array
+    bb_density: dict[str, jax.Array]
     bb_plan: Plan
 
 
@@ -95,10 +96,13 @@ def unpack(
     """
     axis = packed_axis(kernel)
     mask = bits.unpack(packed, axis, kernel.edge_shape[axis])
-    if weights is None:
-        return mask
+    return mask if weights is None else sharded_as(kernel, mask, weights)
+
+
+def sharded_as(kernel: Kernel, per_edge: jax.Array, weights: jax.Array) -> jax.Array:
+    """An array per edge, sharded as the weights, where shardings are types."""
     axes = [i for i, role in enumerate(kernel.roles) if role != "spatial"]
-    return placement.match_axes(mask, kernel.edges(weights), axes)
+    return placement.match_axes(per_edge, kernel.edges(weights), axes)
 
 
 def full_mask(kernel: Kernel, packed: jax.Array) -> jax.Array:

@@ -83,6 +83,57 @@ def kth_largest(scores: Any, k: Any, axis: int | Sequence[int]) -> Array:
     return _kth_by_count(*_checked(scores, k, axis))
 
 
+def share_out(scores: Sequence[Any], k: Any) -> list[Array]:
+    """How many of the `k` largest scores of several arrays lie in each of them.
+
+    Equal scores are taken in the order of the arrays; NaN ranks below everything.
+
+    Args:
+      scores: float arrays of any shapes; compared as float32.
+      k: int scalar, possibly traced; the arrays together have less than 2**31 entries.
+
+    Returns:
+      For each array an int32 scalar; their sum is `k`, clipped to what there is.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> first, second = jnp.array([9.0, 1.0]), jnp.array([[8.0, 7.0], [0.0, 2.0]])
+      >>> [int(n) for n in share_out([first, second], 3)]
+      [1, 2]
+    """
+    flat = [jnp.asarray(s).astype(jnp.float32) for s in scores]
+    most = sum(s.size for s in flat)
+    return list(_share_out(flat, jnp.clip(jnp.asarray(k, jnp.int32), 0, most)))
+
+
+@jax.jit
+def _share_out(scores: list[Array], k: Array) -> list[Array]:
+    views = [_view(s, jnp.zeros((), jnp.int32), tuple(range(s.ndim))) for s in scores]
+
+    def counts(thresholds: list[Array]) -> list[Array]:
+        each = [_counts([v.keys >= t for t in thresholds], v) for v in views]
+        return [_sum(of_one) for of_one in zip(*each, strict=True)]
+
+    top = _top(jnp.float32)
+    every = jnp.asarray(sum(s.size for s in scores), jnp.int32)
+    keys = _Range(np.array(-top - 1, np.int32), 2 * top + 2, every)
+    t, _ = _search(counts, k, keys, min(v.thresholds for v in views), exact=True)
+    reach = [_sum(_counts([v.keys >= t], v)) for v in views]
+    above = [_sum(_counts([v.keys > t], v)) for v in views]
+    left = k - _sum(above)  # what equal scores share, the first arrays first
+    shares = []
+    for n, more in zip(reach, above, strict=True):
+        take = jnp.clip(left, 0, n - more)
+        left = left - take
+        shares.append(more + take)
+    return shares
+
+
+def _sum(counts: Sequence[Array]) -> Array:
+    """The sum of arrays of one entry each."""
+    return jnp.sum(jnp.stack([jnp.reshape(c, ()) for c in counts]), dtype=jnp.int32)
+
+
 class _View(NamedTuple):
     """Keys with every selected axis split in two: (parts, entries of a part)."""
 
@@ -104,7 +155,8 @@ def _mask_by_count(scores: Array, k: Array, axes: tuple[int, ...]) -> Array:
         return view.keys >= t + (view.places < p).astype(t.dtype)
 
     # Nothing to do without ties, for then all counts are right already.
-    p, _ = _search(keep, view, np.array(0, np.int32), view.n, count)
+    few = _Range(np.array(0, np.int32), view.n, count)
+    p, _ = _search(_counting(keep, view), view.need, few, view.thresholds)
     return _merge(keep(p), view)
 
 
@@ -118,23 +170,35 @@ def _kth_by_count(scores: Array, k: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _search_keys(view: _View, top: int, exact: bool = False) -> tuple[Array, Array]:
-    low, every = np.array(-top - 1, view.keys.dtype), jnp.full_like(view.need, view.n)
-    return _search(lambda t: view.keys >= t, view, low, 2 * top + 2, every, exact)
+    every = jnp.full_like(view.need, view.n)
+    keys = _Range(np.array(-top - 1, view.keys.dtype), 2 * top + 2, every)
+    counts = _counting(lambda t: view.keys >= t, view)
+    return _search(counts, view.need, keys, view.thresholds, exact)
+
+
+class _Range(NamedTuple):
+    """Where a search looks: from `low` on, over `size` values; `held` at `low`."""
+
+    low: np.ndarray
+    size: int
+    held: Array
+
+
+Counts = Callable[[list[Array]], list[Array]]  # thresholds -> entries at or above each
+
+
+def _counting(keep: Callable[[Array], Array], view: _View) -> Counts:
+    return lambda thresholds: _counts([keep(t) for t in thresholds], view)
 
 
 def _search(
-    keep: Callable[[Array], Array],
-    view: _View,
-    low: np.ndarray,
-    size: int,
-    count: Array,
-    exact: bool = False,
+    counts: Counts, need: Array, among: _Range, m: int, exact: bool = False
 ) -> tuple[Array, Array]:
-    """Largest t in [low, low + size) with #keep(t) >= need, and #keep(t).
+    """Largest t of a range with `counts(t) >= need`, and that count.
 
-    `count` is #keep(low). Unless `exact`, ends at any t with #keep(t) == need.
+    Counts fall with t; `m` of them are taken in one pass. Unless `exact`, ends at any t
+    with `counts(t) == need`.
     """
-    m, need = view.thresholds, view.need
 
     def unsettled(carry: tuple[Array, Array, Array]) -> Array:
         _, count, step = carry
@@ -142,15 +206,15 @@ def _search(
 
     def narrow(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         t, count, step = carry
-        for c in _counts([keep(t + step * i) for i in range(1, m + 1)], view):
+        for c in counts([t + step * i for i in range(1, m + 1)]):
             t = jnp.where(c >= need, t + step, t)  # counts fall: the first ones hold
             count = jnp.where(c >= need, c, count)
         # The answer is in [t, t + step) now: a step of 1 leaves one candidate.
         return t, count, jnp.where(step > 1, (step - 1) // (m + 1) + 1, 0)
 
-    step = jnp.asarray(-(-size // (m + 1)), low.dtype)
-    t = jnp.full_like(need, low, dtype=low.dtype)
-    return lax.while_loop(unsettled, narrow, (t, count, step))[:2]
+    step = jnp.asarray(-(-among.size // (m + 1)), among.low.dtype)
+    t = jnp.full_like(need, among.low, dtype=among.low.dtype)
+    return lax.while_loop(unsettled, narrow, (t, among.held, step))[:2]
 
 
 def _counts(masks: list[Array], view: _View) -> list[Array]:
@@ -223,6 +287,9 @@ def _parts(scores: Array, axes: tuple[int, ...]) -> tuple[dict[int, int], int]:
 
 def _key(scores: Array) -> Array:
     """Integers in the order of the scores: 0 for both zeros, -top - 1 for NaN."""
+    # XLA folds the bits of a transposed constant in the wrong order (jax 0.10.2, a jit
+    # inside a jit): behind a barrier, which costs nothing, it sees no constant.
+    scores = lax.optimization_barrier(scores)
     bits = lax.bitcast_convert_type(scores, f"int{scores.dtype.itemsize * 8}")
     size = bits & jnp.iinfo(bits.dtype).max
     nan = size > _top(scores.dtype)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -75,10 +75,29 @@ class Prepared:
     restore: Callable[[Sequence[Any]], Any]
 
 
-def prepare(
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A call of a function as one of its arrays alone.
+
+    Attributes:
+      fn: of the arrays, to the arrays of the result.
+      arrays: the parameter leaves, then the argument leaves.
+      paths: path of each parameter leaf.
+      restore: from the arrays of the result to the result of the function.
+      key: equal for calls of the same function that make the same jaxpr.
+    """
+
+    fn: Callable[..., Any]
+    arrays: tuple[Any, ...]
+    paths: tuple[str, ...]
+    restore: Callable[[Sequence[Any]], Any]
+    key: tuple[Hashable, ...]
+
+
+def call(
     fn: Callable[..., Any], params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Prepared:
-    """Traces `fn` to a jaxpr of its array leaves."""
+) -> Call:
+    """Separates arrays from everything else in a call, without tracing it."""
     if not callable(fn):
         raise TypeError(
             f"expected a function of (params, *args), got {type(fn).__name__}; pass "
@@ -87,31 +106,22 @@ def prepare(
     fn, params, args, kwargs, finish = _functional(fn, params, args, kwargs)
     keyed, tree = leaves_by_path(params)
     rest, rest_tree = jax.tree_util.tree_flatten((args, kwargs))
-    leaves = [value for _, value in keyed]
-    held = [_is_array(v) for v in leaves + rest]
-    if not any(held[: len(leaves)]):
-        raise ValueError(
-            f"expected parameters with at least one array, got {type(params).__name__} "
-            "without any; pass the pytree of parameters as the second argument"
-        )
-    arrays = tuple(
-        v for v, is_array in zip(leaves + rest, held, strict=True) if is_array
-    )
+    leaves = [value for _, value in keyed] + rest
+    held = [_is_array(v) for v in leaves]
+    _check_parameters(params, keyed)
     result: list[Any] = []
 
     def flat(*operands):
         stream = iter(operands)
         full = [
             next(stream) if is_array else v
-            for v, is_array in zip(leaves + rest, held, strict=True)
+            for v, is_array in zip(leaves, held, strict=True)
         ]
-        given = jax.tree_util.tree_unflatten(tree, full[: len(leaves)])
-        more, named = jax.tree_util.tree_unflatten(rest_tree, full[len(leaves) :])
+        given = jax.tree_util.tree_unflatten(tree, full[: len(keyed)])
+        more, named = jax.tree_util.tree_unflatten(rest_tree, full[len(keyed) :])
         outs, out_tree = jax.tree_util.tree_flatten(fn(given, *more, **named))
         result[:] = [out_tree, [None if _is_array(o) else (o,) for o in outs]]
         return [o for o in outs if _is_array(o)]
-
-    jaxpr = jax.make_jaxpr(flat)(*arrays)
 
     def restore(outs: Sequence[Any]) -> Any:
         out_tree, fixed = result
@@ -119,14 +129,58 @@ def prepare(
         full = [next(stream) if held is None else held[0] for held in fixed]
         return finish(jax.tree_util.tree_unflatten(out_tree, full))
 
+    arrays = tuple(v for v, is_array in zip(leaves, held, strict=True) if is_array)
+    others = [v for v, is_array in zip(leaves, held, strict=True) if not is_array]
+    return Call(
+        fn=flat,
+        arrays=arrays,
+        paths=tuple(path for path, value in keyed if _is_array(value)),
+        restore=restore,
+        key=(
+            tree,
+            rest_tree,
+            tuple(held),
+            tuple(map(jax.typeof, arrays)),
+            tuple(map(_identity, others)),
+        ),
+    )
+
+
+def _check_parameters(params: Any, keyed: Sequence[tuple[str, Any]]) -> None:
     paths = [path for path, value in keyed if _is_array(value)]
+    if not paths:
+        raise ValueError(
+            f"expected parameters with at least one array, got {type(params).__name__} "
+            "without any; pass the pytree of parameters as the second argument"
+        )
     twice = sorted({path for path in paths if paths.count(path) > 1})
     if twice:
         raise ValueError(
             f"expected parameters with distinct paths, got {twice} twice; rename a key "
             "that contains '/'"
         )
-    return Prepared(jaxpr, arrays, tuple(paths), restore)
+
+
+def _identity(value: Any) -> Hashable:
+    """Equal for arguments that a function cannot tell apart, as far as is known."""
+    try:
+        hash(value)
+    except TypeError:  # nothing to compare: equal to itself alone
+        return id(value)
+    return type(value), value
+
+
+def prepare(
+    fn: Callable[..., Any], params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Prepared:
+    """Traces `fn` to a jaxpr of its array leaves."""
+    return traced(call(fn, params, args, kwargs))
+
+
+def traced(this: Call) -> Prepared:
+    """The jaxpr of a call."""
+    jaxpr = jax.make_jaxpr(this.fn)(*this.arrays)
+    return Prepared(jaxpr, this.arrays, this.paths, this.restore)
 
 
 def analyse(prepared: Prepared) -> flow_kernels.Found:

@@ -14,6 +14,8 @@ new mask. `bbjax.pruner` does the work; this file is where Optax is met.
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,19 +23,22 @@ import jax.numpy as jnp
 import optax
 
 from bbjax import settings
+from bbjax.allocation import Density
 from bbjax.leaves import Leaves
-from bbjax.pruner import Density, Pruner
+from bbjax.moments import reset_moments
+from bbjax.patterns import Pattern
+from bbjax.pruner import Pruner
 from bbjax.rules.base import Rule
 from bbjax.rules.budgeted_broadcast import budgeted_broadcast
-from bbjax.state import Plan, PruneState, unpack
-from bbjax.units import Units
+from bbjax.state import Plan, PruneState, full_mask, unpack
+from bbjax.units import Kernel, Units
 
 
 def transform(
     units: Units,
     rule: Rule | None = None,
     *,
-    density: Density = 0.7,
+    density: Density = settings.DENSITY,
     every: int = 100,
     start: int = 100,
     stop: int | None = None,
@@ -42,6 +47,8 @@ def transform(
     k_min: int = 1,
     ema: float | jax.Array = 0.99,
     dormant_dtype: Any = None,
+    pattern: Pattern | None = None,
+    masks: Mapping[str, Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Prunes the selected kernels to an exact density while they train.
 
@@ -53,7 +60,9 @@ def transform(
         follows, actuator "in".
       rule: from `bb.rules`; `None` is `bb.rules.budgeted_broadcast()`.
       density: kept share of the edges of every kernel and stack slice, in (0, 1]; a
-        float or a schedule of the step (`bb.ramp`).
+        float or a schedule of the step (`bb.ramp`), by default 0.7 (with a pattern
+        `n / m`). A mapping from path patterns gives kernels densities of their own,
+        the first match counts; `bb.erk(density)` shares one budget out by shape.
       every: updates between refreshes, at least 1.
       start: first update (counting from 0) that may refresh; before it, nothing is
         pruned.
@@ -67,6 +76,10 @@ def transform(
       ema: decay of the running means of activity, in [0, 1).
       dormant_dtype: dtype of the stored values of pruned weights; `None` is the
         kernel's own.
+      pattern: groups that edges are kept in, e.g. `bb.n_m(2, 4)`.
+      masks: edges to begin with, by path, bool of the kernel's shape, as `bb.prune`
+        and `bb.masks` return them, one for every budgeted kernel; `None` begins
+        dense. Weights outside them become 0 with the first update and rest.
 
     Returns:
       A transformation whose `update` takes `activity=` (needed if the rule reads it),
@@ -93,7 +106,7 @@ def transform(
       16
     """
     rule = budgeted_broadcast() if rule is None else rule
-    budgeted = settings.check(
+    budgeted, density = settings.check(
         units,
         rule,
         density=density,
@@ -105,6 +118,8 @@ def transform(
         k_min=k_min,
         ema=ema,
         dormant_dtype=dormant_dtype,
+        pattern=pattern,
+        masks=masks,
     )
     pruner = Pruner(
         plan=Plan(budgeted, k_min),
@@ -118,6 +133,60 @@ def transform(
         rescale=bool(rescale),
         ema=ema,
         dormant_dtype=dormant_dtype,
+        pattern=pattern,
+        masks=masks,
+    )
+    return optax.GradientTransformationExtraArgs(pruner.init, pruner.update)
+
+
+def hold(
+    masks: Mapping[str, Any], units: Units | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Keeps masks as they are: pruned entries are 0 after every step.
+
+    To train on after `bb.prune`, under loaded masks, or from a rewound lottery ticket.
+    Last in the chain, as `bb.transform`; it needs neither activity nor gradients.
+
+    Args:
+      masks: by path, bool arrays of the parameter's shape, of any parameters.
+      units: from `bb.trace`; where given, `bb.degrees_of` and `bb.metrics` report on
+        the selected kernels, with on-rates if `activity=` is passed to `update`.
+
+    Returns:
+      A transformation; `bb.masks` reads its state.
+
+    Raises:
+      TypeError: `masks` is no mapping.
+      ValueError: no masks, or one without axes.
+
+    Example:
+      >>> tx = optax.chain(optax.sgd(1.0), hold({"w": jnp.array([True, False])}))
+      >>> params = {"w": jnp.array([1.0, 2.0])}
+      >>> updates, _ = tx.update({"w": jnp.ones(2)}, tx.init(params), params)
+      >>> optax.apply_updates(params, updates)["w"].tolist()
+      [0.0, 0.0]
+    """
+    settings.check_held(masks)
+    budgeted = {} if units is None else units.budgeted
+    kernels = tuple(
+        (units[path], budgeted[path])
+        if units is not None and path in budgeted
+        else (Kernel(path, jnp.shape(mask), stack=tuple(range(jnp.ndim(mask)))), ())
+        for path, mask in masks.items()
+    )
+    pruner = Pruner(
+        plan=Plan(kernels, 0),
+        rule=Rule("hold", operator.attrgetter("mask")),
+        density=1.0,
+        every=1,
+        start=None,
+        stop=None,
+        dormant=False,
+        regrow=False,
+        rescale=False,
+        ema=0.99,
+        dormant_dtype=None,
+        masks=masks,
     )
     return optax.GradientTransformationExtraArgs(pruner.init, pruner.update)
 
@@ -139,7 +208,9 @@ def wrap(
 
     The inner optimizer sees gradients that are 0 at pruned weights, so they gather no
     momentum (what they had gathered before only decays); the rule sees the dense
-    gradients without being passed `grads=`.
+    gradients without being passed `grads=`. Where a rule lets weights come back at 0
+    (RigL, SET, SRigL), their moments begin anew as well; see `bb.reset_moments` for the
+    few optimizers whose moments belong to no single weight.
 
     Args:
       optimizer: any optax optimizer.
@@ -164,6 +235,7 @@ def wrap(
     """
     inner = optax.with_extra_args_support(optimizer)
     outer = transform(units, rule, **settings_)
+    afresh = rule is not None and rule.revive == "zero"
 
     def init(params):
         return WrapState(inner.init(params), outer.init(params))
@@ -173,9 +245,30 @@ def wrap(
         hidden = _mask_gradients(updates, state.prune)
         wanted, inner_state = inner.update(hidden, state.inner, params, **extra)
         landed, prune = outer.update(wanted, state.prune, params, **dense)
+        if afresh:
+            inner_state = _renewed(inner, inner_state, params, state.prune, prune)
         return landed, WrapState(inner_state, prune)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _renewed(
+    inner: Any, state: Any, params: Any, old: PruneState, new: PruneState
+) -> Any:
+    """The inner state with the moments of weights that have just come back anew."""
+    back = {
+        kernel.path: full_mask(
+            kernel, new.bb_masks[kernel.path] & ~old.bb_masks[kernel.path]
+        )
+        for kernel, _ in new.bb_plan.kernels
+    }
+
+    def once(loop):
+        return jnp.zeros((), bool), reset_moments(loop[1], inner.init, params, back)
+
+    # A loop of zero or one iterations, as a refresh: plain steps touch no moments.
+    some = jnp.any(jnp.stack([jnp.any(mask) for mask in back.values()]))
+    return jax.lax.while_loop(lambda loop: loop[0], once, (some, state))[1]
 
 
 def _mask_gradients(updates: Any, state: PruneState) -> Any:

@@ -15,8 +15,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 # JAX reads the variables above when it is first imported.
+import gc
 import itertools
 import random
+import resource
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,6 +54,15 @@ def seeded(request: pytest.FixtureRequest) -> None:
     """Seeds the global generators of numpy and Python before every test."""
     random.seed(_seed(request))
     np.random.seed(_seed(request))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_memory() -> Iterator[None]:
+    """Forgets compiled programs once a worker has grown large."""
+    yield
+    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 3 * 2**20:  # KiB
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

@@ -133,14 +133,17 @@ def _check(rule, devices, kind, spec):
     assert [shard.data.size for shard in bits] == [256 * 512 // 8 // devices] * devices
 
 
-BRIEF = {("Auto", "rows"), ("Explicit", "columns")}
+def _brief(rule, kind, spec):
+    return (kind, spec) == ("Explicit", "columns") or (
+        RULES[rule].core and (kind, spec) == ("Auto", "rows")
+    )
 
 
-@rules
 @pytest.mark.parametrize(
-    "kind, spec",
+    "rule, kind, spec",
     [
-        pytest.param(k, s, marks=() if (k, s) in BRIEF else pytest.mark.slow)
+        pytest.param(r, k, s, marks=() if _brief(r, k, s) else pytest.mark.slow)
+        for r in RULES
         for k in ("Auto", "Explicit")
         for s in SPECS
     ],
@@ -164,8 +167,8 @@ ODD = {("log_odds", "mlp"), ("random", "mlp"), ("log_odds", "conv")}
     "rule, name",
     [
         pytest.param(r, n, marks=() if (r, n) in ODD else pytest.mark.slow)
-        for r in RULES
-        for n in CASES
+        for r, row in RULES.items()
+        for n in row.cases
     ],
 )
 def test_shards_that_no_byte_fits(rule, name):

@@ -21,7 +21,7 @@ def _update(rule, **changes):
     """One update of the MLP with some of its arguments changed."""
     params, grads, activity = _arguments()
     tx = rule if hasattr(rule, "update") else pruner(RULES[rule])
-    given = {"params": params, "activity": activity} | changes
+    given = {"params": params, "activity": activity, "grads": grads} | changes
     return tx.update(grads, tx.init(params), given.pop("params"), **given)
 
 
@@ -44,7 +44,9 @@ def test_missing_activity(rule):
 def test_activity_may_be_left_out_by_rules_that_do_not_read_it(rule):
     params, grads, _ = _arguments()
     tx = pruner(RULES[rule])
-    updates, _ = jax.eval_shape(tx.update, grads, tx.init(params), params)
+    updates, _ = jax.eval_shape(
+        lambda g, s, p: tx.update(g, s, p, grads=g), grads, tx.init(params), params
+    )
     assert set(updates) == set(params)
 
 
@@ -73,7 +75,7 @@ def _toy(*needs):
         score = seen.magnitude
         if seen.grads is not None:
             score = jnp.abs(seen.grads)
-        return bb.rules.base.pooled(seen, score, seen.budget)
+        return bb.rules.selection.best(seen, score, seen.budget)
 
     rule = bb.rules.Rule("toy", select, needs=needs)
     return bb.transform(MLP.units, rule, density=DENSITY, start=0)
@@ -83,14 +85,17 @@ def test_statistic_that_was_not_measured():
     expected = (
         "expected statistic 'mean_square' of the inputs of 'up'.*needs=rule.needs"
     )
+    _, _, activity = _arguments()
+    bare = dataclasses.replace(activity["up"].inputs, mean_square=None)
+    partial = activity | {"up": activity["up"]._replace(inputs=bare)}
     with pytest.raises(ValueError, match=expected):
-        _update(_toy("inputs.mean_square"))
+        _update(_toy("inputs.mean_square"), activity=partial)
 
 
 def test_missing_gradients():
     expected = "expected dense gradients, which rule 'toy' needs, got None.*grads=grads"
     with pytest.raises(ValueError, match=expected):
-        _update(_toy("grads"))
+        _update(_toy("grads"), grads=None)
 
 
 def test_gradients_reach_the_rule():

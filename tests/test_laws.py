@@ -7,10 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import bbjax as bb
 from bbjax import laws
 
 RATES = np.array([[0.02, 0.1, 0.5, 0.9], [0.4, 0.45, 0.3, 0.99]], np.float32)
-LAWS = [laws.log_odds(), laws.log_odds(0.1), laws.threshold(), laws.linear()]
+LAWS = [
+    laws.log_odds(),
+    laws.log_odds(0.1),
+    laws.threshold(),
+    laws.linear(),
+    laws.three_zone(middle=0.6),
+    laws.quantile(),
+]
 BY_NAME = pytest.mark.parametrize("law", LAWS, ids=lambda law: law.name)
 
 
@@ -72,6 +80,67 @@ def test_linear_and_uniform():
     np.testing.assert_allclose(linear, [0.75, 1e-6], rtol=1e-6)
     assert laws.uniform().profile(a, jnp.float32(8)).tolist() == [0, 0]
     assert laws.uniform().combine == "shift" and laws.linear().combine == "scale"
+
+
+def test_three_zones_as_published():
+    """Bounds belong to the middle zone, which keeps everything."""
+    a = jnp.array([0.0, 0.099, 0.1, 0.5, 0.7, 0.701, 1.0], jnp.float32)
+    want = np.array([0.9, 0.9, 1, 1, 1, 0.3, 0.3])
+    profile = laws.three_zone().profile(a, jnp.float32(8))
+    np.testing.assert_allclose(profile, want, rtol=1e-6)
+    np.testing.assert_allclose(laws.three_zone().edges(a, 200), 200 * want, rtol=1e-6)
+    mine = laws.three_zone(rare=0.8, busy=0.4, low=0.3, high=0.6, middle=0.5)
+    np.testing.assert_allclose(mine.edges(a, 10), [8, 8, 8, 5, 4, 4, 4], rtol=1e-6)
+
+
+def by_quantiles(a, rare=0.9, busy=0.5, low=0.3, high=0.7):
+    """The notebook's law, in float64."""
+    a = np.asarray(a, np.float64)
+    ends = (np.quantile(a, q, axis=-1, keepdims=True) for q in (low, high))
+    at_low, at_high = ends
+    share = np.clip((a - at_low) / (at_high - at_low), 0, 1)
+    return rare + (busy - rare) * share
+
+
+@pytest.mark.parametrize("units", [2, 11])
+def test_quantile_is_linear_between_two_quantiles(units, getkey):
+    a = np.asarray(jax.random.uniform(getkey(), (2, units)))
+    law, mine = laws.quantile(), dict(rare=0.8, busy=0.1, low=0.0, high=0.5)
+    np.testing.assert_allclose(law.edges(a, 64), 64 * by_quantiles(a), atol=2e-3)
+    np.testing.assert_allclose(
+        laws.quantile(**mine).profile(a, jnp.float32(1)),
+        by_quantiles(a, **mine),
+        atol=5e-5,
+    )
+
+
+def test_quantile_of_equal_rates_counts_all_as_rare():
+    """As published: without two different quantiles there is no line between them."""
+    rates = jnp.array([0.1, 0.4, 0.4, 0.4, 0.4, 0.8])
+    assert laws.quantile().edges(rates, 10).round().tolist() == [9] * 6
+    assert laws.quantile().edges(jnp.array([0.5]), 10).round().tolist() == [9]
+
+
+def test_degrees_of_the_threshold():
+    law = laws.threshold(8.0, clip=0.01)
+    a = jnp.array([0.0, 0.01, 0.25, 1.0])
+    np.testing.assert_allclose(law.edges(a, 100), [800, 800, 32, 8], rtol=1e-4)
+
+
+def test_some_laws_say_degrees_only_up_to_a_budget():
+    for law in (laws.log_odds(), laws.uniform(), laws.linear()):
+        assert law.edges is None
+
+
+@pytest.mark.parametrize("name", ["three_zone", "quantile"])
+def test_relative_densities_under_a_budget(name):
+    """A budget rescales them: degrees keep their ratios, as far as bounds allow."""
+    law = getattr(laws, name)()
+    a = jnp.array([0.05, 0.05, 0.05, 0.95, 0.95, 0.95])
+    busy = {"three_zone": 0.3, "quantile": 0.5}[name]
+    k = bb.degrees(a, fan=1000, density=0.3, law=law)
+    assert int(k.sum()) == 1800
+    assert int(k[0]) / int(k[-1]) == pytest.approx(0.9 / busy, rel=0.01)
 
 
 @BY_NAME
@@ -141,3 +210,17 @@ def test_bad_slope_and_threshold(bad):
 def test_bad_clip(factory, clip):
     with pytest.raises(ValueError, match=r"clip: expected .*0\.5\), got .*; it is"):
         factory(clip=clip)
+
+
+@pytest.mark.parametrize("factory", [laws.three_zone, laws.quantile])
+def test_bad_zones(factory):
+    for bad in (0.0, 1.5, float("nan"), -1):
+        with pytest.raises(ValueError, match="busy: expected a density in .*; it is"):
+            factory(busy=bad)
+    with pytest.raises(ValueError, match="rare: expected a density"):
+        factory(rare=2)
+    for low, high in ((0.5, 0.4), (-0.1, 0.5), (0.5, 1.1), (float("nan"), 0.5)):
+        with pytest.raises(ValueError, match="low, high: expected .*; they are the en"):
+            factory(low=low, high=high)
+    with pytest.raises(ValueError, match="middle: expected a density"):
+        laws.three_zone(middle=0)

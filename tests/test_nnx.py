@@ -161,7 +161,12 @@ def test_parameters_split_from_the_rest_are_plain_jax(batch):
         return loss_fn(model, batch), nnx.state(model, nnx.Not(nnx.Param))
 
     units = bb.trace(split_loss, params, rest, batch)
-    assert units == bb.trace(loss_fn, model, batch)
+    whole = bb.trace(loss_fn, model, batch)
+    assert units.paths == whole.paths  # of the module running means are leaves as well
+    for path in units.paths:
+        mine, its = units[path], whole[path]
+        assert (mine.roles, mine.bias, mine.reads) == (its.roles, its.bias, its.reads)
+        assert set(mine.companions) <= set(its.companions)
     tx = chain(units)
     opt_state = tx.init(params)
 

@@ -1,4 +1,4 @@
-"""What the README shows, runs.
+"""What the README and the pages beside the code show, runs.
 
 Every block fenced ```python is executed in order; a block whose first line is
 `# continues` goes on in the namespace of the block before it. Blocks fenced
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "bbjax").rglob("*.md"))]
 _BLOCK = re.compile(
     r"(?:^<!-- setup[ \t]*\n(.*?)^-->[ \t]*\n)?^```python[ \t]*\n(.*?)^```[ \t]*$",
     re.MULTILINE | re.DOTALL,
@@ -32,7 +33,12 @@ def chains(text: str) -> list[list[tuple[int, str]]]:
     return found
 
 
-CHAINS = chains(README.read_text(encoding="utf-8")) if README.exists() else []
+SHOWN = [
+    pytest.param(page, chain, id=f"{page.relative_to(ROOT)}:{chain[0][0]}")
+    for page in PAGES
+    if page.exists()
+    for chain in chains(page.read_text(encoding="utf-8"))
+]
 
 
 def test_blocks_are_found_chained_and_left_out():
@@ -46,11 +52,11 @@ def test_blocks_are_found_chained_and_left_out():
     ]
 
 
-@pytest.mark.skipif(not CHAINS, reason="README.md shows no python block that runs")
-@pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: f"line{chain[0][0]}")
-def test_readme_block_runs(chain, lenient, tmp_path, monkeypatch):
+@pytest.mark.skipif(not SHOWN, reason="no page shows a python block that runs")
+@pytest.mark.parametrize("page, chain", SHOWN)
+def test_block_runs(page, chain, lenient, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "readme"}
     for line, source in chain:
-        # The padding gives tracebacks the line numbers of the README.
-        exec(compile("\n" * line + source, str(README), "exec"), namespace)
+        # The padding gives tracebacks the line numbers of the page.
+        exec(compile("\n" * line + source, str(page), "exec"), namespace)

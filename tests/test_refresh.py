@@ -9,7 +9,7 @@ import pytest
 from runs import QUICK, candidates, dense
 
 import bbjax as bb
-from bbjax.refresh import refresh, scale_of
+from bbjax.refresh import look, scale_of, settle
 
 KERNEL = dense(6, 4)
 CONV = bb.Kernel("w", (3, 3, 4, 2), spatial=(0, 1), fan_in=(2,), fan_out=(3,))
@@ -22,17 +22,12 @@ GROUPED = bb.Kernel(
 )
 
 
-def keep_these(mask):
-    """A rule that has made up its mind."""
-    return bb.rules.Rule("fixed", lambda seen: jnp.asarray(mask))
-
-
 @functools.partial(
     jax.jit, static_argnames=("kernel", "rescale"), compiler_options=QUICK
 )
 def _run(kernel, keep, mask, w, dormant, rescale):
-    seen = candidates(kernel, w, 0, mask=mask)
-    return refresh(keep_these(keep), seen, w, dormant, rescale=rescale)
+    sight = look(candidates(kernel, w, 0, mask=mask), dormant, rescale=rescale)
+    return settle(sight, keep, None if dormant is None else dormant.dtype)
 
 
 def run(kernel, keep, mask, w, dormant, rescale=False):
@@ -68,17 +63,9 @@ def test_what_rests_and_what_comes_back(example):
 def test_the_rule_sees_latent_weights(example):
     """Weights where kept, their dormant values where pruned, both without the scale."""
     mask, _, w, dormant = example
-    seen = []
-
-    def spy(view):
-        seen.append(view)
-        return view.mask
-
-    view = candidates(KERNEL, None, 0, mask=jnp.asarray(mask))
-    rule = bb.rules.Rule("spy", spy)
-    for rescale in (False, True):
-        refresh(rule, view, jnp.asarray(w), jnp.asarray(dormant), rescale=rescale)
-    refresh(rule, view, jnp.asarray(w), None, rescale=False)
+    view = candidates(KERNEL, jnp.asarray(w), 0, mask=jnp.asarray(mask))
+    rest = [(jnp.asarray(dormant), False), (jnp.asarray(dormant), True), (None, False)]
+    seen = [look(view, d, rescale=rescale).seen for d, rescale in rest]
     plain, unscaled, without = [np.asarray(v.weights) for v in seen]
     np.testing.assert_array_equal(plain, np.where(mask, w, dormant))
     scale = np.sqrt(6 / mask.sum(0))

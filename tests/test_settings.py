@@ -155,7 +155,7 @@ def test_traced_numbers_are_taken_on_trust():
     def got(density, ema):
         tx = transform(rule=MAGNITUDE, density=density, ema=ema)
         w = jnp.ones(KERNEL.shape)
-        return tx.update({"w": w}, tx.init({"w": w}), {"w": w})[1].bb_density
+        return tx.update({"w": w}, tx.init({"w": w}), {"w": w})[1].bb_density["w"]
 
     assert float(jax.jit(got, compiler_options=QUICK)(0.25, 0.9)) == 0.25
 
@@ -248,7 +248,7 @@ BAD_UPDATES = {
         {"activity": {"w": Activity(GOOD["w"].inputs, None)}},
     ),
     "another shape": (
-        r"outputs.on_rate of 'w' of shape \(4,\), got \(6,\); statistics are per unit",
+        r"outputs.on_rate of 'w' of shape \(4,\), got \(6,\); measure it with",
         {"activity": {"w": Activity(GOOD["w"].inputs, GOOD["w"].inputs)}},
     ),
     "not finite": (

@@ -44,6 +44,7 @@ class Use:
       op: the primitive's name.
       scope: where the product is.
       atom: the operand that holds the activation.
+      eqn: the product itself.
     """
 
     weight: int
@@ -57,6 +58,7 @@ class Use:
     op: str
     scope: Scope = ()
     atom: object = None
+    eqn: Any = dataclasses.field(default=None, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +76,13 @@ class Found:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Numbers:
+class Numbers:
     """Axes of the two operands of a product, by meaning, and of its result."""
 
     batch: tuple[tuple[int, ...], tuple[int, ...]]
     contract: tuple[tuple[int, ...], tuple[int, ...]]
     free: tuple[tuple[int, ...], tuple[int, ...]]
-    result: tuple[tuple[int, int], ...]  # (operand, axis) of each axis of the result
+    result: tuple[tuple[int, int], ...]  # (operand, axis); axis -1 for a window's
     spatial: tuple[int, ...] = ()
     groups: int = 1
 
@@ -101,6 +103,7 @@ def classify(
     if isinstance(roles, str):
         return _no_use(eqn, values, shape, sides, roles)
     use = _use(values, numbers, kernel, roles, scans, number, name)
+    use = dataclasses.replace(use, eqn=eqn)
     return Found(_result(values, numbers, kernel, use, shape), use)
 
 
@@ -186,7 +189,7 @@ def _has_units(operand: Sequence[Axis], axes: Sequence[int]) -> bool:
 
 
 # Dimension numbers ---------------------------------------------------------------
-def _dot_numbers(eqn: Any) -> _Numbers:
+def _dot_numbers(eqn: Any) -> Numbers:
     (contract, batch) = eqn.params["dimension_numbers"]
     contract = tuple(tuple(c) for c in contract)
     batch = tuple(tuple(b) for b in batch)
@@ -199,15 +202,15 @@ def _dot_numbers(eqn: Any) -> _Numbers:
         for i in (0, 1)
     )
     result = [(0, a) for a in batch[0] + free[0]] + [(1, a) for a in free[1]]
-    return _Numbers(batch, contract, free, tuple(result))  # type: ignore[arg-type]
+    return Numbers(batch, contract, free, tuple(result))  # type: ignore[arg-type]
 
 
-def _conv_numbers(eqn: Any) -> _Numbers:
+def _conv_numbers(eqn: Any) -> Numbers:
     dims = eqn.params["dimension_numbers"]
     lhs, rhs, out = dims.lhs_spec, dims.rhs_spec, dims.out_spec
     result: list[tuple[int, int]] = [(0, -1)] * len(out)
     result[out[0]], result[out[1]] = (0, lhs[0]), (1, rhs[0])
-    return _Numbers(
+    return Numbers(
         batch=((), ()),
         contract=((lhs[1],), (rhs[1],)),
         free=((lhs[0],), (rhs[0],)),
@@ -220,9 +223,16 @@ def _conv_numbers(eqn: Any) -> _Numbers:
 _NUMBERS = {"dot_general": _dot_numbers, "conv_general_dilated": _conv_numbers}
 
 
+def numbers(eqn: Any) -> Numbers | None:
+    """Meaning of the axes of a product; None if it is not one that is followed."""
+    if eqn.primitive.name not in _NUMBERS or _unreadable(eqn):
+        return None
+    return _NUMBERS[eqn.primitive.name](eqn)
+
+
 # Roles ---------------------------------------------------------------------------
 def _roles(
-    value: Value, numbers: _Numbers, kernel: int, scans: tuple[Scope, ...]
+    value: Value, numbers: Numbers, kernel: int, scans: tuple[Scope, ...]
 ) -> tuple[tuple[Part, str], ...] | str:
     """The role of each part of the parameter, or why they cannot be told."""
     roles: dict[Part, str] = {}

@@ -20,10 +20,11 @@ import heapq
 import math
 from collections.abc import Sequence
 
+from bbjax.flow import links
 from bbjax.flow.contract import Use
 from bbjax.flow.values import Axis, Part, Value
 from bbjax.flow.walk import Flow, Scope
-from bbjax.units import Kernel, Side
+from bbjax.kernel import Kernel, Side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Tap:
       layers: for each enclosing scan, outermost first, the scope of its body and the
         part of the parameter that it runs over, or None if the statistic is summed
         over its iterations.
+      use: the use of the kernel whose units these are.
     """
 
     kernel: str
@@ -49,6 +51,7 @@ class Tap:
     axes: tuple[int, ...]
     parts: tuple[Axis, ...]
     layers: tuple[tuple[Scope, Part | None], ...]
+    use: Use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +83,8 @@ def find(
         by_weight.setdefault(use.weight, []).append(use)
     doubts = {w: why for w, why in flow.doubts.items() if w not in by_weight}
     problems = {paths[w]: why for w, why in (doubts | flow.problems).items()}
-    kernels, taps = [], []
+    kernels: dict[int, Kernel] = {}
+    taps = []
     for weight, uses in by_weight.items():
         laid = [_layout(u, shapes[weight]) for u in uses]
         why = _conflict(uses, laid)
@@ -88,23 +92,22 @@ def find(
             problems.setdefault(paths[weight], why)
             continue
         spots = [_measured(flow, u, reaching) for u in uses]
-        kernels.append(
-            Kernel(
-                path=paths[weight],
-                shape=shapes[weight],
-                dtype=dtypes[weight],
-                op=uses[0].op,
-                uses=len(uses),
-                nonlinearity=_common([s.nonlinearity for _, s in spots]),
-                hidden=any(reaching[flow.use_nodes[u.number]] for u in uses),
-                reads=_reads(flow, uses, paths),
-                **laid[0],  # type: ignore[arg-type]
-            )
+        kernels[weight] = Kernel(
+            path=paths[weight],
+            shape=shapes[weight],
+            dtype=dtypes[weight],
+            op=uses[0].op,
+            uses=len(uses),
+            nonlinearity=_common([s.nonlinearity for _, s in spots]),
+            hidden=any(reaching[flow.use_nodes[u.number]] for u in uses),
+            reads=_reads(flow, uses, paths),
+            **laid[0],  # type: ignore[arg-type]
         )
         for use, (node, value) in zip(uses, spots, strict=True):
             taps.append(_input_tap(use, paths[weight]))
             taps.append(_output_tap(flow, use, paths[weight], node, value))
-    return Found(tuple(kernels), tuple(sorted(problems.items())), tuple(taps))
+    linked = tuple(links.linked(flow, kernels, paths, shapes))
+    return Found(linked, tuple(sorted(problems.items())), tuple(taps))
 
 
 # Layout --------------------------------------------------------------------------
@@ -258,7 +261,8 @@ def _own_parts(use: Use, value: Value, axis: Axis) -> Axis:
 
 # Taps ----------------------------------------------------------------------------
 def _input_tap(use: Use, path: str) -> Tap:
-    return Tap(path, "inputs", use.scope, use.atom, use.axes, use.parts, use.layers)
+    layers = use.layers
+    return Tap(path, "inputs", use.scope, use.atom, use.axes, use.parts, layers, use)
 
 
 def _output_tap(flow: Flow, use: Use, path: str, node: int, value: Value) -> Tap:
@@ -270,4 +274,4 @@ def _output_tap(flow: Flow, use: Use, path: str, node: int, value: Value) -> Tap
     ]
     axes = tuple(i for i, _ in carried)
     parts = tuple(p for _, p in carried)
-    return Tap(path, "outputs", scope, var, axes, parts, use.layers)
+    return Tap(path, "outputs", scope, var, axes, parts, use.layers, use)

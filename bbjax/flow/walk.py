@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,30 @@ TRANSPARENT = frozenset(
 REMAT = frozenset("remat remat2 checkpoint".split())
 
 
+How = Literal["given", "copy", "step", "product", "slice", "held", "border"]
+
+
+class Made(NamedTuple):
+    """How a node came about.
+
+    Attributes:
+      how: `"given"` from outside, the `"copy"` of its source in another scope, by a
+        `"step"` without a body or a `"product"`; inside a scan or a branch, the
+        `"slice"` of a stacked source or a source `"held"` fixed; else at a `"border"`
+        that units do not cross.
+      sources: the nodes it was made from, in order.
+      eqn: the equation; None if none made it.
+      at: which output of the equation it is.
+      literal: the constant it is, where it is written in place.
+    """
+
+    how: How
+    sources: tuple[int, ...] = ()
+    eqn: Any = None
+    at: int = 0
+    literal: Any = None
+
+
 @dataclasses.dataclass
 class Flow:
     """What `walk` records.
@@ -40,11 +64,13 @@ class Flow:
     Attributes:
       values: what is known of each node.
       places: scope and variable of each node.
+      made: how each node was made.
       readers: nodes computed from each node.
       uses: every kernel use, in program order.
       use_nodes: node of each use's output.
       operand_of: kernel uses that read a node as their activation.
       escapes: nodes that leave a scope which runs again (scan carries).
+      watched: nodes that decide what else happens, with the name of the operation.
       untappable: nodes that cannot be measured where they are.
       problems: reason by parameter, for those that reach a multiplication unseen.
       doubts: the same, for those that may be kernels elsewhere.
@@ -52,11 +78,13 @@ class Flow:
 
     values: list[Value] = dataclasses.field(default_factory=list)
     places: list[tuple[Scope, Any]] = dataclasses.field(default_factory=list)
+    made: list[Made] = dataclasses.field(default_factory=list)
     readers: list[list[int]] = dataclasses.field(default_factory=list)
     uses: list[contract.Use] = dataclasses.field(default_factory=list)
     use_nodes: list[int] = dataclasses.field(default_factory=list)
     operand_of: dict[int, list[int]] = dataclasses.field(default_factory=dict)
     escapes: set[int] = dataclasses.field(default_factory=set)
+    watched: dict[int, str] = dataclasses.field(default_factory=dict)
     untappable: set[int] = dataclasses.field(default_factory=set)
     problems: dict[int, str] = dataclasses.field(default_factory=dict)
     doubts: dict[int, str] = dataclasses.field(default_factory=dict)
@@ -68,7 +96,7 @@ def walk(closed: Any, inputs: Sequence[Value]) -> Flow:
     flow = Flow()
     walker = _Walker(flow)
     jaxpr, consts = jaxprs.opened(closed)
-    nodes = [walker.node(v, (), None, ()) for v in inputs]
+    nodes = [walker.node(v, (), None, Made("given")) for v in inputs]
     flow.outputs = tuple(walker.body(jaxpr, consts, nodes, ()))
     return flow
 
@@ -79,12 +107,13 @@ class _Walker:
     opaque: tuple[str, ...] = ()
     scans: tuple[Scope, ...] = ()  # bodies of the enclosing scans, outermost first
 
-    def node(self, value: Value, scope: Scope, var: Any, sources: Sequence[int]) -> int:
+    def node(self, value: Value, scope: Scope, var: Any, made: Made) -> int:
         number = len(self.flow.values)
         self.flow.values.append(value)
         self.flow.places.append((scope, var))
+        self.flow.made.append(made)
         self.flow.readers.append([])
-        for source in sources:
+        for source in made.sources:
             self.flow.readers[source].append(number)
         if var is None or self.opaque:
             self.flow.untappable.add(number)
@@ -96,15 +125,17 @@ class _Walker:
         """Follows the equations of a jaxpr; returns the nodes of its outputs."""
         env: dict[Any, int] = {}
         for var, const in zip(jaxpr.constvars, consts, strict=False):
-            env[var] = self.node(_constant(const), scope, var, ())
+            env[var] = self.node(_constant(const), scope, var, Made("given"))
         for var in list(jaxpr.constvars)[len(consts) :]:
-            env[var] = self.node(plain(var.aval.shape), scope, var, ())
+            env[var] = self.node(plain(var.aval.shape), scope, var, Made("given"))
         for var, arg in zip(jaxpr.invars, args, strict=True):
-            env[var] = self.node(self.flow.values[arg], scope, var, (arg,))
+            made = Made("copy", (arg,))
+            env[var] = self.node(self.flow.values[arg], scope, var, made)
 
         def read(atom: Any) -> int:
             if jaxprs.is_literal(atom):
-                return self.node(_constant(atom.val), scope, None, ())
+                made = Made("given", literal=atom.val)
+                return self.node(_constant(atom.val), scope, None, made)
             return env[atom]
 
         for index, eqn in enumerate(jaxpr.eqns):
@@ -122,9 +153,11 @@ class _Walker:
             return [self.contraction(eqn, ins, values, scope, index)]
         if not _bodies(eqn):
             outs = transfer(eqn, values)
+            if not eqn.outvars and not name.startswith("debug"):
+                self.flow.watched.update(dict.fromkeys(ins, name))
             return [
-                self.node(v, scope, var, ins)
-                for v, var in zip(outs, eqn.outvars, strict=True)
+                self.node(v, scope, var, Made("step", tuple(ins), eqn, at))
+                for at, (v, var) in enumerate(zip(outs, eqn.outvars, strict=True))
             ]
         follow = _FOLLOW.get(name, _Walker.opaque_call)
         return follow(self, eqn, ins, scope, index)
@@ -135,13 +168,15 @@ class _Walker:
         """Nodes outside a call for the results of its bodies."""
         outs = []
         for i, var in enumerate(eqn.outvars):
-            sources = [r[i] for r in results]
+            sources = tuple(r[i] for r in results)
             value = self.flow.values[sources[0]]
             shape = tuple(getattr(var.aval, "shape", ()))
+            made = Made("copy", sources, eqn, i)
             if not keep or value.shape != shape or len(sources) > 1:
                 known = [self.flow.values[s] for s in sources]
                 value = forget(eqn.primitive.name, known, shape)
-            outs.append(self.node(value, scope, var, sources))
+                made = made._replace(how="border")
+            outs.append(self.node(value, scope, var, made))
         return outs
 
     # Kinds of calls --------------------------------------------------------------
@@ -169,12 +204,12 @@ class _Walker:
         scan = (*scope, (index, 0))
         args = []
         for i, node in enumerate(ins):
-            value = _unowned(self.flow.values[node])
-            if i >= fixed:
+            value, how = _unowned(self.flow.values[node]), _entry(i, held, fixed)
+            if how == "slice":
                 value = _slice_of(value, scan)
-            elif i >= held:
+            elif how == "border":
                 value = self.carried(value, "scan")
-            args.append(self.node(value, scope, None, (node,)))
+            args.append(self.node(value, scan, None, Made(how, (node,), eqn)))
         outer, self.scans = self.scans, (*self.scans, scan)
         inner = self.body(jaxpr, consts, args, scan)
         self.scans = outer
@@ -183,8 +218,12 @@ class _Walker:
 
     def cond(self, eqn, ins, scope, index) -> list[int]:
         """A choice between branches; the first operand is the choice."""
+        self.flow.watched[ins[0]] = "cond"
         args = [
-            self.node(_unowned(self.flow.values[i]), scope, None, (i,)) for i in ins[1:]
+            self.node(
+                _unowned(self.flow.values[i]), scope, None, Made("held", (i,), eqn)
+            )
+            for i in ins[1:]
         ]
         results = [
             self.body(jaxpr, consts, args, (*scope, (index, branch)))
@@ -200,7 +239,9 @@ class _Walker:
         jaxpr, consts = bodies[0]
         followable = len(bodies) == 1 and len(jaxpr.invars) == len(ins)
         if followable:
-            inner = self.body(jaxpr, consts, ins, (*scope, (index, 0)))
+            inner = self.body(
+                jaxpr, consts, self.let_in(eqn, ins, scope), (*scope, (index, 0))
+            )
             shapes = [self.flow.values[i].shape for i in inner]
             followable = shapes == [tuple(v.aval.shape) for v in eqn.outvars]
         elif name.startswith("while"):
@@ -211,16 +252,28 @@ class _Walker:
         if followable:
             return self.leave(eqn, scope, [inner], keep=True)
         values = [self.flow.values[i] for i in ins]
+        made = Made("border", tuple(ins), eqn)
         return [
-            self.node(forget(name, values, v.aval.shape), scope, v, ins)
+            self.node(forget(name, values, v.aval.shape), scope, v, made)
             for v in eqn.outvars
+        ]
+
+    def let_in(self, eqn: Any, ins: Sequence[int], scope: Scope) -> list[int]:
+        """Operands of a body; only one with its own derivative is like any other."""
+        if eqn.primitive.name.startswith("custom_"):
+            return list(ins)
+        return [
+            self.node(self.flow.values[i], scope, None, Made("border", (i,), eqn))
+            for i in ins
         ]
 
     def while_bodies(self, eqn, ins, scope, index) -> None:
         """Looks for uses in the body of a while loop."""
         skip, held = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
         args = [
-            self.node(_unowned(self.flow.values[i]), scope, None, (i,))
+            self.node(
+                _unowned(self.flow.values[i]), scope, None, Made("border", (i,), eqn)
+            )
             for i in ins[skip:]
         ]
         for carried in args[held:]:
@@ -250,7 +303,7 @@ class _Walker:
             self.flow.problems.setdefault(weight, reason)
         for weight, reason in found.doubts:
             self.flow.doubts.setdefault(weight, reason)
-        use = found.use
+        use, made = found.use, Made("product", tuple(ins), eqn)
         if use is not None and self.opaque:
             reason = f"used inside {self.opaque[-1]}, whose body cannot be measured"
             self.flow.problems[use.weight] = reason
@@ -259,9 +312,9 @@ class _Walker:
             value = found.value
             if found.use is not None:
                 value = plain(value.shape, frozenset({DATA}))
-            return self.node(value, scope, eqn.outvars[0], ins)
+            return self.node(value, scope, eqn.outvars[0], made)
         use = dataclasses.replace(use, scope=scope, atom=eqn.invars[use.operand])
-        node = self.node(found.value, scope, eqn.outvars[0], ins)
+        node = self.node(found.value, scope, eqn.outvars[0], made)
         self.flow.uses.append(use)
         self.flow.use_nodes.append(node)
         self.flow.operand_of.setdefault(ins[use.operand], []).append(node)
@@ -274,6 +327,13 @@ _FOLLOW: dict[str, Callable[..., list[int]]] = {
     "scan": _Walker.scan,
     "cond": _Walker.cond,
 }
+
+
+def _entry(index: int, held: int, fixed: int) -> How:
+    """How an operand of a scan enters its body."""
+    if index >= fixed:
+        return "slice"
+    return "border" if index >= held else "held"
 
 
 def _constant(const: Any) -> Value:

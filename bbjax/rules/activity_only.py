@@ -10,7 +10,8 @@ and so is the control that isolates what the traffic idea adds.
 from __future__ import annotations
 
 from bbjax import laws
-from bbjax.rules.base import Rule, select_by_law
+from bbjax.rules.base import Rule
+from bbjax.rules.selection import select_by_law
 
 
 def activity_only() -> Rule:

@@ -1,36 +1,24 @@
 """What a rule is, and what it is given.
 
-A rule decides *which* edges of one kernel are kept. It is a frozen record of a `select`
-function and of what that function needs; it sees a `Candidates` view of the kernel and
-returns a mask. Everything else (schedules, dormant weights, state, statistics) is the
-transform's business. Most rules are *law x score*: a law turns on-rates into a degree
-for each unit, and each unit keeps its highest-scored edges:
-
-    k = solve(law(on_rate), budget)          mask = top_k_mask(score, k)
-
-With both actuators on one kernel each side selects by itself. Edges that both keep
-stay; those that only one side keeps compete, by score relative to the higher of the two
-sides' thresholds, for the rest of the budget, which is met exactly.
-
-Other methods fit the same interface: RigL reads `mask`, `grads` and `step`, NNrelief
-and Wanda read statistics of `inputs`; neither needs more than `select`.
+A rule decides *which* edges are kept. It is a frozen record of a `select` function and
+of what that function needs; it sees a `Candidates` view of one kernel and returns a
+mask, or, where edges compete across kernels (`joint`), a `Group` of such views and
+returns as many masks. Everything else (schedules, dormant weights, state, statistics)
+is the business of `bb.transform` and `bb.prune`. `bbjax.rules.selection` has the parts
+that most rules are made of; they respect budgets, N:M patterns, prune-only runs and
+meshes, so that a rule made of them does as well.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import operator
-from collections.abc import Callable, Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from bbjax import placement
-from bbjax.degrees import solve
-from bbjax.laws import Law
-from bbjax.topk import kth_largest, top_k_mask
+from bbjax.patterns import Pattern
 from bbjax.units import Actuator, Kernel, Side
 
 
@@ -47,13 +35,17 @@ class Candidates:
       weights: latent weights, shape `kernel.split`; a pruned weight has the value it
         would come back with (0 where nothing comes back).
       mask: edges kept so far, per edge.
-      statistics: averages by `"side.statistic"`, shape `stack + units`.
-      budget: edges to keep, int32, shape `kernel.stack_shape`.
+      statistics: averages by `"side.statistic"`, shape `stack + units` (see
+        `bb.activity` for those of other shapes).
+      budget: edges to keep, int32, shape `kernel.stack_shape`; all of them where the
+        density is an outcome of the rule.
       k_min: least degree of a unit.
       regrow: whether pruned edges may return.
-      step: number of the update, int32.
+      step: number of the update, int32; 0 in `bb.prune`.
       grads: dense gradients, shape `kernel.split`, where the rule needs them.
       index: position of the kernel among the budgeted ones, to draw its own noise.
+      bias: the bias of the output units, `stack + units`, or None.
+      pattern: groups that the edges of a unit are kept in, or None.
     """
 
     kernel: Kernel
@@ -67,6 +59,8 @@ class Candidates:
     step: jax.Array
     grads: jax.Array | None = None
     index: int = 0
+    bias: jax.Array | None = None
+    pattern: Pattern | None = None
 
     @property
     def magnitude(self) -> jax.Array:
@@ -75,10 +69,43 @@ class Candidates:
 
     def on_rate(self, actuator: Actuator) -> jax.Array:
         """On-rate of the units whose edges an actuator counts."""
-        return self.statistics[f"{side_of(actuator)}.on_rate"]
+        return self.of_units("on_rate", actuator)
+
+    def of_units(self, statistic: str, actuator: Actuator) -> jax.Array:
+        """A statistic of the units whose edges an actuator counts."""
+        return self.statistics[f"{side_of(actuator)}.{statistic}"]
 
 
-Select = Callable[[Candidates], jax.Array]
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """All budgeted kernels at a refresh, for rules whose edges compete across them.
+
+    Attributes:
+      members: the kernels.
+      pool: from positions of members to the edges they keep together, int32.
+    """
+
+    members: tuple[Candidates, ...]
+    pool: Callable[[Sequence[int]], jax.Array]
+
+
+class Choice(NamedTuple):
+    """What a rule may return instead of a mask: more than a mask.
+
+    Attributes:
+      mask: edges to keep, per edge.
+      weights: new values of the kept weights, `kernel.split`, or None (one-shot).
+      bias: which output units keep their bias, bool `stack + units`, or None for all
+        (one-shot).
+    """
+
+    mask: jax.Array
+    weights: jax.Array | None = None
+    bias: jax.Array | None = None
+
+
+Select = Callable[[Candidates], "jax.Array | Choice"]
+JointSelect = Callable[[Group], "Sequence[jax.Array | Choice]"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,18 +114,42 @@ class Rule:
 
     Attributes:
       name: for tables and messages.
-      select: from `Candidates` to the mask of kept edges, per edge.
+      select: from `Candidates` to the mask of kept edges, per edge; from a `Group` to
+        one mask per member if `joint`.
       needs: statistics it reads: names of `bb.activity.STATISTICS` for the units that
-        the actuator counts, `"inputs.<name>"` for a kernel's input units, `"grads"`
-        for dense gradients.
+        the actuator counts, `"inputs.<name>"` or `"outputs.<name>"` for one side of a
+        kernel, `"grads"` for dense gradients.
       revive: value of a weight that comes back: what it was (`"dormant"`) or 0
         (`"zero"`).
+      joint: whether edges compete across kernels.
+      free: whether the density is an outcome, so that none is asked for.
+      one_shot: whether it can only prune once (`bb.prune`), not while training.
+      patterned: whether it can keep edges in N:M patterns.
+      one_sided: whether it can budget one side of a kernel only.
     """
 
     name: str
-    select: Select
+    select: Callable[[Any], Any]
     needs: tuple[str, ...] = ()
     revive: Literal["dormant", "zero"] = "dormant"
+    joint: bool = False
+    free: bool = False
+    one_shot: bool = False
+    patterned: bool = True
+    one_sided: bool = False
+
+    def choose(self, group: Group) -> list[Choice]:
+        """The choices for all members of a group."""
+        if self.joint:
+            made = list(self.select(group))
+        else:
+            made = [self.select(seen) for seen in group.members]
+        return [as_choice(one) for one in made]
+
+
+def as_choice(chosen: jax.Array | Choice) -> Choice:
+    """A bare mask as a choice of nothing but the mask."""
+    return chosen if isinstance(chosen, Choice) else Choice(chosen)
 
 
 def side_of(actuator: Actuator) -> Side:
@@ -111,99 +162,18 @@ def side_in(name: str) -> Side:
     return "inputs" if name.startswith("inputs.") else "outputs"
 
 
-def select_by_law(
-    law: Law,
-    score: Callable[[Candidates], jax.Array] = operator.attrgetter("magnitude"),
-) -> Select:
-    """Selection by a law and a score: degrees first, then each unit's best edges.
-
-    Args:
-      law: from on-rates to degrees, up to the number that the budget fixes.
-      score: from candidates to a float score per edge, higher is kept; |w| by default.
-
-    Returns:
-      A `select` function that meets the budget of every stack slice exactly.
-    """
-
-    def select(seen: Candidates) -> jax.Array:
-        scores = placement.match(score(seen).astype(jnp.float32), seen.mask)
-        if not seen.regrow:  # NaN ranks below every score
-            scores = jnp.where(seen.mask, scores, jnp.nan)
-        counts = {a: degrees_for(seen, law, a) for a in seen.actuators}
-        if len(counts) == 1:
-            (actuator,) = counts
-            return one_side(seen, scores, actuator, counts[actuator])
-        return both_sides(seen, scores, counts)
-
-    return select
+def tracked(rule: Rule, actuators: tuple[Actuator, ...]) -> tuple[str, ...]:
+    """Names `"side.statistic"` that a rule reads of a kernel, on-rates included."""
+    sides = [side_of(a) for a in actuators]
+    wanted = {f"{side}.on_rate" for side in sides}
+    return tuple(sorted(wanted | set(needed(rule, actuators))))
 
 
-def degrees_for(seen: Candidates, law: Law, actuator: Actuator) -> jax.Array:
-    """Degree of each unit under a law: int32, shape `stack + units`."""
-    kernel, side = seen.kernel, side_of(actuator)
-    rate = seen.on_rate(actuator)
-    if not law.reads_activity:
-        rate = jnp.full_like(rate, 0.5)
-    flat = jnp.reshape(rate, (*kernel.stack_shape, -1))
-    cap: jax.Array | int = kernel.fan(actuator)
-    if not seen.regrow:
-        kept = kernel.gather(seen.mask.astype(jnp.int32), side)
-        cap = jnp.reshape(kept, flat.shape)
-    mean = seen.budget.astype(jnp.float32) / kernel.unit_count(actuator)
-    profile = law.profile(flat, mean)
-    count = solve(profile, law.combine, seen.budget, cap, seen.k_min, flat)
-    return jnp.reshape(count, rate.shape)
-
-
-def one_side(
-    seen: Candidates, scores: jax.Array, actuator: Actuator, count: jax.Array
-) -> jax.Array:
-    """Keeps `count` edges of each unit of one side: a mask per edge."""
-    axes, k = _rows(seen.kernel, actuator, count)
-    return top_k_mask(scores, k, axis=axes)
-
-
-def both_sides(
-    seen: Candidates, scores: jax.Array, counts: Mapping[Actuator, jax.Array]
-) -> jax.Array:
-    """Combines the choices of both sides so that the budget is still exact.
-
-    First come each unit's `k_min` best edges, then edges that both sides keep, then
-    those that one side keeps, by score relative to the higher of the two thresholds.
-    (Where `k_min` takes most of the budget, edges that both keep can lose.)
-    """
-    kernel = seen.kernel
-    kept, floor, level = [], jnp.zeros(scores.shape, bool), []
-    for actuator, count in counts.items():
-        axes, k = _rows(kernel, actuator, count)
-        kept.append(top_k_mask(scores, k, axis=axes))
-        floor |= top_k_mask(scores, jnp.minimum(k, seen.k_min), axis=axes)
-        level.append(jnp.expand_dims(kth_largest(scores, k, axis=axes), axes))
-    if not seen.regrow:
-        floor &= seen.mask
-    bar = jnp.maximum(*level)
-    ratio = jnp.where(bar > 0, scores / jnp.where(bar > 0, bar, 1.0), 1.0)
-    ratio = jnp.clip(jnp.nan_to_num(ratio), 0.0, 1.0)
-    rank = (
-        ratio
-        + 2.0 * (kept[0] | kept[1]).astype(jnp.float32)
-        + 2.0 * (kept[0] & kept[1]).astype(jnp.float32)
-        + 8.0 * floor.astype(jnp.float32)
-    )
-    if seen.regrow:
-        return pooled(seen, rank, seen.budget)
-    return seen.mask & pooled(seen, jnp.where(seen.mask, rank, jnp.nan), seen.budget)
-
-
-def pooled(seen: Candidates, scores: jax.Array, budget: jax.Array) -> jax.Array:
-    """Keeps the `budget` best edges of every stack slice, wherever they are."""
-    return top_k_mask(scores, budget, axis=seen.kernel.axes("group", "in", "out"))
-
-
-def _rows(
-    kernel: Kernel, actuator: Actuator, count: jax.Array
-) -> tuple[tuple[int, ...], jax.Array]:
-    """Axes along which a unit's edges lie, and the counts of the other axes."""
-    axes = kernel.axes("in" if actuator == "in" else "out")
-    spread = kernel.spread(count, side_of(actuator))
-    return axes, lax.squeeze(spread, axes)
+def needed(rule: Rule, actuators: tuple[Actuator, ...]) -> tuple[str, ...]:
+    """Names `"side.statistic"` that a rule needs of a kernel."""
+    sides = [side_of(a) for a in actuators]
+    wanted: set[str] = set()
+    for need in rule.needs:
+        if need != "grads":
+            wanted |= {need} if "." in need else {f"{side}.{need}" for side in sides}
+    return tuple(sorted(wanted))

@@ -16,7 +16,8 @@ from __future__ import annotations
 from jax.typing import ArrayLike
 
 from bbjax import laws
-from bbjax.rules.base import Rule, select_by_law
+from bbjax.rules.base import Rule
+from bbjax.rules.selection import select_by_law
 
 
 def budgeted_broadcast(

@@ -13,7 +13,8 @@ from __future__ import annotations
 import jax
 
 from bbjax import laws
-from bbjax.rules.base import Candidates, Rule, select_by_law
+from bbjax.rules.base import Candidates, Rule
+from bbjax.rules.selection import select_by_law
 
 
 def random(*, seed: int = 0) -> Rule:

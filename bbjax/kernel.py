@@ -1,0 +1,270 @@
+"""Kernels: which axes of a weight array are units, and who else knows those units.
+
+A *kernel* is a weight array that multiplies activations. Its axes play one of five
+roles, and everything bbjax does to it is written in these roles:
+
+    stack    layers of a scan, experts, ensembles: each slice has its own budget
+    group    groups of a grouped convolution: an edge never crosses them
+    fan_in   contracted with input units
+    fan_out  make output units
+    spatial  positions of a convolution window: one edge is the whole slice
+
+`Kernel.edges(w)` is the *edge view* of a kernel: the same array with grouped axes
+split and spatial axes last, so that `(stack, group, in, out)` can be addressed by axis
+numbers without moving data. Reference: the layout follows Flax, `(in, out)` for dense
+kernels and `(*spatial, in, out)` for convolutions, but any other order works as well.
+
+Output units have an index, row-major over `stack + out_units`. A `Layout` says how
+another array runs through it: digits `(size, stride)`, slowest first, index = sum of
+digit * stride. `flatten` of (H, W, C) before a dense kernel is ((H*W, 0), (C, 1)).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Actuator = Literal["in", "out"]
+Side = Literal["inputs", "outputs"]
+Layout = tuple[tuple[int, int], ...]
+
+
+class Link(NamedTuple):
+    """Where the input units of one stack slice of a kernel come from.
+
+    Attributes:
+      path: the kernel whose output units they are.
+      layout: how the input units, row-major, run through the output units of the
+        same stack slice there; stride 0 for a mere position.
+      silent: sets of kernels and companions; where one of each set has lost all edges
+        into a unit, or its entry for it, the unit is 0 here. An empty set: nothing
+        makes it 0 that is known.
+    """
+
+    path: str
+    layout: Layout
+    silent: tuple[tuple[str, ...], ...] = ((),)
+
+
+class Companion(NamedTuple):
+    """A parameter with one entry per output unit of a kernel: a bias, a norm's scale.
+
+    Attributes:
+      path: of the parameter.
+      shape: its shape.
+      layout: how its entries, row-major, run through `stack + out_units`.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    layout: Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One weight array that multiplies activations, and what its axes mean.
+
+    Attributes:
+      path: `/`-joined keys of the array in the parameter tree.
+      shape: shape of the array.
+      dtype: name of its dtype.
+      fan_in: axes contracted with input units.
+      fan_out: axes that make output units.
+      spatial: window axes of a convolution; an edge is the whole spatial slice.
+      stack: axes with one budget per index (scanned layers, experts, ensembles).
+      groups: number of groups of a grouped convolution, else 1.
+      op: primitive that uses the kernel, `"dot_general"` or
+        `"conv_general_dilated"`.
+      uses: how often the traced function reads the kernel.
+      nonlinearity: name of the nonlinearity between the kernel and the measured value
+        of its output units; empty if there is none (`outputs` is then the sign
+        statistic of the raw output).
+      hidden: whether another kernel reads its output units, directly or not.
+      reads: paths of the kernels whose output units are this kernel's input units.
+      split: shape of the array once grouped axes are split.
+      roles: role of each axis of `split`, `"stack"`, `"group"`,
+        `"in"`, `"out"` or `"spatial"`.
+      bias: path of the parameter added to the raw output, one entry per output unit in
+        their own order; empty if there is none.
+      companions: paths of all parameters with one entry per output unit that act on
+        the units one by one (bias, scale and bias of norms), in order of use.
+      placed: the same, each with its shape and layout.
+      links: for each kernel whose output units are this kernel's input units, which
+        input unit is which.
+      closed: whether nobody but linked kernels reads its output units: a unit can go
+        with its edges, in and out, and its companions, and nothing else changes.
+      leak: why not.
+      stream: paths of the kernels whose output units are added to these, index for
+        index: a unit of a stream goes in all of them or in none.
+
+    Example:
+      >>> kernel = Kernel("w", (3, 4), fan_in=(0,), fan_out=(1,))
+      >>> kernel.in_units, kernel.out_units, kernel.edge_count
+      ((3,), (4,), 12)
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    fan_in: tuple[int, ...] = ()
+    fan_out: tuple[int, ...] = ()
+    spatial: tuple[int, ...] = ()
+    stack: tuple[int, ...] = ()
+    groups: int = 1
+    op: str = "dot_general"
+    uses: int = 1
+    nonlinearity: str = ""
+    hidden: bool = False
+    reads: tuple[str, ...] = ()
+    split: tuple[int, ...] = ()
+    roles: tuple[str, ...] = ()
+    bias: str = ""
+    # What follows is told apart by `==` alone: it need not be hashed at every call.
+    companions: tuple[str, ...] = dataclasses.field(default=(), hash=False)
+    placed: tuple[Companion, ...] = dataclasses.field(default=(), hash=False)
+    links: tuple[Link, ...] = dataclasses.field(default=(), hash=False)
+    closed: bool = dataclasses.field(default=False, hash=False)
+    leak: str = dataclasses.field(default="", hash=False)
+    stream: tuple[str, ...] = dataclasses.field(default=(), hash=False)
+
+    def __post_init__(self):
+        if not self.roles:
+            by_axis = dict.fromkeys(self.fan_in, "in")
+            by_axis |= dict.fromkeys(self.fan_out, "out")
+            by_axis |= dict.fromkeys(self.spatial, "spatial")
+            by_axis |= dict.fromkeys(self.stack, "stack")
+            if sorted(by_axis) != list(range(len(self.shape))):
+                raise ValueError(
+                    f"expected every axis of {self.shape} in one of fan_in, fan_out, "
+                    f"spatial and stack, got {sorted(by_axis)} for {self.path!r}; name "
+                    "each axis once"
+                )
+            roles = tuple(by_axis[a] for a in range(len(self.shape)))
+            object.__setattr__(self, "roles", roles)
+            object.__setattr__(self, "split", self.shape)
+        if self.companions and not self.placed:
+            shape = self.per_unit_shape("outputs")
+            whole = ((math.prod(shape), 1),)
+            placed = tuple(Companion(path, shape, whole) for path in self.companions)
+            object.__setattr__(self, "placed", placed)
+
+    # Sizes -----------------------------------------------------------------------
+    def _sizes(self, *roles: str) -> tuple[int, ...]:
+        return tuple(
+            n for n, r in zip(self.split, self.roles, strict=True) if r in roles
+        )
+
+    @property
+    def stack_shape(self) -> tuple[int, ...]:
+        """Sizes of the stack axes: one budget per index."""
+        return self._sizes("stack")
+
+    @property
+    def in_units(self) -> tuple[int, ...]:
+        """Shape of the input units of one stack slice."""
+        return self._unit_shape("in")
+
+    @property
+    def out_units(self) -> tuple[int, ...]:
+        """Shape of the output units of one stack slice."""
+        return self._unit_shape("out")
+
+    def _unit_shape(self, role: str) -> tuple[int, ...]:
+        own = self._sizes(role)
+        if self.groups == 1:
+            return own
+        return (self.groups * math.prod(own),)
+
+    def per_unit_shape(self, side: Side) -> tuple[int, ...]:
+        """Shape of an array with one entry per unit of a side: `stack + units`."""
+        units = self.in_units if side == "inputs" else self.out_units
+        return self.stack_shape + units
+
+    @property
+    def edge_count(self) -> int:
+        """Number of edges in one stack slice."""
+        return math.prod(self._sizes("group", "in", "out"))
+
+    def unit_count(self, actuator: Actuator) -> int:
+        """Number of units, per stack slice, whose edges the actuator counts."""
+        return math.prod(self.out_units if actuator == "in" else self.in_units)
+
+    def fan(self, actuator: Actuator) -> int:
+        """Full degree of such a unit: fan-in for "in", fan-out for "out"."""
+        return self.edge_count // self.unit_count(actuator)
+
+    # Views -----------------------------------------------------------------------
+    @property
+    def edge_roles(self) -> tuple[str, ...]:
+        """Role of each axis of the edge view without its spatial axes."""
+        return tuple(r for r in self.roles if r != "spatial")
+
+    @property
+    def edge_shape(self) -> tuple[int, ...]:
+        """Shape of an array with one entry per edge (masks, scores)."""
+        return self._sizes("stack", "group", "in", "out")
+
+    def axes(self, *roles: str) -> tuple[int, ...]:
+        """Axes of the edge view that play one of `roles`."""
+        return tuple(i for i, r in enumerate(self.edge_roles) if r in roles)
+
+    @property
+    def _spatial_axes(self) -> tuple[int, ...]:
+        return tuple(i for i, r in enumerate(self.roles) if r == "spatial")
+
+    def edges(self, weights: jax.Array) -> jax.Array:
+        """Splits grouped axes: `shape -> split`. No data moves."""
+        if weights.shape == self.split:
+            return weights
+        return jnp.reshape(weights, self.split)
+
+    def weights(self, edges: jax.Array) -> jax.Array:
+        """The inverse of `edges`: `split -> shape`."""
+        return edges if edges.shape == self.shape else jnp.reshape(edges, self.shape)
+
+    def sum_spatial(self, edges: jax.Array) -> jax.Array:
+        """Sums a `split`-shaped array over its window: one number per edge."""
+        axes = self._spatial_axes
+        return jnp.sum(edges, axis=axes) if axes else edges
+
+    def over_spatial(self, per_edge: jax.Array) -> jax.Array:
+        """Gives a per-edge array size-1 window axes, so that it meets `edges(w)`."""
+        axes = self._spatial_axes
+        return jnp.expand_dims(per_edge, axes) if axes else per_edge
+
+    def spread(self, per_unit: jax.Array, side: Side) -> jax.Array:
+        """Puts a `stack + units` array on the edge view, size 1 on the other side.
+
+        Args:
+          per_unit: shape `stack_shape + in_units` or `stack_shape + out_units`.
+          side: `"inputs"` or `"outputs"`, which units `per_unit` speaks of.
+
+        Returns:
+          Array that broadcasts against one of shape `edge_shape`.
+        """
+        own = "in" if side == "inputs" else "out"
+        order = self.axes("stack") + self.axes("group") + self.axes(own)
+        sizes = [self.edge_shape[a] for a in order]
+        if list(per_unit.shape) != sizes:
+            per_unit = jnp.reshape(per_unit, sizes)
+        rank = sorted(range(len(order)), key=lambda i: order[i])
+        if rank != list(range(len(order))):
+            per_unit = jnp.transpose(per_unit, rank)
+        others = tuple(a for a in range(len(self.edge_shape)) if a not in order)
+        return jnp.expand_dims(per_unit, others)
+
+    def gather(self, per_edge: jax.Array, side: Side) -> jax.Array:
+        """Sums a per-edge array over the other side: `stack_shape + units`."""
+        own, other = ("in", "out") if side == "inputs" else ("out", "in")
+        summed = jnp.sum(per_edge, axis=self.axes(other))
+        kept = [a for a in range(len(self.edge_shape)) if a not in self.axes(other)]
+        order = self.axes("stack") + self.axes("group") + self.axes(own)
+        perm = [kept.index(a) for a in order]
+        if perm != list(range(len(perm))):
+            summed = jnp.transpose(summed, perm)
+        shape = self.per_unit_shape(side)
+        return summed if summed.shape == shape else jnp.reshape(summed, shape)

@@ -1,0 +1,110 @@
+"""Network Trimming: units that are zero far more often than others of their layer go.
+
+    APoZ_u = share of zeros of unit u after ReLU, over samples and positions
+    prune u if APoZ_u > mean + sigmas * std
+
+with mean and (population) standard deviation over the units of the slice that still
+have edges. Units go whole, with all their edges on the budgeted side, and stay away;
+the density is an outcome. Every refresh trims again, as the paper does after each
+retraining, so leave it time to train. Paper: prune, retrain from the surviving weights,
+repeat. Shapes: shares of zeros `stack + units`. Reference: Hu, Peng, Tai, Tang, arXiv
+1607.03250.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from bbjax import placement
+from bbjax.rules.base import Candidates, Rule, side_of
+from bbjax.rules.selection import edges_of
+from bbjax.units import Actuator
+
+# Shares and bar are told apart in steps of this size. The last bits of a mean depend
+# on the order of the units; a bar that is mathematically equal to a share must not cut.
+_STEP = 2.0**-20
+
+
+def apoz(
+    *,
+    sigmas: ArrayLike = 1.0,
+    statistic: Literal["zero_share", "off_rate"] = "zero_share",
+) -> Rule:
+    """Prunes units whose average percentage of zeros stands out from their layer.
+
+    The unit with the fewest zeros always stays. A unit that is pruned never returns,
+    whatever `regrow` says (`regrow=False` saves the memory of the dormant weights).
+    `k_min` has no say.
+
+    Args:
+      sigmas: standard deviations above the mean, at least 0; may be traced.
+      statistic: `"zero_share"` counts exact zeros, for ReLU; `"off_rate"` is one minus
+        the on-rate, for other activations: with `on=bb.on.above(tol)` when observing
+        it is the share of `|a| <= tol`.
+
+    Returns:
+      A rule that needs this share; it takes no density and no pattern.
+
+    Raises:
+      ValueError: negative `sigmas`, unknown statistic.
+
+    Example:
+      >>> apoz().needs, apoz(statistic="off_rate").needs
+      (('zero_share',), ('on_rate',))
+    """
+    _check(sigmas)
+    if statistic not in ("zero_share", "off_rate"):
+        raise ValueError(
+            f'expected statistic "zero_share" or "off_rate", got {statistic!r}; the '
+            "second one reads what `on` counts as off"
+        )
+    need = "zero_share" if statistic == "zero_share" else "on_rate"
+
+    def select(seen: Candidates) -> jax.Array:
+        mask = seen.mask
+        for actuator in seen.actuators:
+            share = seen.of_units(need, actuator)
+            share = share if need == "zero_share" else 1 - share
+            keep = _below_bar(seen, actuator, share, sigmas)
+            mask &= edges_of(seen, keep, actuator)
+        return mask
+
+    return Rule("apoz", select, needs=(need,), free=True, patterned=False)
+
+
+def _check(sigmas: ArrayLike) -> None:
+    if isinstance(sigmas, jax.core.Tracer):
+        return
+    number = np.asarray(sigmas, np.float64)
+    if number.ndim or not 0 <= number < np.inf:
+        raise ValueError(
+            f"expected a finite number sigmas >= 0, got {sigmas!r}; units more than "
+            "this many standard deviations above the mean go"
+        )
+
+
+def _below_bar(
+    seen: Candidates, actuator: Actuator, share: jax.Array, sigmas: ArrayLike
+) -> jax.Array:
+    """Units that stay, bool `stack + units`; the bar is that of the living ones."""
+    held = seen.kernel.gather(seen.mask.astype(jnp.int32), side_of(actuator))
+    alive = placement.match(held, share) > 0
+    grid = jnp.round(share / _STEP) * _STEP
+    axes = tuple(range(len(seen.kernel.stack_shape), share.ndim))
+
+    def mean(values: jax.Array) -> jax.Array:
+        count = jnp.sum(alive, axes, dtype=jnp.float32, keepdims=True)
+        total = jnp.sum(jnp.where(alive, values, 0.0), axes, keepdims=True)
+        return total / jnp.maximum(count, 1.0)
+
+    middle = mean(grid)
+    spread = jnp.sqrt(mean(jnp.square(grid - middle)))
+    bar = middle + jnp.asarray(sigmas).astype(jnp.float32) * spread
+    bar = jnp.round(bar / _STEP) * _STEP
+    least = jnp.min(jnp.where(alive, grid, jnp.inf), axes, keepdims=True)
+    return alive & (grid <= jnp.maximum(bar, least))

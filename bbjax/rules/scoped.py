@@ -1,0 +1,72 @@
+"""Saliency rules: a score per edge out of weights and gradients, and who competes.
+
+    global    one budget for the edges of all kernels, slices of a stack included
+    layer     the budget of every stack slice for its own edges
+
+Each unit first keeps its `k_min` best edges. An edge whose score is NaN ranks below all
+others. A score of a convolution is the sum over its window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from bbjax.rules.base import Candidates, Group, Rule
+from bbjax.rules.selection import Score, pooled, pooled_over
+
+Scope = Literal["global", "layer"]
+
+
+def by_saliency(
+    name: str,
+    of: Callable[[jax.Array], jax.Array],
+    scope: Scope,
+    *,
+    one_shot: bool = False,
+) -> Rule:
+    """A rule that keeps the edges of the highest scores `of(w * g)`.
+
+    Args:
+      name: of the rule.
+      of: from the products of weights and gradients to scores, elementwise.
+      scope: how far edges compete.
+      one_shot: whether `g` is something else than the gradient of the loss.
+
+    Raises:
+      ValueError: unknown scope.
+
+    Example:
+      >>> by_saliency("snip", jnp.abs, "layer").name
+      'snip[layer]'
+    """
+    if scope not in get_args(Scope):
+        raise ValueError(
+            f'expected scope "global" or "layer", got {scope!r}; it is how far edges '
+            "compete"
+        )
+
+    def score(seen: Candidates) -> jax.Array:
+        assert seen.grads is not None
+        w, g = seen.weights.astype(jnp.float32), seen.grads.astype(jnp.float32)
+        return seen.kernel.sum_spatial(of(w * g))
+
+    joint = scope == "global"
+    select = _over_all(score) if joint else _in_slices(score)
+    name = name if joint else f"{name}[{scope}]"
+    return Rule(name, select, needs=("grads",), joint=joint, one_shot=one_shot)
+
+
+def _over_all(score: Score) -> Callable[[Group], list[jax.Array]]:
+    def select(group: Group) -> list[jax.Array]:
+        everything = range(len(group.members))
+        return pooled_over(group, everything, [score(seen) for seen in group.members])
+
+    return select
+
+
+def _in_slices(score: Score) -> Callable[[Candidates], jax.Array]:
+    return lambda seen: pooled(seen, score(seen), seen.budget)

@@ -1,0 +1,264 @@
+"""The parts that rules are made of: from scores and degrees to masks.
+
+Most rules are *law x score*: a law turns on-rates into a degree for each unit, and each
+unit keeps its highest-scored edges,
+
+    k = solve(law(on_rate), budget)          mask = top_k_mask(score, k)
+
+or they let all edges of a slice compete for the budget (`pooled`), or all edges of
+several kernels (`pooled_over`), with a floor of `k_min` edges for every unit. With both
+actuators on one kernel each side selects by itself: edges that both keep stay; those
+that only one side keeps compete, by score relative to the higher of the two sides'
+thresholds, for the rest of the budget, which is met exactly.
+
+Under an N:M pattern the same degrees are counted per group (`bbjax.patterns`), and a
+pooled budget is spread evenly over the groups. In a prune-only run (`regrow=False`)
+edges that are gone rank below all others.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bbjax import placement
+from bbjax.degrees import solve
+from bbjax.laws import Law
+from bbjax.patterns import groups_per_unit, join_groups, row_axes, split_groups
+from bbjax.rules.base import Candidates, Group, Select, side_of
+from bbjax.topk import kth_largest, share_out, top_k_mask
+from bbjax.units import Actuator
+
+Score = Callable[[Candidates], jax.Array]
+magnitude: Score = operator.attrgetter("magnitude")
+
+
+def select_by_law(law: Law, score: Score = magnitude) -> Select:
+    """Selection by a law and a score: degrees first, then each unit's best edges.
+
+    Args:
+      law: from on-rates to degrees, up to the number that the budget fixes.
+      score: from candidates to a float score per edge, higher is kept; |w| by default.
+
+    Returns:
+      A `select` function that meets the budget of every stack slice exactly.
+    """
+
+    def select(seen: Candidates) -> jax.Array:
+        scores = ranked(seen, score(seen))
+        counts = {a: degrees_for(seen, law, a) for a in seen.actuators}
+        if len(counts) == 1:
+            (actuator,) = counts
+            return one_side(seen, scores, actuator, counts[actuator])
+        return both_sides(seen, scores, counts)
+
+    return select
+
+
+def ranked(seen: Candidates, scores: jax.Array) -> jax.Array:
+    """Scores as selection wants them: placed as the mask is, NaN where an edge is gone.
+
+    NaN ranks below every score.
+    """
+    scores = placement.match(scores.astype(jnp.float32), seen.mask)
+    return scores if seen.regrow else jnp.where(seen.mask, scores, jnp.nan)
+
+
+# Degrees -------------------------------------------------------------------------
+def degrees_for(seen: Candidates, law: Law, actuator: Actuator) -> jax.Array:
+    """Degree of each unit under a law: int32, shape `stack + units`.
+
+    Under an N:M pattern these are edges per group.
+    """
+    kernel, side = seen.kernel, side_of(actuator)
+    if law.reads_activity:
+        rate = seen.on_rate(actuator)
+    else:
+        rate = jnp.full(kernel.per_unit_shape(side), 0.5, jnp.float32)
+    flat = jnp.reshape(rate, (*kernel.stack_shape, -1))
+    groups = 1
+    if seen.pattern is not None:
+        groups = groups_per_unit(kernel, actuator, seen.pattern)
+    budget = _per_group(seen.budget, groups)
+    cap: jax.Array | int = kernel.fan(actuator) // groups
+    if not seen.regrow:
+        cap = jnp.reshape(_room(seen, actuator), flat.shape)
+    mean = budget.astype(jnp.float32) / kernel.unit_count(actuator)
+    profile = law.profile(flat, mean)
+    floor = -(-seen.k_min // groups)
+    count = solve(profile, law.combine, budget, cap, floor, flat)
+    return jnp.reshape(count, rate.shape)
+
+
+def _per_group(edges: jax.Array, groups: int) -> jax.Array:
+    """The budget in units of one edge per group, rounded."""
+    return edges if groups == 1 else (edges + groups // 2) // groups
+
+
+def _room(seen: Candidates, actuator: Actuator) -> jax.Array:
+    """Most edges a unit can keep where none come back; in any of its groups."""
+    kernel, side = seen.kernel, side_of(actuator)
+    held = seen.mask.astype(jnp.int32)
+    if seen.pattern is None:
+        return kernel.gather(held, side)
+    cut, axis = split_groups(kernel, held, actuator, seen.pattern)
+    rows = row_axes(kernel, actuator)
+    least = jnp.min(jnp.sum(cut, axis=axis), axis=rows, keepdims=True)
+    everywhere = jnp.broadcast_to(least, kernel.edge_shape)
+    return kernel.gather(everywhere, side) // kernel.fan(actuator)
+
+
+# Within a unit -------------------------------------------------------------------
+def one_side(
+    seen: Candidates, scores: jax.Array, actuator: Actuator, count: jax.Array
+) -> jax.Array:
+    """Keeps `count` edges of each unit of one side: a mask per edge.
+
+    Under an N:M pattern `count` is per group.
+    """
+    axes = row_axes(seen.kernel, actuator)
+    spread = seen.kernel.spread(count, side_of(actuator))
+    if seen.pattern is None:
+        return top_k_mask(scores, lax.squeeze(spread, axes), axis=axes)
+    cut, axis = split_groups(seen.kernel, scores, actuator, seen.pattern)
+    return join_groups(seen.kernel, top_k_mask(cut, spread, axis=axis))
+
+
+def both_sides(
+    seen: Candidates, scores: jax.Array, counts: Mapping[Actuator, jax.Array]
+) -> jax.Array:
+    """Combines the choices of both sides so that the budget is still exact.
+
+    First come each unit's `k_min` best edges, then edges that both sides keep, then
+    those that one side keeps, by score relative to the higher of the two thresholds.
+    (Where `k_min` takes most of the budget, edges that both keep can lose.)
+    """
+    kernel = seen.kernel
+    kept, floor, level = [], jnp.zeros(scores.shape, bool), []
+    for actuator, count in counts.items():
+        axes = row_axes(kernel, actuator)
+        k = lax.squeeze(kernel.spread(count, side_of(actuator)), axes)
+        kept.append(top_k_mask(scores, k, axis=axes))
+        floor |= top_k_mask(scores, jnp.minimum(k, seen.k_min), axis=axes)
+        level.append(jnp.expand_dims(kth_largest(scores, k, axis=axes), axes))
+    if not seen.regrow:
+        floor &= seen.mask
+    bar = jnp.maximum(*level)
+    ratio = jnp.where(bar > 0, scores / jnp.where(bar > 0, bar, 1.0), 1.0)
+    ratio = jnp.clip(jnp.nan_to_num(ratio), 0.0, 1.0)
+    rank = (
+        ratio
+        + 2.0 * (kept[0] | kept[1]).astype(jnp.float32)
+        + 2.0 * (kept[0] & kept[1]).astype(jnp.float32)
+        + 8.0 * floor.astype(jnp.float32)
+    )
+    return best(seen, rank, seen.budget)
+
+
+# Across units --------------------------------------------------------------------
+def best(seen: Candidates, scores: jax.Array, budget: jax.Array) -> jax.Array:
+    """Keeps the `budget` best edges of every stack slice, wherever they are."""
+    scores = ranked(seen, scores)
+    axes = seen.kernel.axes("group", "in", "out")
+    mask = top_k_mask(scores, budget, axis=axes)
+    return mask if seen.regrow else mask & seen.mask
+
+
+def pooled(seen: Candidates, scores: jax.Array, budget: jax.Array) -> jax.Array:
+    """As `best`, with a floor of `k_min` edges per unit and within a pattern.
+
+    Args:
+      seen: the kernel.
+      scores: float score per edge, higher is kept.
+      budget: edges to keep, int32, shape `kernel.stack_shape`.
+    """
+    if seen.pattern is not None:
+        return _evenly(seen, scores, budget)
+    return best(seen, with_floor(seen, scores), budget)
+
+
+def with_floor(seen: Candidates, scores: jax.Array) -> jax.Array:
+    """Scores in which each unit's `k_min` best edges come before all others."""
+    scores = ranked(seen, scores)
+    for actuator in seen.actuators if seen.k_min else ():
+        axes = row_axes(seen.kernel, actuator)
+        floor = top_k_mask(scores, seen.k_min, axis=axes)
+        scores = jnp.where(floor, jnp.inf, scores)
+    return ranked(seen, scores)
+
+
+def _evenly(seen: Candidates, scores: jax.Array, budget: jax.Array) -> jax.Array:
+    """Keeps the same number of edges of every group, the budget over all of them."""
+    (actuator,), kernel = seen.actuators, seen.kernel
+    assert seen.pattern is not None
+    n = _per_group(budget, kernel.edge_count // seen.pattern.m)
+    shape = kernel.per_unit_shape(side_of(actuator))
+    own = jnp.reshape(n, n.shape + (1,) * (len(shape) - n.ndim))
+    count = jnp.broadcast_to(own, shape)
+    mask = one_side(seen, ranked(seen, scores), actuator, count)
+    return mask if seen.regrow else mask & seen.mask
+
+
+def pooled_over(
+    group: Group, which: Sequence[int], scores: Sequence[jax.Array]
+) -> list[jax.Array]:
+    """Lets all edges of some kernels compete for the budget of them together.
+
+    Args:
+      group: all kernels.
+      which: positions of the kernels that share a budget.
+      scores: score per edge of each of these.
+
+    Returns:
+      Their masks, in the order of `which`.
+    """
+    members = [group.members[i] for i in which]
+    if any(seen.pattern is not None for seen in members):
+        # The same number of every group leaves nothing to share out.
+        return [
+            pooled(seen, s, seen.budget)
+            for seen, s in zip(members, scores, strict=True)
+        ]
+    floored = [with_floor(seen, s) for seen, s in zip(members, scores, strict=True)]
+    shares = share_out(floored, group.pool(which))
+    return [
+        _any_slice(seen, s, k)
+        for seen, s, k in zip(members, floored, shares, strict=True)
+    ]
+
+
+def _any_slice(seen: Candidates, scores: jax.Array, k: jax.Array) -> jax.Array:
+    mask = top_k_mask(scores, k, axis=tuple(range(scores.ndim)))
+    return mask if seen.regrow else mask & seen.mask
+
+
+# Whole units ---------------------------------------------------------------------
+def whole_units(seen: Candidates, score: jax.Array, actuator: Actuator) -> jax.Array:
+    """Keeps the best units with all their edges: a mask per edge.
+
+    Args:
+      seen: the kernel.
+      score: float per unit, `stack + units`, higher is kept.
+      actuator: side whose units are kept or go.
+
+    Returns:
+      All edges of the `round(budget / fan)` best units of every slice, at least one.
+    """
+    kernel = seen.kernel
+    flat = jnp.reshape(score, (*kernel.stack_shape, -1)).astype(jnp.float32)
+    fan = kernel.fan(actuator)
+    count = jnp.maximum(_per_group(seen.budget, fan), 1)
+    keep = jnp.reshape(top_k_mask(flat, count, axis=flat.ndim - 1), score.shape)
+    return edges_of(seen, keep, actuator)
+
+
+def edges_of(seen: Candidates, keep: jax.Array, actuator: Actuator) -> jax.Array:
+    """All edges of the units that are kept: a mask per edge."""
+    rows = seen.kernel.spread(keep, side_of(actuator))
+    mask = jnp.broadcast_to(rows, seen.kernel.edge_shape)
+    mask = placement.match(mask, seen.mask)
+    return mask if seen.regrow else mask & seen.mask

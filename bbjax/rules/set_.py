@@ -1,0 +1,59 @@
+"""SET: the weakest edges are dropped, and others grow at random.
+
+    drop   a share of the kept edges of a slice, smallest |w|
+    grow   as many again, drawn from all other edges of the slice, weight 0
+
+RigL without the gradient (`bbjax.rules.regrow`), and its control. What grows depends on
+the seed, the update and the kernel's position among the budgeted ones, so that a run
+can be repeated and resumed. Different from the published rule: "weakest" is the
+smallest |w|, not the smallest positive and the largest negative weights, and edges that
+have just been dropped are drawn from as well. Reference: Mocanu et al., "Scalable
+training of artificial neural networks with adaptive sparse connectivity", 2018.
+"""
+
+from __future__ import annotations
+
+import jax
+from jax.typing import ArrayLike
+
+from bbjax.rules.base import Candidates, Rule
+from bbjax.rules.regrow import check_anneal, check_share, drop_and_grow, drop_share
+
+
+def set_(
+    *, drop: ArrayLike = 0.3, anneal: ArrayLike | None = None, seed: ArrayLike = 0
+) -> Rule:
+    """Drops the weakest edges and grows random ones.
+
+    Start from a random topology as for `bb.rules.rigl`. With `regrow=False` nothing
+    grows, and the largest |w| of a slice stay. A unit's `k_min` largest weights are not
+    dropped; `k_min=0` is the published rule.
+
+    Args:
+      drop: share of the kept edges that a refresh drops, in [0, 1] (may be traced).
+      anneal: number of updates until the share has fallen to 0 by half a cosine, at
+        least 1 (may be traced); None, as published, keeps it constant.
+      seed: integer (may be traced) that the new edges are drawn from.
+
+    Returns:
+      A rule that needs neither activity nor gradients; weights come back as 0.
+
+    Raises:
+      TypeError: a number is none.
+      ValueError: a number is out of range.
+
+    Example:
+      >>> set_(seed=1).needs, set_().revive
+      ((), 'zero')
+    """
+    check_share("drop", drop, "it is the share of kept edges to drop, e.g. 0.3")
+    check_anneal(anneal)
+
+    def select(seen: Candidates) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(seed), seen.index)
+        noise = jax.random.uniform(
+            jax.random.fold_in(key, seen.step), seen.kernel.edge_shape
+        )
+        return drop_and_grow(seen, drop_share(drop, anneal, seen.step), noise)
+
+    return Rule("set_", select, revive="zero")

@@ -1,0 +1,162 @@
+"""SparseGPT: prune where the rest of the unit can make up for it, and let it.
+
+    cost of edge (i, j) = w_ij**2 / U_ii**2,   U^T U = (H + damp mean(diag H))^-1
+
+with H the mean of x x^T over the inputs: the cost is the squared error that losing the
+edge adds to the output of unit j once its later weights have moved (`bbjax.surgeon`).
+Every unit keeps the same number of edges, or as many as a law gives it; under an N:M
+pattern the edges of a group are chosen when the sweep reaches it, at the weights of
+that moment. Kept weights change: a rule for one shot.
+
+Reference: Frantar and Alistarh, arXiv 2301.00774. N:M choices are theirs. Their
+unstructured choice is one threshold for the edges of all units in a block of inputs,
+which takes the same share of every block, unlike numbers from units, and one edge more
+than asked for; here numbers are exact per unit, and blocks give up as many edges as is
+cheapest.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from bbjax import laws, placement
+from bbjax.budget import check_int
+from bbjax.rules.base import Candidates, Choice, Rule
+from bbjax.rules.selection import degrees_for
+from bbjax.surgeon import operate
+from bbjax.units import Kernel
+
+
+def sparsegpt(
+    *, law: laws.Law | None = None, damp: Any = 0.01, block: int = 128
+) -> Rule:
+    """Prunes by output error, with an update of the kept weights (one-shot).
+
+    Args:
+      law: degrees of the units from their on-rates, e.g. `bb.laws.log_odds()` for
+        Budgeted Broadcast in one shot; None keeps the same number for every unit.
+      damp: added to the diagonal of the Gram matrix, as a share of its mean, at least
+        0; may be traced.
+      block: inputs between two rankings, and between two updates of all weights behind,
+        at least 1; under an N:M pattern whole groups.
+
+    Returns:
+      A rule for matrix products and 1x1 convolutions, actuator "in", that needs the
+      Gram matrix of the inputs (and on-rates, if the law reads them).
+
+    Raises:
+      TypeError: `law` is no law, `block` no int.
+      ValueError: a number out of range; when it chooses, a kernel that is no matrix, a
+        selection that counts outgoing edges, a Gram matrix that cannot be factored
+        (under jit the largest weights of such a kernel are kept as they are).
+
+    Example:
+      >>> import bbjax as bb
+      >>> x = jnp.array([[1.0, 1.0], [1.0, -1.0], [2.0, 2.0]])
+      >>> params = {"w": jnp.array([[1.0], [3.0]])}
+      >>> def fn(params, x):
+      ...     return x @ params["w"]
+      >>> units, rule = bb.trace(fn, params, x).select("w"), sparsegpt(damp=0.0)
+      >>> stats = bb.calibrate(fn, units, params, [(x,)], needs=rule.needs)
+      >>> bb.prune(params, units, rule, density=0.5, stats=stats)[0]["w"].tolist()
+      [[0.0], [3.6666...]]
+    """
+    law = laws.uniform() if law is None else law
+    if not isinstance(law, laws.Law):
+        raise TypeError(
+            f"expected a law from bb.laws or None, got {law!r}; call its factory, e.g. "
+            "bb.laws.log_odds()"
+        )
+    _check_damp(damp)
+    block = check_int("block", block, 1, 2**20, "it is a number of inputs, e.g. 128")
+
+    def select(seen: Candidates) -> Choice:
+        _check_kernel(seen)
+        kernel, m = seen.kernel, seen.pattern.m if seen.pattern else None
+        weights = _matrices(kernel, kernel.sum_spatial(seen.weights))
+        slices, n, _ = weights.shape
+        gram = jnp.reshape(seen.statistics["inputs.gram"], (slices, n, n))
+        keep = jnp.reshape(degrees_for(seen, law, "in"), (slices, -1))
+        alive = _matrices(kernel, seen.mask)
+        done = jax.vmap(lambda *one: operate(*one, damp, block=block, m=m))(
+            weights, _whole(gram), _whole(keep), alive
+        )
+        _check_sound(kernel.path, done.sound, damp)
+        mask = placement.match(_per_edge(kernel, done.mask), seen.mask)
+        weights = placement.match(_per_edge(kernel, done.weights), seen.mask)
+        return Choice(mask, kernel.over_spatial(weights))
+
+    needs = ("inputs.gram", "on_rate") if law.reads_activity else ("inputs.gram",)
+    name = "sparsegpt" if law.name == "uniform" else f"sparsegpt[{law.name}]"
+    return Rule(name, select, needs=needs, one_shot=True)
+
+
+# From the kernel to matrices (slices, in, out), and back ---------------------------
+def _order(kernel: Kernel) -> tuple[int, ...]:
+    return kernel.axes("stack") + kernel.axes("in") + kernel.axes("out")
+
+
+def _matrices(kernel: Kernel, per_edge: jax.Array) -> jax.Array:
+    sizes = (-1, math.prod(kernel.in_units), math.prod(kernel.out_units))
+    return jnp.reshape(jnp.transpose(_whole(per_edge), _order(kernel)), sizes)
+
+
+def _per_edge(kernel: Kernel, matrices: jax.Array) -> jax.Array:
+    order = _order(kernel)
+    split = jnp.reshape(matrices, [kernel.edge_shape[a] for a in order])
+    return jnp.transpose(split, [order.index(a) for a in range(len(order))])
+
+
+def _whole(x: jax.Array) -> jax.Array:
+    """All of x on every device, where the sharding is part of the type."""
+    sharding = jax.typeof(x).sharding
+    whole = sharding.update(spec=PartitionSpec(*[None] * x.ndim))
+    return x if sharding == whole else jax.sharding.reshard(x, whole)
+
+
+# Checks --------------------------------------------------------------------------
+def _check_damp(damp: Any) -> None:
+    if isinstance(damp, jax.core.Tracer):
+        return
+    if not (np.ndim(damp) == 0 and 0 <= float(damp) < math.inf):
+        raise ValueError(
+            f"expected damp to be one finite number >= 0, got {damp!r}; it is a share "
+            "of the mean of the Gram matrix's diagonal, e.g. 0.01"
+        )
+
+
+def _check_kernel(seen: Candidates) -> None:
+    kernel = seen.kernel
+    if seen.actuators != ("in",):
+        raise ValueError(
+            f"expected actuator 'in' for {kernel.path!r}, got "
+            f"{' and '.join(map(repr, seen.actuators))}: sparsegpt makes up for the "
+            "lost inputs of a unit; select with actuator='in'"
+        )
+    window = tuple(
+        n
+        for n, role in zip(kernel.split, kernel.roles, strict=True)
+        if role == "spatial"
+    )
+    if kernel.groups > 1 or math.prod(window) > 1:
+        what = f"{kernel.groups} groups" if kernel.groups > 1 else f"window {window}"
+        raise ValueError(
+            f"expected a matrix product or a 1x1 convolution for rule 'sparsegpt', got "
+            f"{kernel.path!r} with {what}; leave it out or choose bb.rules.wanda()"
+        )
+
+
+def _check_sound(path: str, sound: jax.Array, damp: Any) -> None:
+    if isinstance(sound, jax.core.Tracer) or np.asarray(sound).all():
+        return
+    raise ValueError(
+        f"expected a Gram matrix of the inputs of {path!r} that is positive definite "
+        f"once damped, got one that is not with damp={damp!r}; raise damp, e.g. to "
+        "0.01, or calibrate on more samples"
+    )

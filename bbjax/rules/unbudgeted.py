@@ -1,0 +1,73 @@
+"""A law taken at its word: degrees from activity alone, the density is an outcome.
+
+    k = clip(round(law.edges(a, fan)), k_min, fan),   score = |w|
+
+Every unit keeps its `k` largest weights out of its full row. This is how the authors of
+Budgeted Broadcast ran their networks:
+
+    speech, change detection   laws.three_zone(), k_min 8 and 4, regrow=False
+    faces                      laws.quantile(), k_min 8
+    language models            laws.threshold(d0, clip=1e-6), k_min 64
+
+Reference: Meirovitch, Yang, Lichtman, Shavit, arXiv 2510.01263, and its notebooks.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from bbjax.laws import Edges, Law
+from bbjax.rules.base import Candidates, Rule
+from bbjax.rules.limits import within_limits
+from bbjax.units import Actuator
+
+
+def unbudgeted(law: Law) -> Rule:
+    """Degrees as a law says them, with no budget to rescale them.
+
+    With both actuators on one kernel an edge stays if both its ends keep it.
+
+    Args:
+      law: one that says degrees by itself: `bb.laws.three_zone()`, `quantile()`,
+        `threshold(tau)`, or a `Law` of your own with `edges`.
+
+    Returns:
+      A rule that needs the on-rate of the units; it takes no density.
+
+    Raises:
+      TypeError: `law` is no `Law`.
+      ValueError: a law that says degrees up to a budget only.
+
+    Example:
+      >>> from bbjax import laws
+      >>> unbudgeted(laws.quantile()).free
+      True
+    """
+    if not isinstance(law, Law):
+        raise TypeError(
+            f"expected a law from bb.laws, got {law!r}; call its factory, e.g. "
+            "bb.laws.three_zone()"
+        )
+    if law.edges is None:
+        raise ValueError(
+            f"expected a law that says degrees by itself, got {law.name!r}, which says "
+            "them up to a budget; use bb.rules.budgeted_broadcast(law=...) with a "
+            "density"
+        )
+    edges = law.edges
+
+    def select(seen: Candidates) -> jax.Array:
+        limits = {a: _degrees(seen, edges, a) for a in seen.actuators}
+        return within_limits(seen, seen.magnitude, limits)
+
+    name = f"unbudgeted[{law.name}]"
+    return Rule(name, select, needs=("on_rate",), free=True, patterned=False)
+
+
+def _degrees(seen: Candidates, edges: Edges, actuator: Actuator) -> jax.Array:
+    """The law's degrees, as whole numbers within their bounds: `stack + units`."""
+    rate, fan = seen.on_rate(actuator), seen.kernel.fan(actuator)
+    real = edges(jnp.reshape(rate, (*seen.kernel.stack_shape, -1)), fan)
+    whole = jnp.clip(jnp.round(real), seen.k_min, fan).astype(jnp.int32)
+    return jnp.reshape(jnp.minimum(whole, fan), rate.shape)

@@ -1,0 +1,131 @@
+"""One traffic for all units: fixed points of the local threshold.
+
+A unit with on-rate `a` that loses edges while `a * k` exceeds tau ends at
+
+    k(tau) = clip(floor(tau / a), k_min, fan)
+
+and all units together carry `sum a * k(tau)`, which rises with tau. So tau can be found
+from the total, by bisection over the floats. Of the units that take an edge at the next
+tau, the first ones take it while that fits: where on-rates are equal, degrees need not
+move in step. Shapes: on-rates and degrees alike, any. Reference: Meirovitch et al.,
+Budgeted Broadcast, arXiv 2510.01263.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+# Relative room for the rounding of on-rates, tau and sums: 0.9 holds 3 times 0.3.
+_ROOM = 1 + 2.0**-16
+_INF_BITS = 0x7F800000
+
+
+class Sharers(NamedTuple):
+    """Units of one side of a kernel, which share in a total.
+
+    Attributes:
+      rate: on-rates in [0, 1], float32, any shape.
+      fan: edges of an unpruned unit.
+      k_min: least degree.
+    """
+
+    rate: jax.Array
+    fan: int
+    k_min: int
+
+
+def fixed_point(units: Sharers, tau: ArrayLike) -> jax.Array:
+    """Degrees at which no unit is over tau, and none is below it by an edge.
+
+    Args:
+      units: the units.
+      tau: traffic of a unit, scalar >= 0.
+
+    Returns:
+      int32 of the shape of the on-rates, in [k_min, fan].
+
+    Example:
+      >>> rates = jnp.array([0.0, 0.3, 0.5, 1.0])
+      >>> fixed_point(Sharers(rates, fan=12, k_min=1), 0.9).tolist()
+      [12, 3, 1, 1]
+    """
+    rate, fan, k_min = units
+    most = jnp.asarray(tau).astype(jnp.float32) * _ROOM
+    edges = jnp.where(rate > 0, most / jnp.where(rate > 0, rate, 1.0), jnp.inf)
+    whole = jnp.floor(jnp.clip(edges, k_min, fan)).astype(jnp.int32)
+    return jnp.minimum(whole, fan)
+
+
+def common_fixed_point(
+    units: Sequence[Sharers], traffic: ArrayLike
+) -> Sequence[jax.Array]:
+    """Degrees at the largest tau whose total traffic is within a share of the dense.
+
+    Args:
+      units: units of any kernels.
+      traffic: share of `sum a * fan` over all of them, scalar in (0, 1].
+
+    Returns:
+      For each, int32 degrees of the shape of its on-rates.
+
+    Example:
+      >>> busy, quiet = jnp.array([0.8, 0.8]), jnp.array([0.2])
+      >>> both = [Sharers(busy, fan=10, k_min=1), Sharers(quiet, fan=10, k_min=1)]
+      >>> [k.tolist() for k in common_fixed_point(both, 0.52)]
+      [[5, 4], [10]]
+    """
+
+    def total(counts: Sequence[jax.Array]) -> jax.Array:
+        each = [jnp.sum(_traffic(u, k)) for u, k in zip(units, counts, strict=True)]
+        return jnp.sum(jnp.stack(each))
+
+    def at(bits: jax.Array) -> list[jax.Array]:
+        tau = lax.bitcast_convert_type(bits, jnp.float32)
+        return [fixed_point(u, tau) for u in units]
+
+    dense = total([jnp.full_like(u.rate, u.fan, jnp.int32) for u in units])
+    most = jnp.asarray(traffic).astype(jnp.float32) * dense * _ROOM
+
+    # Floats above 0 are in the order of their bits. The degrees at both ends are
+    # carried: computed again by other code, they may be rounded differently.
+    def narrow(state):
+        low, high, below, above = state
+        middle = low + (high - low) // 2
+        new = at(middle)
+        fits = total(new) <= most
+        below = [jnp.where(fits, n, k) for n, k in zip(new, below, strict=True)]
+        above = [jnp.where(fits, k, n) for n, k in zip(new, above, strict=True)]
+        low, high = jnp.where(fits, middle, low), jnp.where(fits, high, middle)
+        return low, high, below, above
+
+    low, high = jnp.int32(0), jnp.int32(_INF_BITS)
+    start = low, high + 1, at(low), at(high)
+    *_, below, above = lax.while_loop(lambda s: s[0] + 1 < s[1], narrow, start)
+    return _topped_up(units, below, above, most - total(below))
+
+
+def _traffic(units: Sharers, count: jax.Array) -> jax.Array:
+    return units.rate * count.astype(jnp.float32)
+
+
+def _topped_up(
+    units: Sequence[Sharers],
+    below: Sequence[jax.Array],
+    above: Sequence[jax.Array],
+    left: jax.Array,
+) -> list[jax.Array]:
+    """Gives units what they have above, the first ones first, while traffic is left."""
+    counts = []
+    for u, low, high in zip(units, below, above, strict=True):
+        cost = jnp.ravel(_traffic(u, high - low))
+        taken = jnp.reshape(jnp.cumsum(cost) <= left, low.shape)
+        count = jnp.where(taken, high, low)
+        left = left - jnp.sum(_traffic(u, count - low))
+        counts.append(count)
+    return counts
