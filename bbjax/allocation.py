@@ -9,8 +9,9 @@ Erdos-Renyi-Kernel: the density of a kernel falls with the size of its array,
     density_l = min(1, c * sum(shape_l) / prod(shape_l))
 
 with the largest `c` whose whole edges fit the budget of all kernels together; what is
-left over goes, one edge each, to the first that would take one next. `pool` is the budget of several kernels taken
-together, for rules whose edges compete across kernels. Everything may be traced.
+left over goes, one edge each, to the first that would take one next. `pool` is the
+budget of several kernels taken together, for rules whose edges compete across kernels.
+Everything may be traced.
 
 References: Mocanu et al., 2018 (Erdos-Renyi); Evci et al., arXiv 1911.11134 (with the
 window of a convolution).

@@ -18,7 +18,6 @@ import bbjax as bb
 pytestmark = pytest.mark.skipif(
     jax.device_count() < 8, reason="needs 8 devices: XLA_FLAGS of tests/conftest.py"
 )
-rules = pytest.mark.parametrize("rule", RULES)
 SPECS = {"rows": P("x", None), "columns": P(None, "x")}
 
 
@@ -133,29 +132,43 @@ def _check(rule, devices, kind, spec):
     assert [shard.data.size for shard in bits] == [256 * 512 // 8 // devices] * devices
 
 
-def _brief(rule, kind, spec):
-    return (kind, spec) == ("Explicit", "columns") or (
-        RULES[rule].core and (kind, spec) == ("Auto", "rows")
+QUICK = ("global", "rigl")  # edges that compete over kernels; that drop and grow
+
+
+QUICK_MESH = ("Explicit", "columns")
+
+
+def _brief(rule, kind, spec, devices):
+    if devices == 2:
+        return False
+    if (kind, spec) == QUICK_MESH:
+        return RULES[rule].core or rule in QUICK
+    return RULES[rule].core and (kind, spec) == ("Auto", "rows")
+
+
+def _meshes(devices):
+    """Rules beyond the core meet one mesh of two devices, and two of eight."""
+    some = {("Explicit", "rows")} if devices == 2 else {QUICK_MESH, ("Auto", "rows")}
+    return pytest.mark.parametrize(
+        "rule, kind, spec",
+        [
+            pytest.param(
+                r, k, s, marks=() if _brief(r, k, s, devices) else pytest.mark.slow
+            )
+            for r, row in RULES.items()
+            for k in ("Auto", "Explicit")
+            for s in SPECS
+            if row.core or (k, s) in some
+        ],
     )
 
 
-@pytest.mark.parametrize(
-    "rule, kind, spec",
-    [
-        pytest.param(r, k, s, marks=() if _brief(r, k, s) else pytest.mark.slow)
-        for r in RULES
-        for k in ("Auto", "Explicit")
-        for s in SPECS
-    ],
-)
+@_meshes(8)
 def test_eight_devices_are_one(rule, kind, spec):
     _check(rule, 8, AxisType[kind], SPECS[spec])
 
 
-@pytest.mark.slow
-@rules
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@_meshes(2)
 def test_two_devices_are_one(rule, kind, spec):
     _check(rule, 2, AxisType[kind], SPECS[spec])
 
@@ -169,6 +182,7 @@ ODD = {("log_odds", "mlp"), ("random", "mlp"), ("log_odds", "conv")}
         pytest.param(r, n, marks=() if (r, n) in ODD else pytest.mark.slow)
         for r, row in RULES.items()
         for n in row.cases
+        if row.core or n == "mlp"
     ],
 )
 def test_shards_that_no_byte_fits(rule, name):

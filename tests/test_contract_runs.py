@@ -153,6 +153,7 @@ def _restore(path, target):
         pytest.param(r, c, marks=() if "log_odds" == r or (r, c) in QUICK else SLOW)
         for r, row in RULES.items()
         for c in row.cases
+        if row.core or c == "mlp"
     ],
 )
 def test_resumed_run_is_the_uninterrupted_one(rule, case, tmp_path):
