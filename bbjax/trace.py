@@ -54,7 +54,7 @@ def trace(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> Uni
       >>> units.paths, units["up"].nonlinearity, units["down"].reads
       (('up', 'down'), 'relu', ('up',))
     """
-    found = analyse(prepare(fn, params, args, kwargs))
+    found = analyse(prepare(fn, params, args, kwargs), graph=True)
     return Units(found.kernels, found.problems)
 
 
@@ -183,8 +183,12 @@ def traced(this: Call) -> Prepared:
     return Prepared(jaxpr, this.arrays, this.paths, this.restore)
 
 
-def analyse(prepared: Prepared) -> flow_kernels.Found:
-    """Kernels, problems and taps of a prepared function."""
+def analyse(prepared: Prepared, *, graph: bool = False) -> flow_kernels.Found:
+    """Kernels, problems and taps of a prepared function.
+
+    With `graph` kernels know their biases, companions and links; what only measures
+    can do without.
+    """
     jaxpr, _ = jaxprs.opened(prepared.jaxpr)
     count = len(prepared.paths)
     avals = [v.aval for v in jaxpr.invars]
@@ -193,7 +197,7 @@ def analyse(prepared: Prepared) -> flow_kernels.Found:
     shapes = [tuple(a.shape) for a in avals[:count]]
     dtypes = [str(a.dtype) for a in avals[:count]]
     return flow_kernels.find(
-        walk(prepared.jaxpr, inputs), prepared.paths, shapes, dtypes
+        walk(prepared.jaxpr, inputs), prepared.paths, shapes, dtypes, graph=graph
     )
 
 

@@ -68,6 +68,8 @@ def find(
     paths: Sequence[str],
     shapes: Sequence[tuple[int, ...]],
     dtypes: Sequence[str],
+    *,
+    graph: bool = False,
 ) -> Found:
     """Kernels, problems and taps of a walked function.
 
@@ -76,6 +78,7 @@ def find(
       paths: path of each parameter leaf.
       shapes: shape of each leaf.
       dtypes: dtype of each leaf.
+      graph: whether kernels are to know their biases, companions and links.
     """
     reaching = _reaching(flow)
     by_weight: dict[int, list[Use]] = {}
@@ -106,8 +109,10 @@ def find(
         for use, (node, value) in zip(uses, spots, strict=True):
             taps.append(_input_tap(use, paths[weight]))
             taps.append(_output_tap(flow, use, paths[weight], node, value))
-    linked = tuple(links.linked(flow, kernels, paths, shapes))
-    return Found(linked, tuple(sorted(problems.items())), tuple(taps))
+    done: Sequence[Kernel] = tuple(kernels.values())
+    if graph:
+        done = tuple(links.linked(flow, kernels, paths, shapes))
+    return Found(tuple(done), tuple(sorted(problems.items())), tuple(taps))
 
 
 # Layout --------------------------------------------------------------------------
