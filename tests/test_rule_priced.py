@@ -101,7 +101,7 @@ def test_both_ends_pay():
     b = np.linspace(0.1, 0.9, 12, dtype=np.float32)
     rates = {"in": jnp.asarray(a), "out": jnp.asarray(b)}
     seen = look(KERNEL, w, rates, q, 40, ("in", "out"), k_min=0)
-    mask = np.asarray(priced(inputs=0).select(seen))
+    mask = np.asarray(priced(price=1.0, inputs=0).select(seen))
     score = np.abs(w) / ((1 + a) * (1 + b)[:, None])
     np.testing.assert_array_equal(mask, score >= np.sort(score.ravel())[-40])
 

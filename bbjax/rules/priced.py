@@ -7,15 +7,16 @@ Maximise the value of what is kept, `sum v_ij m_ij`, under a number of edges,
     v_ij > theta + lambda a_j,   that is   v_ij / (1 + price a_j) > theta
 
 with `price = lambda / theta`, the traffic's price in edges. So the score is value over
-cost, theta is whatever meets the budget, and degrees are an outcome. Price 0 is
-magnitude in layer scope; with a very large one, v / a, dead units take all. The cost
+cost, theta is whatever meets the budget, and degrees are an outcome. Price 0 ignores
+activity; with a very large one, v / a, dead units take all. The cost
 lies in [1, 1 + price], so that no clip is needed, and equal on-rates change nothing.
 The value is
 
     v_ij = |w_ij| * sqrt(mean x_i**2) ** inputs
 
-The price is right in sign but small in effect (`bbjax/rules/README.md` has the
-numbers): most of what this rule gains over layer-scope magnitude comes from `inputs`.
+What this rule gains over magnitude comes from `inputs` and, with "global", from the
+competition of all kernels; the price trades accuracy for less traffic
+(`bbjax/rules/README.md` has the numbers), hence its small default.
 
 "layer": a budget for each stack slice; "global": one for all kernels. Traffic: Budgeted
 Broadcast, arXiv 2510.01263; the competition is this library's own.
@@ -40,7 +41,7 @@ Scope = Literal["layer", "global"]
 
 
 def priced(
-    *, price: ArrayLike = 1.0, inputs: float = 0.5, scope: Scope = "layer"
+    *, price: ArrayLike = 0.3, inputs: float = 0.5, scope: Scope = "layer"
 ) -> Rule:
     """Keeps the edges that are worth most for what they cost, one edge plus traffic.
 
@@ -50,8 +51,8 @@ def priced(
 
     Args:
       price: cost of one unit of traffic, in edges, at least 0; may be traced. With 1
-        an edge of a unit that is always on costs two edges; 0 ignores activity; keep
-        it below about 3.
+        an edge of a unit that is always on costs two edges, and accuracy suffers where
+        budgets bind; 0.3 costs nothing measurable; 0 ignores activity.
       inputs: exponent of the root mean square of an edge's input, in [0, 1]: 0 values
         an edge by |w| alone, 1 by what it carries.
       scope: `"layer"`: all edges of a stack slice compete for its budget; `"global"`:
