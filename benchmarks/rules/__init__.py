@@ -1,0 +1,1 @@
+"""Every rule on the same small problems: `python -m benchmarks.rules`."""
