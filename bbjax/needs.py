@@ -72,6 +72,23 @@ def check_activity(kernel: Kernel, names: tuple[str, ...], activity: Any) -> Any
     return sides
 
 
+def check_measured(kernel: Kernel, names: tuple[str, ...], sides: Any) -> None:
+    """Refuses statistics of units that did not run on the calibration batches."""
+    for side in sorted({name.split(".")[0] for name in names}):
+        count = getattr(getattr(sides, side), "count", None)
+        if count is None or isinstance(count, jax.core.Tracer):
+            continue
+        if not getattr(count, "is_fully_addressable", True):
+            continue
+        unseen = int((np.asarray(count) == 0).sum())
+        if unseen:
+            raise ValueError(
+                f"expected activity of all {side} of {kernel.path!r}, got none for "
+                f"{unseen} of {np.size(count)}: they did not run; calibrate on more "
+                "batches, or leave this kernel out"
+            )
+
+
 def _shape_of(kernel: Kernel, name: str) -> tuple[int, ...] | None:
     """The shape of a statistic; None where it depends on the inputs of the model."""
     statistic = name.split(".")[-1]

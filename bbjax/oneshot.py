@@ -158,6 +158,7 @@ def _read(kernel: Kernel, names: tuple[str, ...], stats: Any) -> dict[str, jax.A
     if not names:
         return {}
     sides = needs.check_activity(kernel, names, stats)
+    needs.check_measured(kernel, names, sides)
     read = {}
     for name in names:
         side, statistic = name.split(".")

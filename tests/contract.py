@@ -37,7 +37,8 @@ class Row:
         together (`"pool"`), whole units (`"units"`), edges in groups (`"groups"`), or
         nothing, where the density is an outcome (`"free"`).
       options: arguments of `bb.transform` that go with it.
-      sides: whether it can budget both sides of one kernel.
+      without: models that it cannot prune: both sides of one kernel budgeted, or axes
+        that are no multiple of a group.
       scratch: arrays of scratch memory that it may take on top of the others.
       core: whether it meets every check by default; of the others some checks, which
         depend on the transform more than on the rule, are among the slow ones.
@@ -48,14 +49,14 @@ class Row:
     by_place: bool = False
     budget: str = "edges"
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    sides: bool = True
+    without: tuple[str, ...] = ()
     scratch: float = 0.0
     core: bool = False
 
     @property
     def cases(self) -> tuple[str, ...]:
         """Names of the models that it can prune."""
-        return tuple(c for c in CASES if self.sides or c != "both")
+        return tuple(c for c in CASES if c not in self.without)
 
 
 RULES = {
@@ -71,7 +72,8 @@ RULES = {
         bb.rules.budgeted_broadcast,
         budget="groups",
         options={"pattern": bb.n_m(2, 4)},
-        sides=False,
+        without=("both", "stack"),
+        scratch=1.5,
     ),
     "layer": Row(lambda: bb.rules.magnitude(scope="layer"), scratch=1.0),
     "global": Row(
@@ -94,17 +96,19 @@ RULES = {
     "srigl": Row(
         lambda gamma=0.3: bb.rules.srigl(gamma=gamma),
         {"gamma": (0.3, 0.9)},
-        sides=False,
+        without=("both",),
         scratch=4.0,
     ),
     "snip": Row(bb.rules.snip, budget="pool", scratch=3.5),
     "wanda": Row(bb.rules.wanda),
-    "activation_topk": Row(bb.rules.activation_topk, budget="units", sides=False),
+    "activation_topk": Row(bb.rules.activation_topk, budget="units", without=("both",)),
     "apoz": Row(bb.rules.apoz, budget="free"),
     "fine_units": Row(
-        lambda: bb.rules.fine_pruning(include_output=True), budget="units", sides=False
+        lambda: bb.rules.fine_pruning(include_output=True),
+        budget="units",
+        without=("both",),
     ),
-    "fine_weights": Row(lambda: bb.rules.fine_pruning(by="weights")),
+    "fine_weights": Row(lambda: bb.rules.fine_pruning(by="weights"), scratch=1.0),
     "local_threshold": Row(lambda: bb.rules.threshold(1.5), budget="free"),
     "traffic": Row(
         lambda traffic=0.4: bb.rules.threshold(traffic=traffic, fraction=0.5),

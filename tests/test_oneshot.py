@@ -314,6 +314,16 @@ def test_statistics_that_were_not_measured():
         bb.prune(MLP.params(), MLP.units, WANDA, 0.5, stats=bare)
 
 
+def test_units_that_never_ran():
+    """An expert that saw no token has no statistics: it is not a dead one."""
+    quiet = stats("mlp")["up"].outputs
+    quiet = dataclasses.replace(quiet, count=quiet.count.at[3].set(0))
+    unseen = stats("mlp") | {"up": stats("mlp")["up"]._replace(outputs=quiet)}
+    text = "activity of all outputs of 'up', got none for 1 of 24: they did not run"
+    with pytest.raises(ValueError, match=text):
+        bb.prune(MLP.params(), MLP.units, BB, 0.5, stats=unseen)
+
+
 def test_rules_that_compete_across_kernels_cannot_go_in_order():
     rule = bb.rules.magnitude(scope="global")
     with pytest.raises(
