@@ -115,7 +115,10 @@ RULES = {
         {"traffic": (0.4, 0.2)},
         budget="free",
     ),
-    "three_zone": Row(lambda: bb.rules.unbudgeted(bb.laws.three_zone()), budget="free"),
+    "three_zone": Row(
+        lambda: bb.rules.unbudgeted(bb.laws.three_zone(low=0.2, high=0.3)),
+        budget="free",
+    ),
 }
 # Rules that `bb.transform` refuses; their models budget incoming edges alone.
 ONE_SHOT = {
