@@ -1,7 +1,14 @@
-"""What every benchmark records: where its numbers come from."""
+"""What every benchmark needs: calls timed in turns, and where the numbers come from.
 
+Times of one process drift with the machine, so calls that are compared run in turns,
+round after round, and a ratio is the median of the ratios within a round.
+"""
+
+import json
 import os
 import platform
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +16,8 @@ import flax
 import jax
 import numpy as np
 import optax
+
+RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:
@@ -33,3 +42,34 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.machine()
+
+
+def milliseconds(call: Callable[[], Any]) -> float:
+    """How long a call takes until its result is there."""
+    started = time.perf_counter()
+    jax.block_until_ready(call())
+    return 1e3 * (time.perf_counter() - started)
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]], rounds: int, *, warmup: int = 1
+) -> dict[str, np.ndarray]:
+    """Milliseconds of each call in each round, all of them run in turns."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(warmup + rounds):
+        for name, call in calls.items():
+            times[name].append(milliseconds(call))
+    return {name: np.array(t[warmup:]) for name, t in times.items()}
+
+
+def spread(values: Any) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = np.percentile(np.asarray(values, float), (25, 50, 75))
+    return {"median": float(middle), "low": float(low), "high": float(high)}
+
+
+def write(path: Path, report: Mapping[str, Any]) -> None:
+    """Writes a report as JSON, with the machine in front."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"machine": machine()} | dict(report), indent=1)
+    path.write_text(text + "\n")

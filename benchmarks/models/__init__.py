@@ -1,0 +1,1 @@
+"""Models that are measured, as pure functions of `(params, *batch)`."""
