@@ -231,6 +231,19 @@ class Kernel:
         axes = self._spatial_axes
         return jnp.sum(edges, axis=axes) if axes else edges
 
+    def edge_mask(self, mask: jax.Array) -> jax.Array:
+        """A mask of the array as one per edge: `shape -> edge_shape`, bool.
+
+        An edge of a convolution is kept if any entry of its window is.
+
+        Example:
+          >>> kernel = Kernel("w", (3, 1, 2), fan_in=(1,), fan_out=(2,), spatial=(0,))
+          >>> window = [[True, False], [False, False], [True, False]]
+          >>> kernel.edge_mask(jnp.array(window)[:, None]).tolist()
+          [[True, False]]
+        """
+        return self.sum_spatial(self.edges(mask).astype(jnp.int32)) > 0
+
     def over_spatial(self, per_edge: jax.Array) -> jax.Array:
         """Gives a per-edge array size-1 window axes, so that it meets `edges(w)`."""
         axes = self._spatial_axes

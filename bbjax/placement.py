@@ -2,10 +2,9 @@
 
 Masks and dormant weights take the sharding of their kernel, so that plain steps move
 nothing between devices. On meshes with explicit axes the sharding is part of an array's
-type and must be the same after every update: `match` restores it, and arrays per unit
-are whole on every device. On meshes with automatic axes the compiler chooses where the
-new state lies; the first state is put where it would, arrays per unit along their axis
-of the kernel, for otherwise the second step would be compiled again.
+type and must be the same after every update: `match` restores it. Arrays per unit are
+whole on every device of any mesh: one and the same measurement may serve two kernels
+that are sharded along different axes, and a state that moved would compile again.
 """
 
 from __future__ import annotations
@@ -40,14 +39,6 @@ def like(array: jax.Array, weights: Any, axes: Sequence[int | None]) -> jax.Arra
     return _place(array, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
 
 
-def beside(array: jax.Array, weights: Any, axes: Sequence[int | None]) -> jax.Array:
-    """Places a new array per unit: as `like`, but whole where axes are explicit."""
-    sharding = _sharding(weights)
-    if sharding is not None and AxisType.Explicit in sharding.mesh.axis_types:
-        axes = [None] * len(axes)
-    return like(array, weights, axes)
-
-
 def match(new: jax.Array, old: jax.Array) -> jax.Array:
     """Gives a new value the type of the old one, sharding included."""
     sharding = jax.typeof(old).sharding
@@ -65,6 +56,15 @@ def match_axes(new: jax.Array, old: jax.Array, axes: Sequence[int]) -> jax.Array
     if jax.typeof(new).sharding.spec == spec:
         return new
     return jax.sharding.reshard(new, NamedSharding(sharding.mesh, spec))
+
+
+def whole(x: jax.Array) -> jax.Array:
+    """All of a value on every device."""
+    sharding = jax.typeof(x).sharding
+    everywhere = sharding.update(spec=PartitionSpec(*[None] * x.ndim))
+    if not sharding.mesh.empty and AxisType.Explicit not in sharding.mesh.axis_types:
+        return jax.lax.with_sharding_constraint(x, everywhere)
+    return x if sharding == everywhere else jax.sharding.reshard(x, everywhere)
 
 
 def _sharding(weights: Any) -> NamedSharding | None:

@@ -9,15 +9,16 @@ the updates, so that the optimizer's arithmetic still fuses with the landing; an
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bbjax import bits, needs, placement, settings
+from bbjax import bits, initial, needs, placement, settings
 from bbjax.allocation import Budgets, Density, budgets
 from bbjax.leaves import Leaves
 from bbjax.patterns import Pattern
@@ -28,15 +29,12 @@ from bbjax.rules.base import (
     Group,
     Rule,
     as_choice,
-    side_in,
     tracked,
 )
 from bbjax.state import (
     Plan,
     PruneState,
-    full_mask,
     pack,
-    packed_axis,
     read_mean,
     unpack,
     update_means,
@@ -69,17 +67,18 @@ class Pruner:
         for kernel, actuators in self.plan.kernels:
             # `optax.tree.map_params` calls init with a tree of no leaves.
             weights = tree.get(kernel, "parameter") if tree.leaves else None
-            masks[kernel.path] = _first_mask(kernel, weights, self.masks)
-            means[kernel.path] = {
-                name: _no_mean(kernel, name, weights)
-                for name in _with_weights(tracked(self.rule, actuators))
-            }
+            packed = initial.mask(kernel, weights, self.masks)
+            masks[kernel.path] = packed
+            names = tracked(self.rule, actuators)
+            means[kernel.path] = initial.means(kernel, names, weights)
             churn[kernel.path] = placement.like(jnp.float32(0), weights, ())
             first = jnp.float32(math.nan if self.start is None else 1)
             asked[kernel.path] = placement.like(first, weights, ())
             if self.dormant:
-                first = masks[kernel.path]
-                dormant[kernel.path] = self._first_dormant(kernel, weights, first)
+                dtype, pruned = self.dormant_dtype, self.masks is not None
+                dormant[kernel.path] = initial.dormant(
+                    kernel, weights, packed, dtype, pruned
+                )
         return PruneState(
             bb_count=placement.like(jnp.int32(0), weights, ()),
             bb_masks=masks,
@@ -89,18 +88,6 @@ class Pruner:
             bb_density=asked,
             bb_plan=self.plan,
         )
-
-    def _first_dormant(
-        self, kernel: Kernel, weights: Any, mask: jax.Array
-    ) -> jax.Array:
-        """Nothing rests yet, but for weights that masks prune from the beginning."""
-        dtype = self.dormant_dtype or (
-            kernel.dtype if weights is None else weights.dtype
-        )
-        rest = jnp.zeros(kernel.shape, dtype)
-        if self.masks is not None and weights is not None:
-            rest = jnp.where(full_mask(kernel, mask), rest, weights.astype(dtype))
-        return placement.like(rest, weights, tuple(range(len(kernel.shape))))
 
     def update(
         self,
@@ -157,9 +144,7 @@ class Pruner:
             old = state.bb_means[kernel.path]
             sides = needs.check_activity(kernel, tuple(old), activity)
             taken = update_means(old, sides, self.ema)
-            means[kernel.path] = {
-                k: placement.match(v, old[k]) for k, v in taken.items()
-            }
+            means[kernel.path] = {k: placement.whole(v) for k, v in taken.items()}
         return state._replace(bb_means=means)
 
     def _refresh_if(
@@ -174,21 +159,27 @@ class Pruner:
             state.bb_masks, state.bb_dormant, state.bb_churn, self._no_changes(state)
         )
 
-        def once(loop):
-            _, old = loop
+        def refresh(which: Sequence[int], old: _Held) -> _Held:
             new = old.copy()
             looked = (
-                self._look(i, old, state, weights, gradients, spend)
-                for i in range(len(kernels))
+                self._look(i, old, state, weights, gradients, spend) for i in which
             )
             for sight, choice in self._choices(looked, spend):
                 path = sight.seen.kernel.path
                 rest = old.dormant.get(path)
                 dtype = None if rest is None else rest.dtype
                 new.take(sight.seen.kernel, settle(sight, choice.mask, dtype))
-            return jnp.zeros((), bool), new.matched(old)
+            return new.matched(old)
 
-        _, held = lax.while_loop(lambda loop: loop[0], once, (due, held))
+        def each(held: _Held) -> _Held:
+            every = range(len(kernels))
+            for which in [every] if self.rule.joint else [(i,) for i in every]:
+                paths = [kernels[i].path for i in which]
+                part = functools.partial(refresh, which)
+                held = held.joined(_if(due, part, held.only(paths)))
+            return held
+
+        held = _if(due, each, held)
         asked = {
             k.path: jnp.where(due, d, state.bb_density[k.path])
             for k, d in zip(kernels, spend.asked, strict=True)
@@ -312,9 +303,37 @@ class _Held(NamedTuple):
         if path in self.changes.ratios:
             self.changes.ratios[path] = done.ratio
 
+    def only(self, paths: Sequence[str]) -> _Held:
+        """The part of some kernels."""
+
+        def of(part: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            return {path: part[path] for path in paths if path in part}
+
+        masks, dormant, churn, changes = self
+        changes = _Changes(of(changes.arrivals), of(changes.ratios))
+        return _Held(of(masks), of(dormant), of(churn), changes)
+
+    def joined(self, part: _Held) -> _Held:
+        """The same with the values of some kernels replaced."""
+        whole = self.copy()
+        for mine, theirs in zip(
+            (*whole[:3], *whole.changes), (*part[:3], *part.changes), strict=True
+        ):
+            mine.update(theirs)
+        return whole
+
     def matched(self, old: _Held) -> _Held:
         """The same with the shardings of `old`, as a loop wants it."""
         return jax.tree.map(placement.match, self, old)
+
+
+def _if(due: jax.Array, change: Callable[[_Held], _Held], held: _Held) -> _Held:
+    """What `change` makes of `held` if it is due, as a loop of one or no iteration."""
+
+    def once(loop: tuple[jax.Array, _Held]) -> tuple[jax.Array, _Held]:
+        return jnp.zeros((), bool), change(loop[1])
+
+    return lax.while_loop(lambda loop: loop[0], once, (due, held))[1]
 
 
 def _unpacked(
@@ -323,51 +342,3 @@ def _unpacked(
     if kernel.path not in packed:
         return None
     return unpack(kernel, packed[kernel.path], weights)
-
-
-# Initial values ------------------------------------------------------------------
-def _first_mask(
-    kernel: Kernel, weights: Any, masks: Mapping[str, Any] | None
-) -> jax.Array:
-    if masks is None or kernel.path not in masks:
-        return _all_kept(kernel, weights)
-    full = kernel.edges(jnp.asarray(masks[kernel.path]))
-    kept = kernel.sum_spatial(full.astype(jnp.int32)) > 0
-    packed = bits.pack(kept, packed_axis(kernel))
-    return placement.like(packed, weights, _parameter_axes(kernel))
-
-
-def _all_kept(kernel: Kernel, weights: Any) -> jax.Array:
-    shape = list(kernel.edge_shape)
-    axis = packed_axis(kernel)
-    size = shape[axis]
-    whole, rest = divmod(size, 8)
-    column = [255] * whole + ([(1 << rest) - 1] if rest else [])
-    shape[axis] = len(column)
-    at = [1] * len(shape)
-    at[axis] = len(column)
-    full = jnp.broadcast_to(jnp.asarray(column, jnp.uint8).reshape(at), shape)
-    return placement.like(full, weights, _parameter_axes(kernel))
-
-
-def _parameter_axes(kernel: Kernel) -> tuple[int | None, ...]:
-    """For each axis of the edge view, the axis of the parameter that it is."""
-    if kernel.split != kernel.shape:
-        return (None,) * len(kernel.edge_shape)
-    return tuple(i for i, r in enumerate(kernel.roles) if r != "spatial")
-
-
-def _no_mean(kernel: Kernel, name: str, weights: Any) -> jax.Array:
-    side = side_in(name)
-    zeros = jnp.zeros(kernel.per_unit_shape(side), jnp.float32)
-    axes: tuple[int | None, ...] = (None,) * zeros.ndim
-    if kernel.split == kernel.shape:  # else units are no axes of the parameter
-        own = "in" if side == "inputs" else "out"
-        roles = list(enumerate(kernel.roles))
-        axes = tuple(i for role in ("stack", own) for i, r in roles if r == role)
-    return placement.beside(zeros, weights, axes)
-
-
-def _with_weights(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The running means, and beside them the weight of the observations of a side."""
-    return tuple(sorted({*names, *(f"{n.split('.')[0]}.weight" for n in names)}))

@@ -131,12 +131,12 @@ def update_means(
             values[name] = jnp.ones_like(mean)
             continue
         measured = getattr(sides, side)
-        value = getattr(measured, statistic).astype(jnp.float32)
+        value = placement.whole(getattr(measured, statistic).astype(jnp.float32))
         values[name] = jnp.broadcast_to(value, mean.shape)
         whole = jnp.isfinite(values[name])
         count = getattr(measured, "count", None)
         if count is not None:
-            whole &= jnp.broadcast_to(count > 0, whole.shape)
+            whole &= jnp.broadcast_to(placement.whole(count) > 0, whole.shape)
         # One weight serves all statistics of a side: a unit is observed or it is not.
         seen[side] = seen[side] & whole if side in seen else whole
     return {

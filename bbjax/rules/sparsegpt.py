@@ -23,7 +23,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
 from bbjax import laws, placement
 from bbjax.budget import check_int
@@ -85,7 +84,7 @@ def sparsegpt(
         keep = jnp.reshape(degrees_for(seen, law, "in"), (slices, -1))
         alive = _matrices(kernel, seen.mask)
         done = jax.vmap(lambda *one: operate(*one, damp, block=block, m=m))(
-            weights, _whole(gram), _whole(keep), alive
+            weights, placement.whole(gram), placement.whole(keep), alive
         )
         _check_sound(kernel.path, done.sound, damp)
         mask = placement.match(_per_edge(kernel, done.mask), seen.mask)
@@ -104,20 +103,14 @@ def _order(kernel: Kernel) -> tuple[int, ...]:
 
 def _matrices(kernel: Kernel, per_edge: jax.Array) -> jax.Array:
     sizes = (-1, math.prod(kernel.in_units), math.prod(kernel.out_units))
-    return jnp.reshape(jnp.transpose(_whole(per_edge), _order(kernel)), sizes)
+    edges = placement.whole(per_edge)
+    return jnp.reshape(jnp.transpose(edges, _order(kernel)), sizes)
 
 
 def _per_edge(kernel: Kernel, matrices: jax.Array) -> jax.Array:
     order = _order(kernel)
     split = jnp.reshape(matrices, [kernel.edge_shape[a] for a in order])
     return jnp.transpose(split, [order.index(a) for a in range(len(order))])
-
-
-def _whole(x: jax.Array) -> jax.Array:
-    """All of x on every device, where the sharding is part of the type."""
-    sharding = jax.typeof(x).sharding
-    whole = sharding.update(spec=PartitionSpec(*[None] * x.ndim))
-    return x if sharding == whole else jax.sharding.reshard(x, whole)
 
 
 # Checks --------------------------------------------------------------------------
