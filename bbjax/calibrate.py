@@ -86,11 +86,7 @@ def calibrate(
       >>> stats["up"].outputs.on_rate.tolist(), stats["up"].inputs.mean_abs.tolist()
       ([1.0, 0.5], [1.0, 1.0])
     """
-    check(units, on)
-    meter = _Meter(fn, units, params, stats.asked_for(needs), where, on)
-    for batch in _tuples(batches):
-        meter.add(batch)
-    return meter.activity()
+    return Meter.of(fn, units, needs, where, on).measure(params, batches)
 
 
 def merge(
@@ -174,35 +170,67 @@ def _unequal(first: Statistics, second: Statistics) -> Iterator[str]:
 
 
 # The stream ----------------------------------------------------------------------
-@dataclasses.dataclass
-class _Meter:
-    """Adds up what batches give."""
+@dataclasses.dataclass(frozen=True)
+class Meter:
+    """What `calibrate` measures with: compiled once, for any number of streams.
+
+    Made by `Meter.of`; arguments as for `calibrate`.
+    """
 
     fn: Callable[..., Any]
     units: Units
-    params: Any
     asked: Asked
     where: Where
     on: On
-    total: Sides | None = None
-    lost: Sides = dataclasses.field(default_factory=dict)
     geometries: dict[str, Geometry] = dataclasses.field(default_factory=dict)
     programs: dict[Hashable, _Program] = dataclasses.field(default_factory=dict)
 
-    def add(self, batch: tuple[Any, ...]) -> None:
+    @classmethod
+    def of(
+        cls,
+        fn: Callable[..., Any],
+        units: Units,
+        needs: Sequence[str],
+        where: Where,
+        on: On,
+    ) -> Meter:
+        """A meter that has compiled nothing yet."""
+        check(units, on)
+        return cls(fn, units, stats.asked_for(needs), where, on)
+
+    def measure(
+        self, params: Any, batches: Iterable[tuple[Any, ...]]
+    ) -> dict[str, Activity]:
+        """The activity on a stream, of parameters with the shapes of those before."""
+        total: Sides | None = None
+        lost: Sides = {}
+        for batch in _tuples(batches):
+            sums = self._sums(params, batch)
+            if total is None:
+                total, lost = sums, _no_error(sums)
+            else:
+                total, lost = _added(total, lost, sums)
+        if total is None:
+            raise ValueError(
+                "expected at least one batch, got none; pass an iterable of argument "
+                "tuples (a generator can be used only once)"
+            )
+        paths = measured_paths(self.units)
+        made, flags = _finished(total, lost, tuple(self.geometries.items()), paths)
+        for path in paths:
+            _check_measured(path, flags[path])
+        return {path: made[path] for path in paths}
+
+    def _sums(self, params: Any, batch: tuple[Any, ...]) -> Sides:
         """Runs one batch, compiled once per kind of batch."""
-        this = call(self.fn, self.params, batch, {})
+        this = call(self.fn, params, batch, {})
         where = self.where
         mask = where(*batch) if callable(where) else where
         if this.key not in self.programs:
-            self.programs[this.key] = self.program(this)
-        sums = self.programs[this.key](this.arrays, mask)
-        if self.total is None:
-            self.total, self.lost = sums, _no_error(sums)
-        else:
-            self.total, self.lost = _added(self.total, self.lost, sums)
+            self.programs[this.key] = self._program(this)
+        return self.programs[this.key](this.arrays, mask)
 
-    def program(self, this: Call) -> _Program:
+    def _program(self, this: Call) -> _Program:
         """What a kind of batch runs through."""
         prepared = traced(this)
         taps = wanted(self.units, analyse(prepared))
@@ -224,35 +252,18 @@ class _Meter:
             )
             return by_side(here, self.units, here.run(jaxpr, consts, arrays, ())[1])
 
-        return _Program(this, jax.jit(sums), consts)
-
-    def activity(self) -> dict[str, Activity]:
-        """The statistics of everything so far."""
-        if self.total is None:
-            raise ValueError(
-                "expected at least one batch, got none; pass an iterable of argument "
-                "tuples (a generator can be used only once)"
-            )
-        paths = measured_paths(self.units)
-
-        def finish(total, lost):
-            made = finished(_corrected(total, lost), self.geometries, paths)
-            return made, {path: _flags(made[path]) for path in paths}
-
-        made, flags = jax.jit(finish)(self.total, self.lost)
-        for path in paths:
-            _check_measured(path, flags[path])
-        return {path: made[path] for path in paths}
+        return _Program(this.others, jax.jit(sums), consts)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Program:
     """A compiled function from the arrays of a batch to its sums.
 
-    It holds on to the call, for objects in its key may be known by identity alone.
+    It holds on to the arguments that are no arrays, for in the key of a call they may
+    be known by identity alone; not to arrays, which are other ones at every call.
     """
 
-    call: Call
+    others: tuple[Any, ...]
     run: Callable[..., Sides]
     consts: Sequence[Any]
 
@@ -310,6 +321,18 @@ def _corrected(total: Sides, lost: Sides) -> Sides:
         return raw | {n: raw[n] + error for n, error in lost[key].items()}
 
     return {key: of(key, raw) for key, raw in total.items()}
+
+
+@functools.partial(jax.jit, static_argnames=("geometries", "paths"))
+def _finished(
+    total: Sides,
+    lost: Sides,
+    geometries: tuple[tuple[str, Geometry], ...],
+    paths: tuple[str, ...],
+) -> tuple[dict[str, Activity], dict[str, dict[str, Raw]]]:
+    """The statistics of a stream, and which of them are sound."""
+    made = finished(_corrected(total, lost), dict(geometries), paths)
+    return made, {path: _flags(made[path]) for path in paths}
 
 
 def _flags(activity: Activity) -> dict[str, Raw]:

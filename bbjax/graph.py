@@ -185,8 +185,7 @@ def _zeroed(params: Any, masks: Masks) -> Any:
                 f"expected a parameter of shape {mask.shape} at {path!r}, got {has}; "
                 "pass the parameter tree that was traced"
             )
-        leaf = tree.at(path)
-        tree.put_at(path, jnp.where(mask, leaf, jnp.zeros((), jnp.result_type(leaf))))
+        tree.keep_at(path, mask)
     return tree.tree()
 
 
@@ -306,8 +305,7 @@ def _edge_mask(kernel: Kernel, kept: jax.Array, side: Side) -> jax.Array:
 
 def _left(kernel: Kernel, mask: jax.Array, side: Side) -> jax.Array:
     """Units of a side with an edge left."""
-    edges = kernel.sum_spatial(kernel.edges(mask).astype(jnp.int32))
-    return kernel.gather(edges, side) > 0
+    return kernel.gather(kernel.edge_mask(mask), side) > 0
 
 
 def _to_inputs(kept: Any, kernel: Kernel, reader: Kernel, link: Link) -> jax.Array:

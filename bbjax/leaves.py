@@ -80,6 +80,11 @@ class Leaves:
         """Replaces the leaf at a path that is there."""
         self.leaves[self.by_path[path]] = value
 
+    def keep_at(self, path: str, mask: Any) -> None:
+        """Sets the leaf at a path that is there to 0 where a mask is False."""
+        leaf = self.at(path)
+        self.put_at(path, jnp.where(mask, leaf, jnp.zeros_like(leaf)))
+
     def tree(self) -> Any:
         """The tree again, with what was replaced."""
         return jax.tree_util.tree_unflatten(self.structure, self.leaves)

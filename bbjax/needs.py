@@ -20,7 +20,7 @@ from bbjax.units import Kernel
 
 def check_needs(rule: Rule, activity: Any, grads: Any) -> None:
     """Refuses an update that lacks what the rule reads."""
-    if activity is None and any(n != "grads" for n in rule.needs):
+    if activity is None and rule.reads_activity:
         raise ValueError(
             f"expected activity, which rule {rule.name!r} needs, got None; call "
             "tx.update(grads, opt_state, params, activity=activity) with the activity "
@@ -35,7 +35,7 @@ def check_needs(rule: Rule, activity: Any, grads: Any) -> None:
 
 def check_call(rule: Rule, stats: Any, grads: Any, call: str) -> None:
     """Refuses a call of a one-shot function that lacks what the rule reads."""
-    if stats is None and any(n != "grads" for n in rule.needs):
+    if stats is None and rule.reads_activity:
         raise ValueError(
             f"expected stats, which rule {rule.name!r} needs, got None; pass "
             f"{call}(..., stats=bb.calibrate(fn, units, params, batches, "

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from bbjax import needs, settings
 from bbjax.allocation import Budgets, Density, budgets
-from bbjax.calibrate import calibrate
+from bbjax.calibrate import Meter
 from bbjax.leaves import Leaves
 from bbjax.on import On, positive
 from bbjax.patterns import Pattern
@@ -85,9 +85,9 @@ def prune(
     """
     job = _Job.of(units, rule, density, pattern, masks, k_min)
     needs.check_call(rule, stats, grads, "bb.prune")
-    tree = Leaves.of(params)
+    tree, gradients = Leaves.of(params), job.gradients(grads)
     members = tuple(
-        job.look(index, tree, stats, grads) for index in range(len(job.budgeted))
+        job.look(index, tree, stats, gradients) for index in range(len(job.budgeted))
     )
     found: Masks = {}
     choices = rule.choose(Group(members, job.spend.pool))
@@ -128,15 +128,23 @@ class _Job:
         spend = budgets(density, kernels, jnp.zeros((), jnp.int32), least)
         return cls(budgeted, rule, spend, pattern, masks, k_min)
 
-    def look(self, index: int, tree: Leaves, stats: Any, grads: Any) -> Candidates:
+    def gradients(self, grads: Any) -> Leaves | None:
+        """The gradients by path, where the rule reads them."""
+        return Leaves.of(grads) if "grads" in self.rule.needs else None
+
+    def look(
+        self, index: int, tree: Leaves, stats: Any, gradients: Leaves | None
+    ) -> Candidates:
         """What the rule sees of one kernel."""
         kernel, actuators = self.budgeted[index]
         weights = kernel.edges(tree.get(kernel, "parameter"))
         mask = jnp.ones(kernel.edge_shape, bool)
         if self.masks is not None:
-            whole = kernel.edges(jnp.asarray(self.masks[kernel.path]))
-            mask = kernel.sum_spatial(whole.astype(jnp.int32)) > 0
+            mask = kernel.edge_mask(jnp.asarray(self.masks[kernel.path]))
         mask = sharded_as(kernel, mask, weights)
+        grads = None
+        if gradients is not None:
+            grads = kernel.edges(gradients.get(kernel, "gradient"))
         return Candidates(
             kernel=kernel,
             actuators=actuators,
@@ -147,7 +155,7 @@ class _Job:
             k_min=self.k_min,
             regrow=self.masks is None,
             step=jnp.zeros((), jnp.int32),
-            grads=_gradient(kernel, self.rule, grads),
+            grads=grads,
             index=index,
             bias=tree.bias_of(kernel),
             pattern=self.pattern,
@@ -166,12 +174,6 @@ def _read(kernel: Kernel, names: tuple[str, ...], stats: Any) -> dict[str, jax.A
     return read
 
 
-def _gradient(kernel: Kernel, rule: Rule, grads: Any) -> jax.Array | None:
-    if "grads" not in rule.needs:
-        return None
-    return kernel.edges(Leaves.of(grads).get(kernel, "gradient"))
-
-
 def _put(tree: Leaves, kernel: Kernel, choice: Choice) -> Masks:
     """Writes what is left of a kernel, and of its bias, into the tree."""
     weights = kernel.edges(tree.get(kernel, "parameter"))
@@ -181,9 +183,8 @@ def _put(tree: Leaves, kernel: Kernel, choice: Choice) -> Masks:
     tree.put(kernel, kernel.weights(jnp.where(keep, new, jnp.zeros_like(new))))
     masks = {kernel.path: kernel.weights(keep)}
     if choice.bias is not None and kernel.bias:
-        bias = tree.at(kernel.bias)
-        kept = jnp.reshape(choice.bias, jnp.shape(bias))
-        tree.put_at(kernel.bias, jnp.where(kept, bias, jnp.zeros_like(bias)))
+        kept = jnp.reshape(choice.bias, jnp.shape(tree.at(kernel.bias)))
+        tree.keep_at(kernel.bias, kept)
         masks[kernel.bias] = kept
     return masks
 
@@ -221,9 +222,24 @@ def apply_masks(params: Any, masks: Mapping[str, Any]) -> Any:
             + "; ".join(wrong)
         )
     for path, mask in masks.items():
-        leaf = tree.at(path)
-        tree.put_at(path, jnp.where(mask, leaf, jnp.zeros_like(leaf)))
+        tree.keep_at(path, mask)
     return tree.tree()
+
+
+def both(first: Masks, second: Mapping[str, Any]) -> Masks:
+    """What is kept in both, where both have a mask; other masks as they are.
+
+    Args:
+      first: by path, bool arrays.
+      second: likewise.
+
+    Example:
+      >>> first, second = jnp.array([True, True]), jnp.array([True, False])
+      >>> {path: m.tolist() for path, m in both({"w": first}, {"w": second}).items()}
+      {'w': [True, False]}
+    """
+    joined = {path: jnp.asarray(mask) for path, mask in second.items()}
+    return first | {p: first[p] & m if p in first else m for p, m in joined.items()}
 
 
 def prune_in_order(
@@ -242,7 +258,8 @@ def prune_in_order(
 ) -> tuple[Any, Masks]:
     """Prunes layer by layer, each measured on the pruned ones before it.
 
-    Costs one pass over the batches for every kernel (and slice of a stack).
+    Costs one pass over the batches for every kernel (and slice of a stack), and one
+    compilation for every kernel and shape of batch.
 
     Args:
       fn: the function that was traced, of `(params, *args)`.
@@ -284,21 +301,20 @@ def prune_in_order(
         )
     job = _Job.of(units, rule, density, pattern, None, k_min)
     batches = list(batches)
-    reads = any(need != "grads" for need in rule.needs)
     needs.check_call(rule, batches, grads, "bb.prune_in_order")
+    gradients = job.gradients(grads)
+    meters = [  # each compiled once for all slices of a kernel
+        Meter.of(fn, units.only([kernel.path]), rule.needs, where, on)
+        for kernel, _ in (job.budgeted if rule.reads_activity else ())
+    ]
     found: Masks = {}
     for index, at in _turns(job.budgeted):
         kernel, _ = job.budgeted[index]
-        stats = None
-        if reads:
-            one = _only(units, kernel.path)
-            stats = calibrate(
-                fn, one, params, batches, needs=rule.needs, where=where, on=on
-            )
+        stats = meters[index].measure(params, batches) if meters else None
         tree = Leaves.of(params)
-        choice = as_choice(rule.select(job.look(index, tree, stats, grads)))
+        choice = as_choice(rule.select(job.look(index, tree, stats, gradients)))
         masks = _put(tree, kernel, _slice_of(kernel, at, choice, tree))
-        found |= {p: found[p] & m if p in found else m for p, m in masks.items()}
+        found = both(found, masks)
         params = tree.tree()
     return params, found
 
@@ -314,11 +330,6 @@ def _turns(budgeted: settings.Budgeted) -> Iterator[tuple[int, int]]:
         indices = [index for index, _ in run]
         for at in range(math.prod(shape)):
             yield from ((index, at) for index in indices)
-
-
-def _only(units: Units, path: str) -> Units:
-    chosen = tuple(one for one in units.selected if one.path == path)
-    return dataclasses.replace(units, selection=chosen)
 
 
 def _slice_of(kernel: Kernel, at: int, choice: Choice, tree: Leaves) -> Choice:

@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bbjax import settings
@@ -33,9 +32,9 @@ from bbjax.graph import remove_units
 from bbjax.kernel import Kernel
 from bbjax.listen import Listener
 from bbjax.observe import Where
-from bbjax.oneshot import prune
+from bbjax.oneshot import both, prune
 from bbjax.rules.fine_pruning import fine_pruning
-from bbjax.units import Selected, Units
+from bbjax.units import Units
 
 Scorer = Callable[[Any], Any]
 
@@ -144,6 +143,7 @@ def personalise(
         output units' activity; and as `bb.calibrate`.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> import bbjax as bb
       >>> def net(params, x):
       ...     return jax.nn.relu(x @ params["up"]) @ params["down"]
@@ -237,8 +237,7 @@ def _chosen(units: Units, by: Any, include: Any) -> Units:
             "trace is followed by a nonlinearity; choose with units.select(...) out of "
             f"{list(units.paths)}"
         )
-    selection = tuple(Selected(k.path, "in") for k in kernels)
-    return dataclasses.replace(units, selection=selection)
+    return units.only(k.path for k in kernels)
 
 
 # Cutting -------------------------------------------------------------------------
@@ -286,16 +285,14 @@ class _Cutter:
         whole = {p: k for p, k in keep.items() if p not in own}
         params, masks = remove_units(params, self.units, whole)
         params, rest = remove_units(params, self.units, own, consumers=False)
-        both = {p: masks[p] & rest[p] for p in masks.keys() & rest.keys()}
-        return params, masks | rest | both
+        return params, both(masks, rest)
 
     def _prune(
         self, params: Any, stats: Any, paths: list[str], scope: Any, fraction: float
     ) -> tuple[Any, dict[str, jax.Array]]:
-        selection = tuple(Selected(path, "in") for path in paths)
         return prune(
             params,
-            dataclasses.replace(self.units, selection=selection),
+            self.units.only(paths),
             fine_pruning(by=self.by, scope=scope, include_output=True),
             density=1 - fraction,
             stats=stats,
@@ -323,15 +320,8 @@ class _Cutter:
         }
 
 
-def _edges(kernel: Kernel, mask: jax.Array) -> jax.Array:
-    """A mask per edge, int32."""
-    return (kernel.sum_spatial(kernel.edges(mask).astype(jnp.int32)) > 0).astype(
-        jnp.int32
-    )
-
-
 def _kept_units(kernel: Kernel, mask: jax.Array) -> jax.Array:
-    return kernel.gather(_edges(kernel, mask), "outputs") > 0
+    return kernel.gather(kernel.edge_mask(mask), "outputs") > 0
 
 
 def _removed(kernel: Kernel, mask: jax.Array | None) -> Removed:
@@ -339,6 +329,6 @@ def _removed(kernel: Kernel, mask: jax.Array | None) -> Removed:
     of_units, of_edges = slices * kernel.unit_count("in"), slices * kernel.edge_count
     if mask is None:
         return Removed(0, of_units, 0, of_edges)
-    edges = int(np.asarray(_edges(kernel, mask)).sum())
+    edges = int(np.asarray(kernel.edge_mask(mask)).sum())
     units = int(np.asarray(_kept_units(kernel, mask)).sum())
     return Removed(of_units - units, of_units, of_edges - edges, of_edges)

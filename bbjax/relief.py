@@ -32,11 +32,11 @@ from bbjax.compare import table
 from bbjax.graph import remove_units, sweep
 from bbjax.kernel import Kernel
 from bbjax.observe import Where
-from bbjax.oneshot import Masks, apply_masks, prune
+from bbjax.oneshot import Masks, apply_masks, both, prune
 from bbjax.residual import Residual, ResidualCut, residual_cuts
 from bbjax.rules.base import Rule
 from bbjax.rules.nnrelief import ConvScore, nnrelief
-from bbjax.units import Selected, Units
+from bbjax.units import Units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,7 @@ def relieve(
     if masks is not None:
         settings.check_held(masks)
         params = apply_masks(params, masks)
-        found = _both(found, masks)
+        found = both(found, masks)
     alphas = {k.path: alpha_conv if _is_conv(k) else alpha_dense for k in kernels}
     _check_blocks(residuals, alphas)
     cuts = residual_cuts(fn, params, units, job.batches, residuals, alphas, where)
@@ -184,7 +184,8 @@ class _Job:
         Returns:
           Parameters, masks of everything so far, and dead units by path.
         """
-        rule, part = self.rules[_is_conv(kernels[0])], _only(self.units, kernels)
+        rule = self.rules[_is_conv(kernels[0])]
+        part = self.units.only(k.path for k in kernels)
         needs = (*rule.needs, "outputs.max_abs")
         stats = calibrate(
             self.fn, part, params, self.batches, needs=needs, where=self.where
@@ -197,7 +198,7 @@ class _Job:
                 stay[path] = stay[path] & np.reshape(channels, stay[path].shape)
         losing = {path: keep for path, keep in stay.items() if not keep.all()}
         _, gone = remove_units(params, self.units, losing, consumers=False)
-        found = _both(_both(found, kept), gone)
+        found = both(both(found, kept), gone)
         return apply_masks(params, found), found, dead
 
 
@@ -231,11 +232,6 @@ def _check_blocks(blocks: Sequence[Residual], pruned: Iterable[str]) -> None:
         )
 
 
-def _only(units: Units, kernels: Iterable[Kernel]) -> Units:
-    chosen = tuple(Selected(kernel.path, "in") for kernel in kernels)
-    return dataclasses.replace(units, selection=chosen)
-
-
 def _rules(alpha_conv: Any, alpha_dense: Any, conv: ConvScore) -> dict[bool, Rule]:
     return {
         True: nnrelief(alpha=alpha_conv, conv=conv),
@@ -264,17 +260,11 @@ def _swept(units: Units, masks: Masks) -> tuple[Masks, dict[str, np.ndarray]]:
 
 def _alive(kernel: Kernel, masks: Masks) -> np.ndarray:
     """Output units with an incoming edge or a bias."""
-    edges = kernel.sum_spatial(kernel.edges(masks[kernel.path]).astype(jnp.int32))
+    edges = kernel.edge_mask(masks[kernel.path])
     alive = np.asarray(kernel.gather(edges, "outputs")) > 0
     if kernel.bias in masks:
         alive |= np.reshape(np.asarray(masks[kernel.bias]), alive.shape)
     return alive
-
-
-def _both(first: Masks, second: Mapping[str, Any]) -> Masks:
-    """What is kept in both, where both have a mask."""
-    joined = {path: jnp.asarray(mask) for path, mask in second.items()}
-    return first | {p: first[p] & m if p in first else m for p, m in joined.items()}
 
 
 def _count(mask: Any) -> tuple[int, int]:

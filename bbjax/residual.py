@@ -25,7 +25,7 @@ import numpy as np
 from bbjax.calibrate import calibrate
 from bbjax.kernel import Kernel, Side
 from bbjax.observe import Where
-from bbjax.units import Selected, Units
+from bbjax.units import Units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,9 +177,7 @@ def residual_cuts(
         return []
     for block in blocks:
         _check(units, block)
-    paths = dict.fromkeys(p for b in blocks for p in (b.branch, b.shortcut))
-    chosen = tuple(Selected(path, "in") for path in paths)
-    part = dataclasses.replace(units, selection=chosen)
+    part = units.only(p for b in blocks for p in (b.branch, b.shortcut))
     needs = ("inputs.abs_map", "outputs.abs_map")
     stats = calibrate(fn, part, params, batches, needs=needs, where=where)
     cuts = []

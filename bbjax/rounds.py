@@ -300,8 +300,8 @@ def densities_of(masks: Mapping[str, Any], units: Units) -> dict[str, float]:
                 f"expected a mask of shape {kernel.shape} for {kernel.path!r}, got "
                 f"{mask.shape}; use the masks and the trace of one model"
             )
-        window = kernel.sum_spatial(kernel.edges(jnp.asarray(mask)).astype(jnp.int32))
-        counts = np.unique((window > 0).sum(kernel.axes("group", "in", "out")))
+        edges = kernel.edge_mask(jnp.asarray(mask))
+        counts = np.unique(edges.sum(kernel.axes("group", "in", "out")))
         if len(counts) > 1 or counts[0] == 0:
             raise ValueError(
                 f"expected as many edges, at least one, in every slice of "

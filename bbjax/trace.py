@@ -85,6 +85,8 @@ class Call:
       paths: path of each parameter leaf.
       restore: from the arrays of the result to the result of the function.
       key: equal for calls of the same function that make the same jaxpr.
+      others: arguments that are no arrays; some of them the key knows by identity
+        alone, so whoever keeps the key keeps these.
     """
 
     fn: Callable[..., Any]
@@ -92,6 +94,7 @@ class Call:
     paths: tuple[str, ...]
     restore: Callable[[Sequence[Any]], Any]
     key: tuple[Hashable, ...]
+    others: tuple[Any, ...]
 
 
 def call(
@@ -130,7 +133,7 @@ def call(
         return finish(jax.tree_util.tree_unflatten(out_tree, full))
 
     arrays = tuple(v for v, is_array in zip(leaves, held, strict=True) if is_array)
-    others = [v for v, is_array in zip(leaves, held, strict=True) if not is_array]
+    others = tuple(v for v, is_array in zip(leaves, held, strict=True) if not is_array)
     return Call(
         fn=flat,
         arrays=arrays,
@@ -143,6 +146,7 @@ def call(
             tuple(map(jax.typeof, arrays)),
             tuple(map(_identity, others)),
         ),
+        others=others,
     )
 
 

@@ -13,7 +13,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from bbjax.kernel import Actuator, Companion, Kernel, Link, Side
 
@@ -101,15 +101,34 @@ class Units:
                 "special characters with a backslash"
             ) from error
         self._refuse_problems(regex, pattern)
-        found = tuple(
-            Selected(p, actuator) for p in self.paths if regex.search(p) is not None
-        )
+        found = [p for p in self.paths if regex.search(p) is not None]
         if not found:
             raise ValueError(
                 f"expected a pattern that matches a kernel, got {pattern!r}, which "
                 f"matches none; {self._near(pattern)}"
             )
-        return dataclasses.replace(self, selection=found)
+        return self.only(found, actuator)
+
+    def only(self, paths: Iterable[str], actuator: Actuator = "in") -> Units:
+        """Chooses kernels by their very paths, whatever was chosen before.
+
+        Args:
+          paths: of kernels; one that comes twice is chosen once.
+          actuator: as for `select`.
+
+        Returns:
+          The same kernels with this selection, in the order of `paths`.
+
+        Raises:
+          KeyError: a path that is no kernel's.
+
+        Example:
+          >>> units = Units((Kernel("mlp/up", (2, 3), fan_in=(0,), fan_out=(1,)),))
+          >>> units.only(["mlp/up"]) == units.select("up$")
+          True
+        """
+        chosen = tuple(Selected(self[p].path, actuator) for p in dict.fromkeys(paths))
+        return dataclasses.replace(self, selection=chosen)
 
     def _refuse_problems(self, regex: re.Pattern[str], pattern: str) -> None:
         for path, reason in self.problems:

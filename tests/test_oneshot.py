@@ -8,7 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import CASES, MLP, ONE_SHOT, PER_UNIT, RULES, check_exact, same
+from contract import (
+    CASES,
+    MLP,
+    ONE_SHOT,
+    PER_UNIT,
+    RULES,
+    check_exact,
+    compilations,
+    same,
+)
 from flax import nnx
 
 import bbjax as bb
@@ -207,23 +216,33 @@ def test_layers_see_the_pruned_ones_before_them(rule):
     assert (np.asarray(first["c"]) != np.asarray(last["c"])).any()
 
 
+def scanned(params, x):
+    def layer(h, w):
+        return jax.nn.relu(h @ w), None
+
+    return jax.lax.scan(layer, x, params["w"])[0]
+
+
+def scanned_in_order():
+    stack = {"w": jnp.stack(list(deep_params().values()))}
+    units = bb.trace(scanned, stack, *X[0]).select("w")
+    return bb.prune_in_order(scanned, stack, units, WANDA, X, 0.25)
+
+
 def test_slices_of_a_scan_are_layers():
     """A scanned stack is pruned as the same layers written out one by one."""
-
-    def scanned(params, x):
-        def layer(h, w):
-            return jax.nn.relu(h @ w), None
-
-        return jax.lax.scan(layer, x, params["w"])[0]
-
-    flat = deep_params()
-    stack = {"w": jnp.stack([flat[n] for n in "abc"])}
-    units = bb.trace(scanned, stack, *X[0]).select("w")
-    after, masks = bb.prune_in_order(scanned, stack, units, WANDA, X, 0.25)
+    after, masks = scanned_in_order()
     want, want_masks = by_hand(WANDA, 0.25)
     for i, name in enumerate("abc"):
         np.testing.assert_array_equal(masks["w"][i], want_masks[name])
         np.testing.assert_array_equal(after["w"][i], want[name])
+
+
+def test_slices_of_a_scan_are_measured_by_one_program():
+    scanned_in_order()  # what is not of this call is compiled
+    with compilations() as seen:
+        scanned_in_order()
+    assert seen.count == 1
 
 
 def test_in_order_keeps_budgets_of_their_own():

@@ -4,36 +4,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
-from zoo_case import normal, relu, weights
+from trace_case import SHAPES, head, layer_normed, traced, wide
+from zoo_case import relu
 
 import bbjax as bb
-
-X = normal(61, 6, 4)
-SHAPES = {
-    "up": (4, 6),
-    "other": (4, 6),
-    "down": (6, 2),
-    "bias": (6,),
-    "scale": (6,),
-    "slope": (6,),
-    "row": (1, 6),
-    "table": (6, 6),
-    "one": (),
-}
-
-
-def traced(fn, *names, x=X, **shapes):
-    """The trace of a function of some of the usual parameters, and of others."""
-    params = weights(**{n: SHAPES[n] for n in names}, **shapes)
-    return bb.trace(fn, params, x)
-
-
-def wide(p, n):
-    return p[n].reshape(1, -1)
-
-
-def head(p, h):
-    return relu(h) @ p["down"]
 
 
 # Companions ----------------------------------------------------------------------
@@ -41,12 +15,6 @@ def normed(p, x):
     h = x @ p["up"]
     h = (h - jnp.mean(h, 0, keepdims=True)) * wide(p, "scale") + wide(p, "bias")
     return head(p, jnp.where(h > 0, h, wide(p, "slope") * h))
-
-
-def layer_normed(p, x):
-    h = x @ p["up"]
-    h = h - jnp.mean(h, 1, keepdims=True)
-    return head(p, h * wide(p, "scale") + wide(p, "bias"))
 
 
 def running(p, x, mean=None, var=None):

@@ -249,6 +249,16 @@ def test_select_searches_anywhere_in_the_path():
     assert UNITS.selection is None  # frozen: select makes another
 
 
+def test_only_these_paths_whatever_was_chosen():
+    assert UNITS.select("dec", "out").only(["dec/c", "enc/b", "dec/c"]).selected == (
+        Selected("dec/c", "in"),
+        Selected("enc/b", "in"),
+    )
+    assert UNITS.only(["enc/b"], "out") == UNITS.select("enc/b", "out")
+    with pytest.raises(KeyError, match="path of a kernel, got 'enc/e'; near misses"):
+        UNITS.only(["enc/e"])
+
+
 def test_add_joins_selections_without_repeats():
     both = UNITS.select("enc/a") + UNITS.select("enc", "out") + UNITS.select("enc/a")
     assert both.budgeted == {"enc/a": ("in", "out"), "enc/b": ("out",)}

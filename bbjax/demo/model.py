@@ -86,8 +86,7 @@ def degrees(units: bb.Units, params: Any) -> dict[str, tuple[jax.Array, jax.Arra
     for path in units:
         layer, name = path.split("/")
         kernel = units[path]
-        edges = kernel.edges(params[layer][name]) != 0
-        kept = (kernel.sum_spatial(edges.astype(jnp.int32)) > 0).astype(jnp.int32)
+        kept = kernel.edge_mask(params[layer][name] != 0)
         found[path] = kernel.gather(kept, "outputs"), kernel.gather(kept, "inputs")
     return found
 

@@ -138,6 +138,11 @@ class Rule:
     patterned: bool = True
     one_sided: bool = False
 
+    @property
+    def reads_activity(self) -> bool:
+        """Whether it needs anything but gradients: statistics of a model at work."""
+        return any(need != "grads" for need in self.needs)
+
     def choose(self, group: Group) -> list[Choice]:
         """The choices for all members of a group."""
         if self.joint:

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 
 from bbjax.rules.base import Candidates, Group, Rule
 from bbjax.rules.limits import of_living
-from bbjax.rules.selection import edges_of, pooled, pooled_over, whole_units
+from bbjax.rules.scoped import in_slices, over_all
+from bbjax.rules.selection import edges_of, in_steps_of, whole_units
 from bbjax.topk import share_out, top_k_mask
 
 
@@ -103,13 +104,7 @@ def _score(seen: Candidates) -> jax.Array:
     return seen.magnitude * seen.kernel.spread(mean, "inputs")
 
 
-def _in_layer(seen: Candidates) -> jax.Array:
-    return pooled(seen, _score(seen), seen.budget)
-
-
-def _everywhere(group: Group) -> list[jax.Array]:
-    scores = [_score(seen) for seen in group.members]
-    return pooled_over(group, range(len(scores)), scores)
+_in_layer, _everywhere = in_slices(_score), over_all(_score)
 
 
 # Units ---------------------------------------------------------------------------
@@ -127,7 +122,7 @@ def _units_everywhere(group: Group) -> list[jax.Array]:
     scores, count = [], jnp.zeros((), jnp.int32)
     for seen in group.members:
         stack, fan = seen.kernel.stack_shape, seen.kernel.fan(seen.actuators[0])
-        count += jnp.sum((seen.budget + fan // 2) // fan, dtype=jnp.int32)
+        count += jnp.sum(in_steps_of(seen.budget, fan), dtype=jnp.int32)
         flat = jnp.reshape(_activity(seen), (*stack, -1)).astype(jnp.float32)
         first = top_k_mask(flat, 1, axis=flat.ndim - 1)
         scores.append(jnp.where(first, jnp.inf, flat))

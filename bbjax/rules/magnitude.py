@@ -21,8 +21,10 @@ from typing import Literal
 import jax
 
 from bbjax import laws
-from bbjax.rules.base import Candidates, Group, JointSelect, Rule
-from bbjax.rules.selection import pooled, pooled_over, select_by_law
+from bbjax.rules.base import Group, JointSelect, Rule
+from bbjax.rules.scoped import in_slices, over_all
+from bbjax.rules.selection import magnitude as size
+from bbjax.rules.selection import pooled_over, select_by_law
 
 Scope = Literal["unit", "layer", "global"] | Sequence[str]
 
@@ -65,23 +67,15 @@ def magnitude(*, scope: Scope = "unit") -> Rule:
     return Rule("magnitude[pools]", _in_pools(_checked(scope)), joint=True)
 
 
-def _in_layer(seen: Candidates) -> jax.Array:
-    return pooled(seen, seen.magnitude, seen.budget)
-
-
-def _everywhere(group: Group) -> list[jax.Array]:
-    return _together(group, range(len(group.members)))
-
-
-def _together(group: Group, which: Sequence[int]) -> list[jax.Array]:
-    return pooled_over(group, which, [group.members[i].magnitude for i in which])
+_in_layer, _everywhere = in_slices(size), over_all(size)
 
 
 def _in_pools(patterns: Sequence[str]) -> JointSelect:
     def select(group: Group) -> list[jax.Array]:
         masks: dict[int, jax.Array] = {}
         for which in _pools([seen.kernel.path for seen in group.members], patterns):
-            masks |= zip(which, _together(group, which), strict=True)
+            sizes = [group.members[i].magnitude for i in which]
+            masks |= zip(which, pooled_over(group, which, sizes), strict=True)
         return [
             masks[i] if i in masks else _in_layer(seen)
             for i, seen in enumerate(group.members)

@@ -25,7 +25,6 @@ Broadcast, arXiv 2510.01263; the competition is this library's own.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import jax
@@ -34,8 +33,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from bbjax.laws import clean_rate
-from bbjax.rules.base import Candidates, Group, Rule, side_of
-from bbjax.rules.selection import Score, pooled, pooled_over
+from bbjax.rules.base import Candidates, Rule, side_of
+from bbjax.rules.scoped import check_scope, in_slices, over_all
+from bbjax.rules.selection import Score
 
 Scope = Literal["layer", "global"]
 
@@ -83,16 +83,12 @@ def priced(
             f"expected inputs in [0, 1], got {inputs!r}; it is the exponent of the "
             "root mean square of an edge's input, 0 to value edges by |w| alone"
         )
-    if scope not in get_args(Scope):
-        raise ValueError(
-            f'expected scope "layer" or "global", got {scope!r}; it is how far edges '
-            "compete"
-        )
+    check_scope(scope, get_args(Scope))
     needs = ("on_rate", "inputs.mean_square") if inputs else ("on_rate",)
     score = _score(price, inputs)
     if scope == "global":
-        return Rule("priced[global]", _everywhere(score), needs=needs, joint=True)
-    return Rule("priced", lambda seen: pooled(seen, score(seen), seen.budget), needs)
+        return Rule("priced[global]", over_all(score), needs=needs, joint=True)
+    return Rule("priced", in_slices(score), needs)
 
 
 def _score(price: ArrayLike, inputs: float) -> Score:
@@ -111,17 +107,8 @@ def _value(seen: Candidates, inputs: float) -> jax.Array:
 
 def _cost(seen: Candidates, price: ArrayLike) -> jax.Array:
     cost = jnp.ones((), jnp.float32)
+    price = jnp.asarray(price).astype(jnp.float32)
     for actuator in seen.actuators:
-        each = 1 + jnp.asarray(price).astype(jnp.float32) * clean_rate(
-            seen.on_rate(actuator)
-        )
+        each = 1 + price * clean_rate(seen.on_rate(actuator))
         cost = cost * seen.kernel.spread(each, side_of(actuator))
     return cost
-
-
-def _everywhere(score: Score) -> Callable[[Group], list[jax.Array]]:
-    def select(group: Group) -> list[jax.Array]:
-        everything = range(len(group.members))
-        return pooled_over(group, everything, [score(seen) for seen in group.members])
-
-    return select

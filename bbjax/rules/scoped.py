@@ -1,24 +1,53 @@
-"""Saliency rules: a score per edge out of weights and gradients, and who competes.
+"""How far edges compete by a score, and the rules whose score is a saliency.
 
     global    one budget for the edges of all kernels, slices of a stack included
     layer     the budget of every stack slice for its own edges
 
 Each unit first keeps its `k_min` best edges. An edge whose score is NaN ranks below all
-others. A score of a convolution is the sum over its window.
+others. A saliency is made of weights and gradients, that of an edge of a convolution is
+the sum over its window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
-from bbjax.rules.base import Candidates, Group, Rule
+from bbjax.rules.base import Candidates, Group, JointSelect, Rule
 from bbjax.rules.selection import Score, pooled, pooled_over
 
 Scope = Literal["global", "layer"]
+
+
+def in_slices(score: Score) -> Callable[[Candidates], jax.Array]:
+    """Selection in which the edges of every slice compete for its budget."""
+    return lambda seen: pooled(seen, score(seen), seen.budget)
+
+
+def over_all(score: Score) -> JointSelect:
+    """Selection in which the edges of all kernels compete for one budget."""
+
+    def select(group: Group) -> list[jax.Array]:
+        everything = range(len(group.members))
+        return pooled_over(group, everything, [score(seen) for seen in group.members])
+
+    return select
+
+
+def check_scope(scope: Any, known: Sequence[str]) -> None:
+    """Refuses a scope that is not known.
+
+    Raises:
+      ValueError: if so.
+    """
+    if scope not in known:
+        names = " or ".join(f'"{name}"' for name in known)
+        raise ValueError(
+            f"expected scope {names}, got {scope!r}; it is how far edges compete"
+        )
 
 
 def by_saliency(
@@ -43,11 +72,7 @@ def by_saliency(
       >>> by_saliency("snip", jnp.abs, "layer").name
       'snip[layer]'
     """
-    if scope not in get_args(Scope):
-        raise ValueError(
-            f'expected scope "global" or "layer", got {scope!r}; it is how far edges '
-            "compete"
-        )
+    check_scope(scope, get_args(Scope))
 
     def score(seen: Candidates) -> jax.Array:
         assert seen.grads is not None
@@ -55,18 +80,6 @@ def by_saliency(
         return seen.kernel.sum_spatial(of(w * g))
 
     joint = scope == "global"
-    select = _over_all(score) if joint else _in_slices(score)
+    select = over_all(score) if joint else in_slices(score)
     name = name if joint else f"{name}[{scope}]"
     return Rule(name, select, needs=("grads",), joint=joint, one_shot=one_shot)
-
-
-def _over_all(score: Score) -> Callable[[Group], list[jax.Array]]:
-    def select(group: Group) -> list[jax.Array]:
-        everything = range(len(group.members))
-        return pooled_over(group, everything, [score(seen) for seen in group.members])
-
-    return select
-
-
-def _in_slices(score: Score) -> Callable[[Candidates], jax.Array]:
-    return lambda seen: pooled(seen, score(seen), seen.budget)

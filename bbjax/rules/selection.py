@@ -83,7 +83,7 @@ def degrees_for(seen: Candidates, law: Law, actuator: Actuator) -> jax.Array:
     groups = 1
     if seen.pattern is not None:
         groups = groups_per_unit(kernel, actuator, seen.pattern)
-    budget = _per_group(seen.budget, groups)
+    budget = in_steps_of(seen.budget, groups)
     cap: jax.Array | int = kernel.fan(actuator) // groups
     if not seen.regrow:
         cap = jnp.reshape(_room(seen, actuator), flat.shape)
@@ -94,9 +94,14 @@ def degrees_for(seen: Candidates, law: Law, actuator: Actuator) -> jax.Array:
     return jnp.reshape(count, rate.shape)
 
 
-def _per_group(edges: jax.Array, groups: int) -> jax.Array:
-    """The budget in units of one edge per group, rounded."""
-    return edges if groups == 1 else (edges + groups // 2) // groups
+def in_steps_of(edges: jax.Array, size: int) -> jax.Array:
+    """A number of edges as steps of `size` edges, the nearest number, halves up.
+
+    Example:
+      >>> in_steps_of(jnp.array([5, 6, 7]), 4).tolist()
+      [1, 2, 2]
+    """
+    return edges if size == 1 else (edges + size // 2) // size
 
 
 def _room(seen: Candidates, actuator: Actuator) -> jax.Array:
@@ -195,7 +200,7 @@ def _evenly(seen: Candidates, scores: jax.Array, budget: jax.Array) -> jax.Array
     """Keeps the same number of edges of every group, the budget over all of them."""
     (actuator,), kernel = seen.actuators, seen.kernel
     assert seen.pattern is not None
-    n = _per_group(budget, kernel.edge_count // seen.pattern.m)
+    n = in_steps_of(budget, kernel.edge_count // seen.pattern.m)
     shape = kernel.per_unit_shape(side_of(actuator))
     own = jnp.reshape(n, n.shape + (1,) * (len(shape) - n.ndim))
     count = jnp.broadcast_to(own, shape)
@@ -251,7 +256,7 @@ def whole_units(seen: Candidates, score: jax.Array, actuator: Actuator) -> jax.A
     kernel = seen.kernel
     flat = jnp.reshape(score, (*kernel.stack_shape, -1)).astype(jnp.float32)
     fan = kernel.fan(actuator)
-    count = jnp.maximum(_per_group(seen.budget, fan), 1)
+    count = jnp.maximum(in_steps_of(seen.budget, fan), 1)
     keep = jnp.reshape(top_k_mask(flat, count, axis=flat.ndim - 1), score.shape)
     return edges_of(seen, keep, actuator)
 

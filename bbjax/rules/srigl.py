@@ -38,7 +38,7 @@ from bbjax.rules.regrow import (
     whole_part,
     within_budget,
 )
-from bbjax.rules.selection import best, one_side, ranked, select_by_law
+from bbjax.rules.selection import best, in_steps_of, one_side, ranked, select_by_law
 from bbjax.topk import kth_largest, top_k_mask
 from bbjax.units import Actuator
 
@@ -144,6 +144,6 @@ def _degrees(
     total = kernel.gather(jnp.floor(parts * unit).astype(jnp.int32), side)
     weak = 1.0 - jnp.reshape(total, shape).astype(jnp.float32) / 2.0**30
     none = jnp.zeros_like(weak)
-    edges = (seen.budget + groups // 2) // groups
+    edges = in_steps_of(seen.budget, groups)
     degree = solve(none, "shift", edges, cap, 0, weak)
     return jnp.reshape(degree, survive.shape)

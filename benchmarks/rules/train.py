@@ -138,7 +138,7 @@ class Bench:
     def _fit(self, params, tx, order, rule):
         """Trains over the batches of a seed."""
         needs = () if rule is None else rule.needs
-        activity = any(need != "grads" for need in needs)
+        activity = rule is not None and rule.reads_activity
 
         def step(carry, index):
             params, state = carry
