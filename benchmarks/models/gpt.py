@@ -65,7 +65,7 @@ def init(shape: Shape, key: jax.Array) -> Any:
 
 
 def specs() -> Any:
-    """Where parameters lie: inputs of a projection on one axis, outputs on the other."""
+    """Where parameters lie: the two sides of a projection on one axis each."""
     wide, narrow = P(None, "fsdp", "tensor"), P(None, "tensor", "fsdp")
     layers = {name: wide for name in ("q", "k", "v", "up")}
     layers |= {name: narrow for name in ("o", "down")}
