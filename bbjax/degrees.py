@@ -17,6 +17,7 @@ Reference: d0 of the degree controller, arXiv 2510.01263, which leaves it open.
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,57 +43,74 @@ def _int32(value: ArrayLike) -> jax.Array:
     return jnp.asarray(value).astype(jnp.int32)
 
 
-def _whole_axis(x: jax.Array) -> jax.Array:
-    """Gathers the unit axis under an explicit mesh, where a sort insists on it."""
-    sharding = jax.typeof(x).sharding
-    if x.ndim == 0 or sharding.spec[-1] is None:
-        return x
-    whole = jax.sharding.PartitionSpec(*sharding.spec[:-1], None)
-    return jax.sharding.reshard(x, jax.sharding.NamedSharding(sharding.mesh, whole))
-
-
-def _bisect(
-    counts: Callable[[jax.Array], jax.Array],
-    budget: jax.Array,
-    levels: tuple[jax.Array, jax.Array],
-    ends: tuple[jax.Array, jax.Array],
-) -> tuple[jax.Array, jax.Array]:
-    """Counts at two adjacent int levels, the lower within the budget, the upper not.
+class _Search(NamedTuple):
+    """Per slice, two levels and the counts at them; the lower fits the budget.
 
     The counts at both ends are carried, never computed again: compiled twice, the
     same float expression may be rounded differently.
     """
 
-    def step(state):
-        low, high, at_low, at_high = state
-        mid = (low & high) + ((low ^ high) >> 1)  # the mean, without overflow
-        at_mid = counts(mid)
+    stage: jax.Array
+    low: jax.Array
+    high: jax.Array
+    at_low: jax.Array
+    at_high: jax.Array
+
+
+_STAGES = 4
+
+
+def _search(
+    counts: Callable[[jax.Array], jax.Array],
+    budget: jax.Array,
+    start: _Search,
+    rate: jax.Array,
+) -> jax.Array:
+    """The counts within the budget after four bisections, in one loop.
+
+    Each takes up the two adjacent counts that the one before has found:
+
+        0   counts(level)                                    for an int level
+        1   n edges more where there is room                 for a number n
+        2   the rest, where the bits of the rate are below   for a key
+        3   the rest, where the index is below               for an index
+
+    Floats are coarse where profiles or degrees are huge: one step may then be worth
+    many edges to a unit. So stage 1 shares them evenly, until one edge each is left.
+    """
+    key = lax.bitcast_convert_type(jnp.abs(rate), jnp.int32)  # -0.0 is 0.0
+    index = lax.broadcasted_iota(jnp.int32, rate.shape, rate.ndim - 1)
+    index = index + jnp.zeros_like(key)  # and its sharding
+
+    def at(s: _Search, level: jax.Array) -> jax.Array:
+        wide, rank = level[..., None], jnp.where(s.stage == 2, key, index)
+        evenly = jnp.minimum(s.at_high, s.at_low + (wide - s.low[..., None]))
+        below = jnp.where(rank < wide, s.at_high, s.at_low)
+        later = jnp.where(s.stage == 1, evenly, below)
+        return jnp.where(s.stage == 0, counts(level), later)
+
+    def step(s: _Search) -> _Search:
+        mid = (s.low & s.high) + ((s.low ^ s.high) >> 1)  # the mean, without overflow
+        at_mid = at(s, mid)
         fits = _total(at_mid) <= budget
-        low, high = jnp.where(fits, mid, low), jnp.where(fits, high, mid)
+        low, high = jnp.where(fits, mid, s.low), jnp.where(fits, s.high, mid)
         fits = fits[..., None]
-        at_low = jnp.where(fits, at_mid, at_low)
-        return low, high, at_low, jnp.where(fits, at_high, at_mid)
+        at_low = jnp.where(fits, at_mid, s.at_low)
+        at_high = jnp.where(fits, s.at_high, at_mid)
+        done = jnp.all(low + 1 >= high)
+        room = jnp.max(at_high - at_low, axis=-1)
+        last = jnp.where(s.stage == 1, jnp.int32(_INF_KEY), jnp.int32(rate.shape[-1]))
+        high = jnp.where(done, jnp.where(s.stage == 0, room, last), high)
+        low = jnp.where(done, jnp.zeros_like(low), low)
+        return _Search(s.stage + done.astype(jnp.int32), low, high, at_low, at_high)
 
-    def unfinished(state):
-        return jnp.any(state[0] + 1 < state[1])
-
-    _, _, at_low, at_high = lax.while_loop(unfinished, step, (*levels, *ends))
-    return at_low, at_high
+    return lax.while_loop(lambda s: s.stage < _STAGES, step, start).at_low
 
 
 def _from_key(key: jax.Array) -> jax.Array:
     """The float32 whose place in the order of all floats is `key`."""
     bits = jnp.where(key < 0, key ^ 0x7FFFFFFF, key)
     return lax.bitcast_convert_type(bits, jnp.float32)
-
-
-def _first(count: jax.Array, able: jax.Array, rate: jax.Array) -> jax.Array:
-    """Marks `count` of the able: lowest rates first, then lowest indices."""
-    iota = lax.broadcasted_iota(jnp.int32, rate.shape, rate.ndim - 1)
-    index = jnp.zeros_like(rate, jnp.int32) + iota  # sharded as the rates are
-    order = lax.sort((~able, rate, index), num_keys=3)[-1]
-    chosen = lax.sort((order, index < count[..., None]), num_keys=1)[-1]
-    return able & chosen
 
 
 @partial(jax.jit, static_argnames="combine")
@@ -125,10 +143,10 @@ def solve(
         >>> solve(jnp.array([3.0, 0.0, -3.0]), "shift", 9, 5, 1, rate).tolist()
         [5, 3, 1]
     """
-    rate = _whole_axis(laws.clean_rate(on_rate))
-    profile = _whole_axis(jnp.nan_to_num(jnp.asarray(profile).astype(jnp.float32)))
+    rate = laws.clean_rate(on_rate)
+    profile = jnp.nan_to_num(jnp.asarray(profile).astype(jnp.float32))
     zero = jnp.zeros_like(rate, jnp.int32)  # lends its sharding to what is added to it
-    cap = zero + jnp.broadcast_to(_whole_axis(_int32(cap)), rate.shape)
+    cap = zero + jnp.broadcast_to(_int32(cap), rate.shape)
     floor = jnp.minimum(_int32(k_min), cap)
     budget = _total(zero) + jnp.broadcast_to(_int32(budget), rate.shape[:-1])
     budget = jnp.clip(budget, _total(floor), _total(cap))
@@ -143,18 +161,14 @@ def solve(
         return jnp.where(full, cap, jnp.clip(whole, floor, cap))
 
     bottom = ~_INF_KEY if combine == "shift" else 0  # -inf (all at k_min), or 0
-    levels = jnp.full_like(budget, bottom), jnp.full_like(budget, _INF_KEY)
-    least, high = _bisect(counts, budget, levels, (floor, cap))
-
-    # Floats are coarse where profiles or degrees are huge: one step of c may then be
-    # worth many edges to a unit. Share them evenly, until one edge each is left.
-    room = high - least
-    levels = jnp.zeros_like(budget), jnp.max(room, axis=-1)
-    low, high = _bisect(
-        lambda n: least + jnp.minimum(room, n[..., None]), budget, levels, (least, high)
+    start = _Search(
+        stage=jnp.zeros((), jnp.int32),
+        low=jnp.full_like(budget, bottom),
+        high=jnp.full_like(budget, _INF_KEY),
+        at_low=floor,
+        at_high=cap,
     )
-    more = _first(budget - _total(low), high > low, rate)
-    return low + more.astype(jnp.int32)
+    return _search(counts, budget, start, rate)
 
 
 def _check_rate(on_rate: jax.Array) -> None:

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from bbjax.activity import SAME, Raw
+from bbjax import passes
+from bbjax.activity import Raw
 from bbjax.on import Above, On
 
 
@@ -50,36 +51,41 @@ def unit_sums(
         count = jnp.sum(valid, dtype=jnp.float32) * repeats
     raw = {"count": jnp.broadcast_to(jnp.asarray(count, jnp.float32), shape)}
     for name in statistics:
-        values = real(_pointwise(name, x, on, valid), valid)
-        if name in SAME:
-            reduced = jnp.max(values.astype(jnp.float32), axis=rest, initial=0.0)
+        if name in ("on_rate", "zero_share"):
+            hit = _on(x, on, valid) if name == "on_rate" else x == 0
+            reduced = _share(x, hit, rest, valid)
+        elif name == "max_abs":
+            peaks = real(jnp.abs(x), valid).astype(jnp.float32)
+            reduced = jnp.max(peaks, axis=rest, initial=0.0)
         else:
-            reduced = jnp.sum(values, axis=rest, dtype=jnp.float32)
+            wide = x.astype(jnp.float32)
+            sizes = jnp.square(wide) if name == "mean_square" else jnp.abs(wide)
+            reduced = jnp.sum(real(sizes, valid), axis=rest)
         raw[name] = in_order(reduced, axes)
     return raw
 
 
-def _pointwise(name: str, x: jax.Array, on: On, valid: jax.Array | None) -> jax.Array:
-    if name == "on_rate":
-        everywhere = None if valid is None else jnp.broadcast_to(valid, x.shape)
-        hit = on(x, everywhere) if isinstance(on, Above) else on(x)
-        if jnp.shape(hit) != x.shape:
-            raise ValueError(
-                f"expected `on` to keep the shape {x.shape}, got {jnp.shape(hit)}; it "
-                "must be elementwise, from values to [0, 1]"
-            )
-        return _poisoned(hit, x)
-    if name == "zero_share":
-        return _poisoned(x == 0, x)
-    wide = x.astype(jnp.float32)
-    return jnp.square(wide) if name == "mean_square" else jnp.abs(wide)
+def _on(x: jax.Array, on: On, valid: jax.Array | None) -> jax.Array:
+    everywhere = None if valid is None else jnp.broadcast_to(valid, x.shape)
+    hit = on(x, everywhere) if isinstance(on, Above) else on(x)
+    if jnp.shape(hit) != x.shape:
+        raise ValueError(
+            f"expected `on` to keep the shape {x.shape}, got {jnp.shape(hit)}; it "
+            "must be elementwise, from values to [0, 1]"
+        )
+    return hit
 
 
-def _poisoned(share: jax.Array, x: jax.Array) -> jax.Array:
-    """NaN where `x` is not finite: a broken batch must not pass for a silent one."""
+def _share(
+    x: jax.Array, hit: jax.Array, rest: tuple[int, ...], valid: jax.Array | None
+) -> jax.Array:
+    """The sum of hits; NaN where `x` is not finite: a broken batch is no silent one."""
+    counted = [real(hit.astype(jnp.float32), valid)]
     if not jnp.issubdtype(x.dtype, jnp.inexact):
-        return share
-    return jnp.where(jnp.isfinite(x), share.astype(jnp.float32), jnp.nan)
+        return passes.sums(counted, rest)[0]
+    broken = real((~jnp.isfinite(x)).astype(jnp.float32), valid)
+    hits, bad = passes.sums([*counted, broken], rest)
+    return jnp.where(bad > 0, jnp.nan, hits)
 
 
 def real(values: jax.Array, valid: jax.Array | None) -> jax.Array:

@@ -1,10 +1,9 @@
 """Exactly k largest entries per unit, by counting instead of sorting.
 
 Floats map to integers of the same order, their keys, and the k-th largest key of a
-unit is the largest `t` with `#{key >= t} >= k`. A pass compares `m` thresholds and
-divides the range of `t` by `m + 1`: with `m = 7`, a float32 takes 11 passes. The
-search ends once `#{key >= t} == k` for all units. Where equal scores straddle the
-k-th place, the same search runs over positions, so that the lowest indices win:
+unit is the largest `t` with `#{key >= t} >= k`, found by `bbjax.search` in a few passes
+that compare several thresholds each. Where equal scores straddle the k-th place, the
+same search runs over positions, so that the lowest indices win:
 
     mask = key >= t + (place < p),   place = n - 1 - index
 
@@ -13,16 +12,22 @@ over devices. `mask` has the shape of `scores`, `k` that of the axes not selecte
 Reference: Munro and Paterson, "Selection and sorting with limited storage", 1980.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+
+from bbjax.passes import Parts
+from bbjax.placement import whole
+from bbjax.search import Bracket, Entries, search
 
 _METHODS = ("auto", "count", "top_k")
 _FASTEST = {"cpu": "count"}  # benchmarks/speed/topk.py; not measured: "count"
@@ -110,17 +115,25 @@ def share_out(scores: Sequence[Any], k: Any) -> list[Array]:
 def _share_out(scores: list[Array], k: Array) -> list[Array]:
     views = [_view(s, jnp.zeros((), jnp.int32), tuple(range(s.ndim))) for s in scores]
 
-    def counts(thresholds: list[Array]) -> list[Array]:
-        each = [_counts([v.keys >= t for t in thresholds], v) for v in views]
-        return [_sum(of_one) for of_one in zip(*each, strict=True)]
+    def counts(at: Array) -> Array:
+        return functools.reduce(operator.add, (_flat(v.counts(at)) for v in views))
 
-    top = _top(jnp.float32)
+    def ends(low: Array, high: Array) -> tuple[Array, Array]:
+        pairs = [v.ends(low, high) for v in views]
+        least, most = (
+            jnp.concatenate([_flat(end) for end in ends])
+            for ends in zip(*pairs, strict=True)
+        )
+        return jnp.min(least), jnp.max(most)
+
     every = jnp.asarray(sum(s.size for s in scores), jnp.int32)
-    keys = _Range(np.array(-top - 1, np.int32), 2 * top + 2, every)
-    t, _ = _search(counts, k, keys, min(v.thresholds for v in views), exact=True)
-    reach = [_sum(_counts([v.keys >= t], v)) for v in views]
-    above = [_sum(_counts([v.keys > t], v)) for v in views]
-    left = k - _sum(above)  # what equal scores share, the first arrays first
+    entries = Entries(counts, ends, min(v.parts.width for v in views))
+    t = search(entries, k, _all_keys(jnp.float32, k, every), exact=True).low
+    pairs = [_flat(v.counts(jnp.stack([t, t + 1]))) for v in views]
+    reach, above = jnp.stack(pairs, 1)
+    left = k - jnp.sum(
+        above, dtype=jnp.int32
+    )  # what equal scores share, the first arrays first
     shares = []
     for n, more in zip(reach, above, strict=True):
         take = jnp.clip(left, 0, n - more)
@@ -129,9 +142,9 @@ def _share_out(scores: list[Array], k: Array) -> list[Array]:
     return shares
 
 
-def _sum(counts: Sequence[Array]) -> Array:
-    """The sum of arrays of one entry each."""
-    return jnp.sum(jnp.stack([jnp.reshape(c, ()) for c in counts]), dtype=jnp.int32)
+def _flat(per_unit: Array) -> Array:
+    """Without the axes of one unit, but for a leading one of thresholds."""
+    return jnp.reshape(per_unit, per_unit.shape[:1] if per_unit.ndim else (1,))
 
 
 class _View(NamedTuple):
@@ -139,128 +152,92 @@ class _View(NamedTuple):
 
     keys: Array
     places: Array  # n - 1 - index; broadcasts to keys
-    need: Array  # k, with unit axes in the place of the selected ones
-    outer: tuple[int, ...]  # axes of parts
-    inner: tuple[int, ...]  # axes of entries of a part
-    thresholds: int  # compared in one pass
+    need: Array  # k, with axes of size 1 in the place of the selected ones
+    parts: Parts
     n: int  # entries of a unit
+
+    def counts(self, at: Array) -> Array:
+        """Keys at or above each of some thresholds, which lie along a first axis."""
+        each = (lax.index_in_dim(at, i, keepdims=False) for i in range(at.shape[0]))
+        ones = [(self.keys >= t).astype(jnp.int32) for t in each]
+        return self.parts.restored(self.parts.sums(ones), leading=1)
+
+    def ends(self, low: Array, high: Array) -> tuple[Array, Array]:
+        """The least key from `low` on, and the largest one below `high`."""
+        limits = jnp.iinfo(self.keys.dtype)
+        over = jnp.where(self.keys >= low, self.keys, np.array(limits.max, low.dtype))
+        under = jnp.where(self.keys < high, self.keys, np.array(limits.min, low.dtype))
+        least, most = self.parts.ends(over, under)
+        return self.parts.restored(least), self.parts.restored(most)
+
+    def search(self, bracket: Bracket, *, exact: bool = False) -> Bracket:
+        """Looks for the k-th largest key of every unit."""
+        entries = Entries(self.counts, self.ends, self.parts.width)
+        return search(entries, self.need, bracket, exact=exact)
+
+    def everywhere(self, dtype: Any) -> Bracket:
+        """The bracket of all keys of a dtype."""
+        return _all_keys(dtype, self.need, jnp.full_like(self.need, self.n))
+
+    def ranked_among_equals(self, t: Array) -> _View:
+        """Other keys, all different from `t` on: places of the keys that equal `t`."""
+        equals = jnp.where(self.keys == t, self.places, -1)
+        ranks = jnp.where(self.keys > t, self.n, equals).astype(self.keys.dtype)
+        return self._replace(keys=ranks)
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _mask_by_count(scores: Array, k: Array, axes: tuple[int, ...]) -> Array:
     view = _view(scores, k, axes)
-    t, count = _search_keys(view, _top(scores.dtype))
 
-    def keep(p: Array) -> Array:
-        return view.keys >= t + (view.places < p).astype(t.dtype)
+    def rank(loop: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        _, keys, t = loop
+        ranks = view._replace(keys=keys).ranked_among_equals(t).keys
+        return jnp.zeros((), bool), ranks, t
 
-    # Nothing to do without ties, for then all counts are right already.
-    few = _Range(np.array(0, np.int32), view.n, count)
-    p, _ = _search(_counting(keep, view), view.need, few, view.thresholds)
-    return _merge(keep(p), view)
+    def settle(loop: tuple[Array, Array, Bracket]) -> tuple[Array, Array, Bracket]:
+        _, keys, bracket = loop
+        found = view._replace(keys=keys).search(bracket)
+        tied = jnp.any(found.above != view.need)
+        keys = lax.while_loop(lambda loop: loop[0], rank, (tied, keys, found.low))[1]
+        few = Bracket.of(0, view.n, view.need, found.above, keys.dtype)
+        found = jax.tree.map(functools.partial(jnp.where, tied), few, found)
+        return tied, keys, found
+
+    # A second iteration only where equal scores straddle the k-th place.
+    start = jnp.ones((), bool), view.keys, view.everywhere(scores.dtype)
+    _, keys, found = lax.while_loop(lambda loop: loop[0], settle, start)
+    return view.parts.join(keys >= found.low)
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _kth_by_count(scores: Array, k: Array, axes: tuple[int, ...]) -> Array:
     view, top = _view(scores, k, axes), _top(scores.dtype)
-    t, _ = _search_keys(view, top, exact=True)
-    t = jnp.where(view.need > 0, t, top).squeeze(view.outer + view.inner)
-    bits = jnp.where(t < 0, jnp.abs(t) | jnp.iinfo(t.dtype).min, t)
-    return lax.bitcast_convert_type(bits, scores.dtype)  # top + 1 is a NaN
+    t = view.search(view.everywhere(scores.dtype), exact=True).low
+    t = jnp.where(view.need > 0, t, top).squeeze(view.parts.split)
+    bits = jnp.where(t < 0, jnp.abs(t) | jnp.iinfo(_bits(scores)).min, t)
+    return lax.bitcast_convert_type(bits.astype(_bits(scores)), scores.dtype)
 
 
-def _search_keys(view: _View, top: int, exact: bool = False) -> tuple[Array, Array]:
-    every = jnp.full_like(view.need, view.n)
-    keys = _Range(np.array(-top - 1, view.keys.dtype), 2 * top + 2, every)
-    counts = _counting(lambda t: view.keys >= t, view)
-    return _search(counts, view.need, keys, view.thresholds, exact)
-
-
-class _Range(NamedTuple):
-    """Where a search looks: from `low` on, over `size` values; `held` at `low`."""
-
-    low: np.ndarray
-    size: int
-    held: Array
-
-
-Counts = Callable[[list[Array]], list[Array]]  # thresholds -> entries at or above each
-
-
-def _counting(keep: Callable[[Array], Array], view: _View) -> Counts:
-    return lambda thresholds: _counts([keep(t) for t in thresholds], view)
-
-
-def _search(
-    counts: Counts, need: Array, among: _Range, m: int, exact: bool = False
-) -> tuple[Array, Array]:
-    """Largest t of a range with `counts(t) >= need`, and that count.
-
-    Counts fall with t; `m` of them are taken in one pass. Unless `exact`, ends at any t
-    with `counts(t) == need`.
-    """
-
-    def unsettled(carry: tuple[Array, Array, Array]) -> Array:
-        _, count, step = carry
-        return (step > 0) if exact else (step > 0) & jnp.any(count != need)
-
-    def narrow(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        t, count, step = carry
-        for c in counts([t + step * i for i in range(1, m + 1)]):
-            t = jnp.where(c >= need, t + step, t)  # counts fall: the first ones hold
-            count = jnp.where(c >= need, c, count)
-        # The answer is in [t, t + step) now: a step of 1 leaves one candidate.
-        return t, count, jnp.where(step > 1, (step - 1) // (m + 1) + 1, 0)
-
-    step = jnp.asarray(-(-among.size // (m + 1)), among.low.dtype)
-    t = jnp.full_like(need, among.low, dtype=among.low.dtype)
-    return lax.while_loop(unsettled, narrow, (t, among.held, step))[:2]
-
-
-def _counts(masks: list[Array], view: _View) -> list[Array]:
-    """How many are True per unit, all masks in one pass.
-
-    On CPU the comparisons fuse into a reduction of several operands, where a plain
-    sum would write them out first. The parts are summed plainly, because partitioners
-    make an all-reduce of a plain sum only.
-    """
-    ones = tuple(mask.astype(jnp.int32) for mask in masks)
-    partial = lax.reduce(ones, (np.int32(0),) * len(ones), _add, view.inner)
-    outer = tuple(a - sum(i < a for i in view.inner) for a in view.outer)
-    sums = [jnp.sum(c, outer, dtype=jnp.int32) for c in partial]
-    return [jnp.expand_dims(c, view.outer + view.inner) for c in sums]
-
-
-def _add(a: tuple[Array, ...], b: tuple[Array, ...]) -> tuple[Array, ...]:
-    return tuple(map(operator.add, a, b))
+def _all_keys(dtype: Any, need: Array, every: Array) -> Bracket:
+    """The bracket of all keys of a dtype, for units of `every` entries."""
+    top, wide = _top(dtype), jnp.dtype(dtype).itemsize == 8
+    return Bracket.of(-top - 1, top + 1, need, every, "int64" if wide else "int32")
 
 
 def _view(scores: Array, k: Array, axes: tuple[int, ...]) -> _View:
-    parts, thresholds = _parts(scores, axes)
-    keys = _key(scores)
-    for a in sorted(axes, reverse=True):
-        rest = keys.shape[a] // parts[a]
-        keys = keys.reshape(keys.shape[:a] + (parts[a], rest) + keys.shape[a + 1 :])
-    outer = tuple(a + sum(b < a for b in axes) for a in axes)
-    inner = tuple(a + 1 for a in outer)
-    order = [i for pair in zip(outer, inner, strict=True) for i in pair]
-    like = jax.typeof(jnp.sum(keys, order, keepdims=True)).sharding
-    need = _reshard(jnp.expand_dims(k, order), like)
-    n = math.prod(keys.shape[i] for i in order)
-    return _View(keys, _places(keys.shape, order), need, outer, inner, thresholds, n)
+    parts = Parts.of(scores, axes)
+    keys = parts.cut(_key(scores))
+    like = jax.typeof(jnp.sum(keys, parts.split, keepdims=True)).sharding
+    need = _reshard(jnp.expand_dims(k, parts.split), like)
+    n = math.prod(keys.shape[i] for i in parts.split)
+    return _View(keys, _places(keys.shape, parts.split), need, parts, n)
 
 
-def _merge(mask: Array, view: _View) -> Array:
-    """Undoes the split, one axis at a time so that shardings follow by themselves."""
-    for a in sorted(view.outer, reverse=True):
-        mask = mask.reshape(mask.shape[:a] + (-1,) + mask.shape[a + 2 :])
-    return mask
-
-
-def _places(shape: tuple[int, ...], order: list[int]) -> Array:
+def _places(shape: tuple[int, ...], order: Sequence[int]) -> Array:
     """Position from the end of a unit; `order` names its axes, slowest first."""
     places, stride = jnp.zeros([1] * len(shape), jnp.int32), 1
-    for a in reversed(order):
+    for a in reversed(tuple(order)):
         along = [size if i == a else 1 for i, size in enumerate(shape)]
         index = lax.broadcasted_iota(jnp.int32, along, a)
         places = places + (shape[a] - 1 - index) * stride
@@ -268,32 +245,22 @@ def _places(shape: tuple[int, ...], order: list[int]) -> Array:
     return places
 
 
-def _parts(scores: Array, axes: tuple[int, ...]) -> tuple[dict[int, int], int]:
-    """The number of parts of each selected axis, and the thresholds per pass.
-
-    A part never straddles devices, however the axis is sharded. On CPU the fused loop
-    is fast along the minor axis, or over so few rows that they are unrolled.
-    """
-    shape, last = scores.shape, max(axes)
-    devices = math.lcm(jax.device_count(), jax.typeof(scores).sharding.mesh.size or 1)
-    parts = {a: math.gcd(shape[a], devices) for a in axes}
-    if last == scores.ndim - 1 or jax.default_backend() != "cpu":
-        return parts, 7
-    for rows in range(16, 3, -1):
-        if shape[last] // parts[last] % rows == 0:
-            return {a: shape[a] for a in axes} | {last: shape[last] // rows}, 3
-    return parts, 3
-
-
 def _key(scores: Array) -> Array:
     """Integers in the order of the scores: 0 for both zeros, -top - 1 for NaN."""
     # XLA folds the bits of a transposed constant in the wrong order (jax 0.10.2, a jit
     # inside a jit): behind a barrier, which costs nothing, it sees no constant.
     scores = lax.optimization_barrier(scores)
-    bits = lax.bitcast_convert_type(scores, f"int{scores.dtype.itemsize * 8}")
+    bits = lax.bitcast_convert_type(scores, _bits(scores))
     size = bits & jnp.iinfo(bits.dtype).max
     nan = size > _top(scores.dtype)
-    return jnp.where(nan, -_top(scores.dtype) - 1, jnp.where(bits < 0, -size, size))
+    keys = jnp.where(nan, -_top(scores.dtype) - 1, jnp.where(bits < 0, -size, size))
+    # 16-bit keys are compared at half the speed of 32-bit ones on CPU.
+    return keys.astype(jnp.int32) if keys.dtype.itemsize < 4 else keys
+
+
+def _bits(scores: Array) -> Any:
+    """The integers of the size of the scores."""
+    return jnp.dtype(f"int{scores.dtype.itemsize * 8}")
 
 
 def _top(dtype: Any) -> int:
@@ -303,7 +270,7 @@ def _top(dtype: Any) -> int:
 
 @functools.partial(jax.jit, static_argnums=2)
 def _mask_by_top_k(scores: Array, k: Array, axes: tuple[int, ...]) -> Array:
-    keys, k, last = _whole(_key(scores)), _whole(k), range(-len(axes), 0)
+    keys, k, last = whole(_key(scores)), whole(k), range(-len(axes), 0)
     rows = jnp.moveaxis(keys, axes, last).reshape(k.size, -1)
     _, order = lax.top_k(rows, rows.shape[1])
     kept = jnp.arange(rows.shape[1], dtype=jnp.int32)[None] < k.reshape(-1, 1)
@@ -311,12 +278,6 @@ def _mask_by_top_k(scores: Array, k: Array, axes: tuple[int, ...]) -> Array:
     split = k.shape + tuple(scores.shape[a] for a in axes)
     mask = jnp.moveaxis(mask.reshape(split), last, axes)
     return _reshard(mask, jax.typeof(scores).sharding)
-
-
-def _whole(x: Array) -> Array:
-    """All of x on every device."""
-    spec = jax.sharding.PartitionSpec(*[None] * x.ndim)
-    return _reshard(x, jax.typeof(x).sharding.update(spec=spec))
 
 
 def _reshard(x: Array, sharding: jax.sharding.NamedSharding) -> Array:
