@@ -23,8 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-_FEW = 8  # entries in a bracket from which on tightening it pays
+_FEW = 4  # entries too many in a bracket, below which tightening it pays
 _ROUND = 6  # narrow passes after which it is tried all the same
+
+# How far a unit is; the search is as far as the last one.
+_DONE, _TIED, _CLOSE, _FAR = range(4)
 
 
 class Entries(NamedTuple):
@@ -44,12 +47,11 @@ class Entries(NamedTuple):
 
 
 class Bracket(NamedTuple):
-    """Per unit `low <= t < high`, and how many entries are at or above them."""
+    """Per unit `low <= t < high`, and how many entries are at `low` or above."""
 
     low: Array
     above: Array  # >= need
     high: Array
-    below: Array  # < need
 
     @classmethod
     def of(cls, low: int, high: int, need: Array, held: Array, dtype: Any) -> Bracket:
@@ -63,47 +65,59 @@ class Bracket(NamedTuple):
             low=jnp.where(some, start, end),
             above=jnp.where(some, held, 0),
             high=jnp.full_like(need, high + 1, dtype=dtype),
-            below=jnp.zeros_like(need),
         )
 
-    def unsettled(self, need: Array, exact: bool = False) -> Array:
+    def unsettled(self, need: Array, exact: bool) -> Array:
         """Where the answer is not yet `low`."""
         wide = self.high - 1 != self.low  # a width of 2**31 would be negative
         return wide if exact else wide & (self.above != need)
+
+    def left(self, need: Array, exact: bool) -> Array:
+        """What is left to do for the unit that is behind all others, one number."""
+        over = self.above - need
+        wide = jnp.where(over > _FEW, _FAR, _CLOSE)
+        found = jnp.where(over > 0, _TIED, _DONE)
+        each = jnp.where(self.unsettled(need, exact), wide, found)
+        return jnp.max(each.astype(jnp.int32))
 
     def between(self, m: int, tight: Array) -> Array:
         """`m` thresholds at one distance; at the ends where these are entries."""
         unsigned = jnp.dtype(f"uint{self.low.dtype.itemsize * 8}")
         width = lax.bitcast_convert_type(self.high - self.low, unsigned)[None]
-        i = lax.broadcasted_iota(unsigned, (m,) + (1,) * self.low.ndim, 0)
+        i = np.arange(1, m + 1, dtype=unsigned).reshape(m, *[1] * self.low.ndim)
         parts = unsigned.type(m + 1)
-        step = width // parts * (i + 1) + width % parts * (i + 1) // parts
+        step = width // parts * i + width % parts * i // parts
         at = self.low[None] + lax.bitcast_convert_type(step, self.low.dtype)
-        at = jnp.where(tight & (i == 0), self.low[None] + 1, at)
-        return jnp.where(tight & (i == m - 1), self.high[None] - 1, at)
+        at = jnp.where(tight & (i == 1), self.low[None] + 1, at)
+        return jnp.where(tight & (i == m), self.high[None] - 1, at)
 
     def cut(self, at: Array, counts: Array, need: Array) -> Bracket:
         """The part of it that the answer is in, after counting at some thresholds."""
         enough = counts >= need[None]
-        low, high = self.low[None], self.high[None]
-        above, below = self.above[None], self.below[None]
+        low, high, above = self.low[None], self.high[None], self.above[None]
         return Bracket(  # counts fall: the highest threshold that holds enough, ...
             low=jnp.max(jnp.where(enough, jnp.maximum(at, low), low), 0),
             above=jnp.min(jnp.where(enough, jnp.minimum(counts, above), above), 0),
             high=jnp.min(jnp.where(enough, high, jnp.minimum(at, high)), 0),
-            below=jnp.max(jnp.where(enough, below, jnp.maximum(counts, below)), 0),
         )
 
 
-class _State(NamedTuple):
+class Found(NamedTuple):
+    """The bracket that begins at the answer, and how the search got there."""
+
     bracket: Bracket
+    left: Array
     passes: Array  # since one that tightened
-    tight: Array  # whether the next one does
+
+    @property
+    def tied(self) -> Array:
+        """Whether there are units with `counts(answer) > need`."""
+        return self.left == _TIED
 
 
 def search(
     entries: Entries, need: Array, bracket: Bracket, *, exact: bool = False
-) -> Bracket:
+) -> Found:
     """The bracket that begins at the largest t with `counts(t) >= need`.
 
     Unless `exact`, begins at any t with `counts(t) == need`.
@@ -119,18 +133,17 @@ def search(
         low = jnp.where(still, least, b.low)
         return jnp.zeros((), bool), b._replace(low=low, high=high)
 
-    def one_pass(state: _State) -> _State:
-        b, passes, tight = state
+    def one_pass(found: Found) -> Found:
+        b, left, passes = found
+        tight = (left == _CLOSE) | (passes == _ROUND)
         # A loop of one or no iteration: it reads the entries only if it has to.
         b = lax.while_loop(lambda loop: loop[0], tighten, (tight, b))[1]
         at = b.between(entries.width, tight)
         b = b.cut(at, entries.counts(at), need)
-        many = b.unsettled(need, exact) & (b.above - b.below > _FEW)
-        passes = jnp.where(tight, 0, passes + 1)
-        return _State(b, passes, ~jnp.any(many) | (passes >= _ROUND))
+        return Found(b, b.left(need, exact), jnp.where(tight, 0, passes + 1))
 
-    def unfinished(state: _State) -> Array:
-        return jnp.any(state.bracket.unsettled(need, exact))
+    def unfinished(found: Found) -> Array:
+        return found.left >= _CLOSE
 
-    start = _State(bracket, jnp.zeros((), jnp.int32), jnp.ones((), bool))
-    return lax.while_loop(unfinished, one_pass, start).bracket
+    start = Found(bracket, jnp.int32(_CLOSE), jnp.int32(0))
+    return lax.while_loop(unfinished, one_pass, start)

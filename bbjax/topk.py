@@ -27,7 +27,7 @@ from jax import Array, lax
 
 from bbjax.passes import Parts
 from bbjax.placement import whole
-from bbjax.search import Bracket, Entries, search
+from bbjax.search import Bracket, Entries, Found, search
 
 _METHODS = ("auto", "count", "top_k")
 _FASTEST = {"cpu": "count"}  # benchmarks/speed/topk.py; not measured: "count"
@@ -128,7 +128,7 @@ def _share_out(scores: list[Array], k: Array) -> list[Array]:
 
     every = jnp.asarray(sum(s.size for s in scores), jnp.int32)
     entries = Entries(counts, ends, min(v.parts.width for v in views))
-    t = search(entries, k, _all_keys(jnp.float32, k, every), exact=True).low
+    t = search(entries, k, _all_keys(jnp.float32, k, every), exact=True).bracket.low
     pairs = [_flat(v.counts(jnp.stack([t, t + 1]))) for v in views]
     reach, above = jnp.stack(pairs, 1)
     left = k - jnp.sum(
@@ -170,7 +170,7 @@ class _View(NamedTuple):
         least, most = self.parts.ends(over, under)
         return self.parts.restored(least), self.parts.restored(most)
 
-    def search(self, bracket: Bracket, *, exact: bool = False) -> Bracket:
+    def search(self, bracket: Bracket, *, exact: bool = False) -> Found:
         """Looks for the k-th largest key of every unit."""
         entries = Entries(self.counts, self.ends, self.parts.width)
         return search(entries, self.need, bracket, exact=exact)
@@ -186,6 +186,16 @@ class _View(NamedTuple):
         return self._replace(keys=ranks)
 
 
+class _Settling(NamedTuple):
+    """A search, and a second one where equal scores straddle the k-th place."""
+
+    again: Array
+    tied: Array  # whether it is the second one
+    keys: Array  # in which it is by place
+    t: Array
+    above: Array
+
+
 @functools.partial(jax.jit, static_argnums=2)
 def _mask_by_count(scores: Array, k: Array, axes: tuple[int, ...]) -> Array:
     view = _view(scores, k, axes)
@@ -195,25 +205,26 @@ def _mask_by_count(scores: Array, k: Array, axes: tuple[int, ...]) -> Array:
         ranks = view._replace(keys=keys).ranked_among_equals(t).keys
         return jnp.zeros((), bool), ranks, t
 
-    def settle(loop: tuple[Array, Array, Bracket]) -> tuple[Array, Array, Bracket]:
-        _, keys, bracket = loop
+    def settle(state: _Settling) -> _Settling:
+        _, tied, keys, t, above = state
+        keys = lax.while_loop(lambda loop: loop[0], rank, (tied, keys, t))[1]
+        few = Bracket.of(0, view.n, view.need, above, keys.dtype)
+        every = view.everywhere(scores.dtype)
+        bracket = jax.tree.map(functools.partial(jnp.where, tied), few, every)
         found = view._replace(keys=keys).search(bracket)
-        tied = jnp.any(found.above != view.need)
-        keys = lax.while_loop(lambda loop: loop[0], rank, (tied, keys, found.low))[1]
-        few = Bracket.of(0, view.n, view.need, found.above, keys.dtype)
-        found = jax.tree.map(functools.partial(jnp.where, tied), few, found)
-        return tied, keys, found
+        low, above, _ = found.bracket
+        return _Settling(found.tied, found.tied, keys, low, above)
 
-    # A second iteration only where equal scores straddle the k-th place.
-    start = jnp.ones((), bool), view.keys, view.everywhere(scores.dtype)
-    _, keys, found = lax.while_loop(lambda loop: loop[0], settle, start)
-    return view.parts.join(keys >= found.low)
+    yes, none = jnp.ones((), bool), jnp.zeros_like(view.need)
+    start = _Settling(yes, ~yes, view.keys, none.astype(view.keys.dtype), none)
+    last = lax.while_loop(lambda state: state.again, settle, start)
+    return view.parts.join(last.keys >= last.t)
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _kth_by_count(scores: Array, k: Array, axes: tuple[int, ...]) -> Array:
     view, top = _view(scores, k, axes), _top(scores.dtype)
-    t = view.search(view.everywhere(scores.dtype), exact=True).low
+    t = view.search(view.everywhere(scores.dtype), exact=True).bracket.low
     t = jnp.where(view.need > 0, t, top).squeeze(view.parts.split)
     bits = jnp.where(t < 0, jnp.abs(t) | jnp.iinfo(_bits(scores)).min, t)
     return lax.bitcast_convert_type(bits.astype(_bits(scores)), scores.dtype)
@@ -227,7 +238,7 @@ def _all_keys(dtype: Any, need: Array, every: Array) -> Bracket:
 
 def _view(scores: Array, k: Array, axes: tuple[int, ...]) -> _View:
     parts = Parts.of(scores, axes)
-    keys = parts.cut(_key(scores))
+    keys = _key(parts.cut(scores))
     like = jax.typeof(jnp.sum(keys, parts.split, keepdims=True)).sharding
     need = _reshard(jnp.expand_dims(k, parts.split), like)
     n = math.prod(keys.shape[i] for i in parts.split)
