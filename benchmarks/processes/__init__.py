@@ -1,0 +1,1 @@
+"""Two processes that train together give the masks and weights of one."""

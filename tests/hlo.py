@@ -1,0 +1,68 @@
+"""Reads the loops of a compiled program, and what moves between devices inside them.
+
+A program is a list of computations, a loop names two of them:
+
+    %body (carry: ...) -> (...) {                    computations
+      ... all-reduce(...), to_apply=%add, ...
+    }
+    ENTRY %main (...) -> ... {
+      %out = (s32[], u8[8,64]) while(%start), condition=%more, body=%body
+
+`loops` gives for each `while` the types that it carries and the text of its body with
+everything that it calls. A refresh is the one loop that carries masks, which are the
+only `u8` arrays of a step; the loops of a scanned model carry none.
+"""
+
+import re
+from typing import NamedTuple
+
+_HEAD = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .* \{$")
+_WHILE = re.compile(r"= (?P<carry>.*?) while\(.*body=%?(?P<body>[\w.\-]+)")
+_NAME = re.compile(r"[\w.\-]+")
+
+
+class Loop(NamedTuple):
+    carry: str
+    body: str
+
+
+def computations(hlo: str) -> dict[str, str]:
+    """The computations of a program by name."""
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in hlo.splitlines():
+        head = _HEAD.match(line)
+        if head:
+            lines = found.setdefault(head["name"], [])
+        lines.append(line)
+    return {name: "\n".join(text) for name, text in found.items()}
+
+
+def _with_calls(name: str, among: dict[str, str]) -> str:
+    seen, left = set(), [name]
+    while left:
+        here = left.pop()
+        seen.add(here)
+        left += (among.keys() & set(_NAME.findall(among[here]))) - seen - set(left)
+    return "\n".join(among[each] for each in sorted(seen))
+
+
+def loops(hlo: str) -> list[Loop]:
+    """Every loop of a program, inner ones too."""
+    among = computations(hlo)
+    return [
+        Loop(match["carry"], _with_calls(match["body"], among))
+        for text in among.values()
+        for match in _WHILE.finditer(text)
+    ]
+
+
+def refresh(hlo: str) -> str:
+    """The body of the refresh of a train step: the outermost loop of masks."""
+    bodies = [loop.body for loop in loops(hlo) if "u8[" in loop.carry]
+    outermost = max(bodies, key=len)
+    assert all(
+        body in outermost or set(body.splitlines()) <= set(outermost.splitlines())
+        for body in bodies
+    )
+    return outermost
