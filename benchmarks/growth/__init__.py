@@ -1,0 +1,1 @@
+"""How the cost of pruning grows: `python -m benchmarks.growth`."""

@@ -1,0 +1,1 @@
+"""Accuracy against density in one program: `python -m benchmarks.pareto`."""
