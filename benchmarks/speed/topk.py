@@ -1,100 +1,114 @@
-"""Selecting k entries per unit: counting against `lax.top_k`.
+"""Selecting k entries per unit: counting against sorting, next to one read pass.
 
-    python -m benchmarks.speed.topk [--out results.json] [--repeats 5]
+    python -m benchmarks.speed --parts topk
 
-Every unit has its own k, from 0 to n. The methods are run in turns and the medians
-compared, next to one pass that reads the scores. `lax.top_k` sorts only: it is not
-charged for making a mask of its indices. About two minutes on two CPU cores.
+Every unit has its own k, drawn from 0 to n. In turns run
+
+    count    `top_k_mask(method="count")`
+    top_k    `top_k_mask(method="top_k")`, the reference: sort, then make the mask
+    sort     `lax.top_k` alone, not charged for making a mask of its indices
+    read     one pass that reads the scores, a maximum along the axis
+
+The masks of both methods must be equal, or the run stops. Where that check takes more
+than `SLOW_MS`, what sorts runs in two rounds only, and its ratios are over these. On
+two CPU cores nearly all the time goes into the sorting of 8192 x 8192.
 """
 
-import argparse
-import json
-import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from bbjax.topk import top_k_mask
-from benchmarks.common import machine
+from bbjax import top_k_mask
+from benchmarks.common import interleaved, milliseconds, spread
+from benchmarks.speed.options import Options
 
-SHAPES = ((512, 2048), (2048, 512), (2048, 2048), (4096, 4096))
+SHAPES = ((512, 2048), (2048, 512), (2048, 2048), (4096, 4096), (8192, 8192))
+SMALL_SHAPES = ((32, 64), (128, 64))
 DTYPES = ("float32", "bfloat16")
+SLOW_MS = 1500.0
+SLOW_ROUNDS = 2
+Calls = Mapping[str, Callable[[], Any]]
 
 
-def interleaved(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each call, all of them run in turns."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        jax.block_until_ready(call())
-    for _ in range(repeats):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(t) for name, t in times.items()}
-
-
-def case(shape: tuple[int, int], dtype: str, axis: int, repeats: int) -> dict[str, Any]:
-    """One row of the table."""
+def draw(shape: tuple[int, int], dtype: str, axis: int) -> tuple[jax.Array, jax.Array]:
+    """Scores, and a k for every unit."""
     rng = np.random.default_rng(0)
     scores = jnp.asarray(rng.normal(size=shape).astype(np.float32)).astype(dtype)
     k = jnp.asarray(rng.integers(0, shape[axis] + 1, shape[1 - axis]), jnp.int32)
-    sort = jax.jit(lambda x: jax.lax.top_k(jnp.moveaxis(x, axis, 1), x.shape[axis]))
-    read = jax.jit(lambda x: jnp.max(x, axis))
-    masks = {m: top_k_mask(scores, k, axis=axis, method=m) for m in ("count", "top_k")}
-    assert (masks["count"] == masks["top_k"]).all()
-    ms = interleaved(
-        {
-            "count": lambda: top_k_mask(scores, k, axis=axis, method="count"),
-            "top_k": lambda: sort(scores),
-            "read": lambda: read(scores),
-        },
-        repeats,
-    )
+    return scores, k
+
+
+def methods(scores: jax.Array, k: jax.Array, axis: int) -> Calls:
+    """The calls that are compared, compiled."""
+
+    def ready(fn: Callable[..., Any], *args: jax.Array) -> Callable[[], Any]:
+        executable = jax.jit(fn).lower(*args).compile()
+        return lambda: executable(*args)
+
+    def select(method: str) -> Callable[..., jax.Array]:
+        return lambda s, k: top_k_mask(s, k, axis=axis, method=method)
+
+    n = scores.shape[axis]
     return {
-        "shape": shape,
-        "dtype": dtype,
-        "axis": axis,
-        "ms": ms,
-        "top_k/count": ms["top_k"] / ms["count"],
-        "count/read": ms["count"] / ms["read"],
+        "count": ready(select("count"), scores, k),
+        "top_k": ready(select("top_k"), scores, k),
+        "sort": ready(lambda s: jax.lax.top_k(jnp.moveaxis(s, axis, 1), n), scores),
+        "read": ready(lambda s: jnp.max(s, axis), scores),
     }
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """Prints the table."""
-    table = Table("shape", "dtype", "axis", "count ms", "top_k ms", "read ms", "faster")
-    for row in rows:
-        ms = (f"{row['ms'][name]:.2f}" for name in ("count", "top_k", "read"))
-        shape = "×".join(map(str, row["shape"]))
-        faster = f"{row['top_k/count']:.1f}×"
-        table.add_row(shape, row["dtype"], str(row["axis"]), *ms, faster)
-    Console().print(table)
+def check(calls: Calls, k: jax.Array, axis: int) -> None:
+    """Stops the run where masks differ or do not hold k entries."""
+    count, top_k = calls["count"](), calls["top_k"]()
+    if not bool((count == top_k).all()):
+        wrong = int((count != top_k).sum())
+        raise RuntimeError(f"expected equal masks, got {wrong} entries that differ")
+    if not bool((count.sum(axis) == k).all()):
+        raise RuntimeError("expected k entries for every unit, got another number")
 
 
-def main() -> None:
-    """Measures every case."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
-    parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
-    rows = [
-        case(shape, dtype, axis, args.repeats)
-        for shape in SHAPES
-        for dtype in DTYPES
-        for axis in (0, 1)
-    ]
-    show(rows)
-    if args.out:
-        args.out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1))
+def in_turns(calls: Calls, rounds: int, slow: bool) -> dict[str, np.ndarray]:
+    """Milliseconds by round; where sorting is slow, it takes part in the first only."""
+    if not slow or rounds <= SLOW_ROUNDS:
+        return interleaved(calls, rounds)
+    times = interleaved(calls, SLOW_ROUNDS, warmup=0)
+    quick = {name: calls[name] for name in ("count", "read")}
+    more = interleaved(quick, rounds - SLOW_ROUNDS)
+    return times | {name: np.append(times[name], more[name]) for name in quick}
 
 
-if __name__ == "__main__":
-    main()
+def ratio(times: Mapping[str, np.ndarray], over: str, under: str) -> dict[str, float]:
+    """Spread of a ratio over the rounds that both took part in."""
+    both = min(len(times[over]), len(times[under]))
+    return spread(times[over][:both] / times[under][:both])
+
+
+def case(shape: tuple[int, int], dtype: str, axis: int, rounds: int) -> dict[str, Any]:
+    """One row of the table."""
+    scores, k = draw(shape, dtype, axis)
+    calls = methods(scores, k, axis)
+    took = milliseconds(lambda: check(calls, k, axis))  # runs what sorts once
+    times = in_turns(calls, rounds, slow=took > SLOW_MS)
+    return {
+        "shape": list(shape),
+        "dtype": dtype,
+        "axis": axis,
+        "rounds": {name: len(t) for name, t in times.items()},
+        "ms": {name: spread(t) for name, t in times.items()},
+        "top_k/count": ratio(times, "top_k", "count"),
+        "sort/count": ratio(times, "sort", "count"),
+        "count/read": ratio(times, "count", "read"),
+    }
+
+
+def rows(options: Options) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A row for every shape, dtype and axis."""
+    rounds = options.times(small=2, cpu=7, accelerator=30)
+    for shape in SMALL_SHAPES if options.small else SHAPES:
+        for dtype in DTYPES:
+            for axis in (0, 1):
+                name = f"{shape[0]}x{shape[1]} {dtype} axis {axis}"
+                yield name, case(shape, dtype, axis, rounds)
