@@ -30,7 +30,7 @@ from bbjax.placement import whole
 from bbjax.search import Bracket, Entries, Found, search
 
 _METHODS = ("auto", "count", "top_k")
-_FASTEST = {"cpu": "count"}  # benchmarks/speed/topk.py; not measured: "count"
+_FASTEST = {"cpu": "count"}  # benchmarks.speed; not measured: "count"
 
 
 def top_k_mask(
