@@ -295,7 +295,7 @@ class _Held(NamedTuple):
         # Counts of a slice are exact in int32, those of a whole stack may not be.
         flips = bits.count(new ^ old, kernel.axes("group", "in", "out"))
         flipped = jnp.sum(flips.astype(jnp.float32))
-        self.churn[path] = flipped / math.prod(kernel.edge_shape)
+        self.churn[path] = flipped / float(math.prod(kernel.edge_shape))
         if done.dormant is not None:
             self.dormant[path] = done.dormant
         if path in self.changes.arrivals:

@@ -294,3 +294,28 @@ def test_dormant_weights_in_half_precision():
     tx = bb.transform(select(KERNEL), dormant_dtype=jnp.bfloat16)
     assert tx.init(PARAMS).bb_dormant["w"].dtype == jnp.bfloat16
     assert PRUNE.init(PARAMS).bb_dormant["w"].dtype == jnp.float32
+
+
+def test_a_stack_of_more_edges_than_an_int32_counts():
+    """Counts are of slices, and shares of a whole stack floats."""
+    stack, n_in, n_out = 33, 2**13, 2**14
+    like = jax.ShapeDtypeStruct
+    kernel = bb.Kernel(
+        "up", (stack, n_in, n_out), fan_in=(1,), fan_out=(2,), stack=(0,)
+    )
+    units = bb.Units((kernel,)).select("up", "in")
+    params = {"up": like(kernel.shape, jnp.float32)}
+    sides = (
+        Statistics(
+            on_rate=like((stack, n), jnp.float32), count=like((stack, n), jnp.float32)
+        )
+        for n in (n_in, n_out)
+    )
+    seen = {"up": Activity(*sides)}
+    for rule in (None, bb.rules.magnitude(), bb.rules.random()):
+        tx = bb.transform(units, rule, density=0.3)
+        state = jax.eval_shape(tx.init, params)
+        _, after = jax.eval_shape(tx.update, params, state, params, activity=seen)
+        assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+        for read in (bb.masks, bb.degrees_of, bb.metrics, bb.on_rates):
+            jax.eval_shape(read, after)
