@@ -139,11 +139,8 @@ QUICK_MESH = ("Explicit", "columns")
 
 
 def _brief(rule, kind, spec, devices):
-    if devices == 2:
-        return False
-    if (kind, spec) == QUICK_MESH:
-        return RULES[rule].core or rule in QUICK
-    return RULES[rule].core and (kind, spec) == ("Auto", "rows")
+    stands = RULES[rule].core or rule in QUICK
+    return devices == 8 and (kind, spec) == QUICK_MESH and stands
 
 
 def _meshes(devices):

@@ -25,8 +25,6 @@ from contract import (
 
 import bbjax as bb
 
-rules = pytest.mark.parametrize("rule", RULES)
-
 
 @pairs(brief=True)
 def test_map_params(rule, case):
@@ -106,7 +104,7 @@ def _injected(row, **numbers):
     return optax.inject_hyperparams(factory)(**numbers)
 
 
-@rules
+@mostly_slow()
 def test_injected_hyperparameters_are_traced(rule):
     row = RULES[rule]
     first = {name: values[0] for name, values in row.hyper.items()}

@@ -199,7 +199,7 @@ def test_mixed_dtypes_land_on_exact_zeros(update_dtype, param_dtype, lenient):
 
 
 @pairs()
-@pytest.mark.parametrize("value", [0.0, 0.5])
+@pytest.mark.parametrize("value", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_equal_scores_meet_the_budget_exactly(rule, case, value):
     tx, update = shared(rule, case)
     case = CASES[case]
@@ -255,7 +255,14 @@ def _distinct(x):
     return jnp.asarray(spread if x.max() <= 1 else np.asarray(x))
 
 
-@pytest.mark.parametrize("rule", [r for r, row in RULES.items() if not row.by_place])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        pytest.param(r, marks=() if row.core else pytest.mark.slow)
+        for r, row in RULES.items()
+        if not row.by_place
+    ],
+)
 def test_permuting_units_permutes_masks(rule):
     # Half of the edges is the same number for each unit: what would be left over, rules
     # that read no activity give to the first units.

@@ -179,6 +179,7 @@ def result(written):
     return json.loads(text, parse_constant=lambda name: pytest.fail(name))
 
 
+@pytest.mark.slow
 def test_run_writes_the_table_and_every_picture(written):
     names = {f"{name}.png" for name in PICTURES} | {"results.json"}
     assert {file.name for file in written.iterdir()} == names
@@ -188,6 +189,7 @@ def test_run_writes_the_table_and_every_picture(written):
         assert head.startswith(b"\x89PNG") and width > 600 and height > 300
 
 
+@pytest.mark.slow
 def test_json_says_what_was_run(result):
     settings = result["settings"]
     assert (settings["seeds"], settings["steps"]) == (1, STEPS)
@@ -198,6 +200,7 @@ def test_json_says_what_was_run(result):
     assert "One seed" in result["conclusion"]
 
 
+@pytest.mark.slow
 def test_every_method_keeps_exactly_the_budget(result):
     units = model.trace()
     budget = sum(round(0.06 * units[p].edge_count) for p in model.PRUNED)
@@ -212,6 +215,7 @@ def test_every_method_keeps_exactly_the_budget(result):
         np.testing.assert_allclose(point["density_got"], [got], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_json_has_each_number_of_the_table(result):
     for method in result["methods"]:
         assert 0 <= method["test_accuracy"]["mean"] <= 100

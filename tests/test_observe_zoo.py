@@ -78,7 +78,13 @@ def test_measures_what_the_oracle_says(case):
         assert activity[path].inputs.on_rate.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize(
+    "compiled",
+    [
+        pytest.param(False, id="eager", marks=pytest.mark.slow),
+        pytest.param(True, id="jit"),
+    ],
+)
 def test_leaves_loss_aux_gradients_and_state_alone(case, compiled):
     model, units = zoo.built(case.name)
     stateful = isinstance(model.params, nnx.Module)

@@ -38,7 +38,13 @@ def run(rule, optimizer, steps=7):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("make", [bb.rules.rigl, bb.rules.set_], ids=["rigl", "set"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(bb.rules.rigl, id="rigl"),
+        pytest.param(bb.rules.set_, id="set", marks=pytest.mark.slow),
+    ],
+)
 def test_weights_that_grow_at_zero_have_no_history(make, optimizer, lenient):
     seen, came = run(make(), OPTIMIZERS[optimizer]()), 0
     for (before, _, _), (after, moments, params) in zip(seen, seen[1:], strict=False):
