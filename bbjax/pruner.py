@@ -1,9 +1,8 @@
 """The work of the transform: what it remembers and what it does at each update.
 
-A refresh runs as a loop of zero or one iterations. Loop state is updated in place, so
-that plain steps copy no masks and no dormant weights; nothing in the loop depends on
-the updates, so that the optimizer's arithmetic still fuses with the landing; and under
-`vmap` the refresh still runs only when it is due. No Optax here: see `bbjax.transform`.
+A refresh runs `when` it is due, in place, so that plain steps copy no masks and no
+dormant weights; nothing in it depends on the updates, so that the optimizer's
+arithmetic still fuses with the landing. No Optax here: see `bbjax.transform`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +39,7 @@ from bbjax.state import (
     update_means,
 )
 from bbjax.units import Kernel
+from bbjax.when import when
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,10 +176,10 @@ class Pruner:
             for which in [every] if self.rule.joint else [(i,) for i in every]:
                 paths = [kernels[i].path for i in which]
                 part = functools.partial(refresh, which)
-                held = held.joined(_if(due, part, held.only(paths)))
+                held = held.joined(when(due, part, held.only(paths)))
             return held
 
-        held = _if(due, each, held)
+        held = when(due, each, held)
         asked = {
             k.path: jnp.where(due, d, state.bb_density[k.path])
             for k, d in zip(kernels, spend.asked, strict=True)
@@ -325,15 +325,6 @@ class _Held(NamedTuple):
     def matched(self, old: _Held) -> _Held:
         """The same with the shardings of `old`, as a loop wants it."""
         return jax.tree.map(placement.match, self, old)
-
-
-def _if(due: jax.Array, change: Callable[[_Held], _Held], held: _Held) -> _Held:
-    """What `change` makes of `held` if it is due, as a loop of one or no iteration."""
-
-    def once(loop: tuple[jax.Array, _Held]) -> tuple[jax.Array, _Held]:
-        return jnp.zeros((), bool), change(loop[1])
-
-    return lax.while_loop(lambda loop: loop[0], once, (due, held))[1]
 
 
 def _unpacked(

@@ -23,6 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from bbjax.when import when
+
 _FEW = 4  # entries too many in a bracket, below which tightening it pays
 _ROUND = 6  # narrow passes after which it is tried all the same
 
@@ -123,21 +125,19 @@ def search(
     Unless `exact`, begins at any t with `counts(t) == need`.
     """
 
-    def tighten(loop: tuple[Array, Bracket]) -> tuple[Array, Bracket]:
-        b = loop[1]
+    def tighten(b: Bracket) -> Bracket:
         least, most = entries.ends(b.low, b.high)
         still = b.unsettled(need, exact)
         high = jnp.where(still, most + 1, b.high)
         if exact:  # where all entries are wanted, the least one is the answer
             high = jnp.where(still & (b.above == need), least + 1, high)
         low = jnp.where(still, least, b.low)
-        return jnp.zeros((), bool), b._replace(low=low, high=high)
+        return b._replace(low=low, high=high)
 
     def one_pass(found: Found) -> Found:
         b, left, passes = found
         tight = (left == _CLOSE) | (passes == _ROUND)
-        # A loop of one or no iteration: it reads the entries only if it has to.
-        b = lax.while_loop(lambda loop: loop[0], tighten, (tight, b))[1]
+        b = when(tight, tighten, b)  # reads the entries only if it has to
         at = b.between(entries.width, tight)
         b = b.cut(at, entries.counts(at), need)
         return Found(b, b.left(need, exact), jnp.where(tight, 0, passes + 1))

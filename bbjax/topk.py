@@ -28,6 +28,7 @@ from jax import Array, lax
 from bbjax.passes import Parts
 from bbjax.placement import whole
 from bbjax.search import Bracket, Entries, Found, search
+from bbjax.when import when
 
 _METHODS = ("auto", "count", "top_k")
 _FASTEST = {"cpu": "count"}  # benchmarks.speed; not measured: "count"
@@ -131,9 +132,8 @@ def _share_out(scores: list[Array], k: Array) -> list[Array]:
     t = search(entries, k, _all_keys(jnp.float32, k, every), exact=True).bracket.low
     pairs = [_flat(v.counts(jnp.stack([t, t + 1]))) for v in views]
     reach, above = jnp.stack(pairs, 1)
-    left = k - jnp.sum(
-        above, dtype=jnp.int32
-    )  # what equal scores share, the first arrays first
+    # What equal scores share, the first arrays first.
+    left = k - jnp.sum(above, dtype=jnp.int32)
     shares = []
     for n, more in zip(reach, above, strict=True):
         take = jnp.clip(left, 0, n - more)
@@ -200,14 +200,13 @@ class _Settling(NamedTuple):
 def _mask_by_count(scores: Array, k: Array, axes: tuple[int, ...]) -> Array:
     view = _view(scores, k, axes)
 
-    def rank(loop: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        _, keys, t = loop
-        ranks = view._replace(keys=keys).ranked_among_equals(t).keys
-        return jnp.zeros((), bool), ranks, t
-
     def settle(state: _Settling) -> _Settling:
         _, tied, keys, t, above = state
-        keys = lax.while_loop(lambda loop: loop[0], rank, (tied, keys, t))[1]
+
+        def rank(keys: Array) -> Array:
+            return view._replace(keys=keys).ranked_among_equals(t).keys
+
+        keys = when(tied, rank, keys)
         few = Bracket.of(0, view.n, view.need, above, keys.dtype)
         every = view.everywhere(scores.dtype)
         bracket = jax.tree.map(functools.partial(jnp.where, tied), few, every)

@@ -32,6 +32,7 @@ from bbjax.rules.base import Rule
 from bbjax.rules.budgeted_broadcast import budgeted_broadcast
 from bbjax.state import Plan, PruneState, full_mask, unpack
 from bbjax.units import Kernel, Units
+from bbjax.when import when
 
 
 def transform(
@@ -263,12 +264,11 @@ def _renewed(
         for kernel, _ in new.bb_plan.kernels
     }
 
-    def once(loop):
-        return jnp.zeros((), bool), reset_moments(loop[1], inner.init, params, back)
+    def renew(state: Any) -> Any:
+        return reset_moments(state, inner.init, params, back)
 
-    # A loop of zero or one iterations, as a refresh: plain steps touch no moments.
     some = jnp.any(jnp.stack([jnp.any(mask) for mask in back.values()]))
-    return jax.lax.while_loop(lambda loop: loop[0], once, (some, state))[1]
+    return when(some, renew, state)  # plain steps touch no moments
 
 
 def _mask_gradients(updates: Any, state: PruneState) -> Any:

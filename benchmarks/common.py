@@ -68,6 +68,12 @@ def spread(values: Any) -> dict[str, float]:
     return {"median": float(middle), "low": float(low), "high": float(high)}
 
 
+def nbytes(tree: Any) -> int:
+    """Bytes of all arrays, or of what `eval_shape` returns."""
+    leaves = jax.tree.leaves(tree)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
 def write(path: Path, report: Mapping[str, Any]) -> None:
     """Writes a report as JSON, with the machine in front."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ square kernel, and ever more kernels of 2048 x 2048) and the whole train step, f
 to 1e8 weights, beside dense references of the same size in the same round; the update
 against units at 4.2 M weights, for both actuators; and against the refresh period.
 Exponents are fitted over the upper range (`fit.py`), next to what the compiler says of
-bytes and operations, which is exact. Takes about 5 minutes on 2 CPU cores and 8 GiB of
+bytes and operations, which is exact. Takes about 4 minutes on 2 CPU cores and 8 GiB of
 memory; `--small` 30 seconds. Writes growth_<backend>.json and .png.
 """
 

@@ -25,6 +25,7 @@ import optax
 import bbjax as bb
 from bbjax.activity import Activity, Statistics
 from bbjax.units import Actuator
+from benchmarks.common import nbytes
 from benchmarks.models import ffn
 
 DENSITY, EVERY, TOKENS, BLOCKS, RATE = 0.3, 3, 64, 2, 1e-3
@@ -80,17 +81,12 @@ def compiled(step: Callable[..., Any], *args: Any) -> tuple[Any, dict[str, float
     seconds = time.perf_counter() - begin
     cost = made.cost_analysis()
     return made, {
-        "state_bytes": float(bytes_of(args[1])),
+        "state_bytes": float(nbytes(args[1])),
         "temp_bytes": float(made.memory_analysis().temp_size_in_bytes),
         "flops": float(cost["flops"]),
         "bytes_accessed": float(cost["bytes accessed"]),
         "compile_seconds": seconds,
     }
-
-
-def bytes_of(tree: Any) -> int:
-    """Bytes of all arrays, or of what has their shape and dtype."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 # The update alone ----------------------------------------------------------------

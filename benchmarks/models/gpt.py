@@ -10,12 +10,14 @@ used. Stacked arrays have the layers in front: `layers/up` is (layers, model, hi
 """
 
 import dataclasses
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+
+Place = Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,10 @@ def specs() -> Any:
     }
 
 
+def _anywhere(h: jax.Array) -> jax.Array:
+    return h
+
+
 def _norm(x: jax.Array, scale: jax.Array) -> jax.Array:
     wide = x.astype(jnp.float32)
     size = jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + 1e-6)
@@ -111,17 +117,27 @@ def _layer(shape: Shape, h: jax.Array, w: Any) -> tuple[jax.Array, None]:
     return h + project(jax.nn.gelu(project(x, "up")), "down"), None
 
 
-def logits(shape: Shape, params: Any, tokens: jax.Array) -> jax.Array:
-    """Float32 scores of the next token; tokens are int32 (batch, length)."""
+def logits(
+    shape: Shape, params: Any, tokens: jax.Array, place: Place = _anywhere
+) -> jax.Array:
+    """Float32 scores of the next token; tokens are int32 (batch, length).
+
+    `place` says where activations lie at the start of each layer and behind the last.
+    """
+
+    def layer(h: jax.Array, w: Any) -> tuple[jax.Array, None]:
+        return _layer(shape, place(h), w)
+
     h = params["embedding"].astype(shape.dtype)[tokens]
-    layer = jax.checkpoint(functools.partial(_layer, shape))
-    h, _ = jax.lax.scan(layer, h, params["layers"])
-    h = _norm(h, params["norm"])
+    h, _ = jax.lax.scan(jax.checkpoint(layer), h, params["layers"])
+    h = _norm(place(h), params["norm"])
     return (h @ params["head"].astype(shape.dtype)).astype(jnp.float32)
 
 
-def loss(shape: Shape, params: Any, tokens: jax.Array) -> jax.Array:
+def loss(
+    shape: Shape, params: Any, tokens: jax.Array, place: Place = _anywhere
+) -> jax.Array:
     """Mean cross-entropy of every token given those before it."""
-    scores = logits(shape, params, tokens[:, :-1])
+    scores = logits(shape, params, tokens[:, :-1], place)
     own = jnp.take_along_axis(scores, tokens[:, 1:, None], axis=-1)[..., 0]
     return jnp.mean(jax.nn.logsumexp(scores, axis=-1) - own)

@@ -17,10 +17,10 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
+from benchmarks.common import nbytes
 from benchmarks.speed import programs
 from benchmarks.speed.options import Options
 from benchmarks.speed.programs import Program
@@ -32,12 +32,6 @@ ACCOUNT = {
     "outputs": "output_size_in_bytes",
     "aliased": "alias_size_in_bytes",
 }
-
-
-def nbytes(tree: Any) -> int:
-    """Bytes of all arrays, or of what `eval_shape` returns."""
-    leaves = jax.tree.leaves(tree)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 def state_of(program: Program) -> Any:

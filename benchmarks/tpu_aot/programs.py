@@ -113,18 +113,10 @@ def loss_on(mesh: Mesh, shape: gpt.Shape) -> Callable[[Any, Any], jax.Array]:
     """
     where = NamedSharding(mesh, P("fsdp"))
 
-    def layer(h: jax.Array, w: Any) -> tuple[jax.Array, None]:
-        return gpt._layer(shape, jax.lax.with_sharding_constraint(h, where), w)
+    def place(h: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(h, where)
 
-    def loss(params: Any, tokens: jax.Array) -> jax.Array:
-        h = params["embedding"].astype(shape.dtype)[tokens[:, :-1]]
-        h, _ = jax.lax.scan(jax.checkpoint(layer), h, params["layers"])
-        h = gpt._norm(jax.lax.with_sharding_constraint(h, where), params["norm"])
-        scores = (h @ params["head"].astype(shape.dtype)).astype(jnp.float32)
-        own = jnp.take_along_axis(scores, tokens[:, 1:, None], axis=-1)[..., 0]
-        return jnp.mean(jax.nn.logsumexp(scores, axis=-1) - own)
-
-    return loss
+    return lambda params, tokens: gpt.loss(shape, params, tokens, place)
 
 
 def units_of(setting: Setting, loss: Any, shapes: Any, tokens: Any) -> bb.Units:
