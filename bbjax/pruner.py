@@ -143,8 +143,7 @@ class Pruner:
         for kernel, _ in self.plan.kernels:
             old = state.bb_means[kernel.path]
             sides = needs.check_activity(kernel, tuple(old), activity)
-            taken = update_means(old, sides, self.ema)
-            means[kernel.path] = {k: placement.whole(v) for k, v in taken.items()}
+            means[kernel.path] = update_means(old, sides, self.ema)
         return state._replace(bb_means=means)
 
     def _refresh_if(

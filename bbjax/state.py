@@ -115,7 +115,7 @@ def full_mask(kernel: Kernel, packed: jax.Array) -> jax.Array:
 def update_means(
     means: Mapping[str, jax.Array], sides: Any, decay: jax.Array | float
 ) -> dict[str, jax.Array]:
-    """Takes one observation into the running means of a kernel.
+    """Takes one observation into the running means of a kernel, whole on every device.
 
     Args:
       means: of the state.
@@ -139,12 +139,13 @@ def update_means(
             whole &= jnp.broadcast_to(placement.whole(count) > 0, whole.shape)
         # One weight serves all statistics of a side: a unit is observed or it is not.
         seen[side] = seen[side] & whole if side in seen else whole
-    return {
+    taken = {
         name: jnp.where(
             seen[name.split(".")[0]], decay * mean + (1 - decay) * values[name], mean
         )
         for name, mean in means.items()
     }
+    return {name: placement.whole(mean) for name, mean in taken.items()}
 
 
 def read_mean(means: Mapping[str, jax.Array], name: str) -> jax.Array:

@@ -13,17 +13,28 @@ everything that it calls. A refresh is the one loop that carries masks, which ar
 only `u8` arrays of a step; the loops of a scanned model carry none.
 """
 
+import math
 import re
 from typing import NamedTuple
 
 _HEAD = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .* \{$")
 _WHILE = re.compile(r"= (?P<carry>.*?) while\(.*body=%?(?P<body>[\w.\-]+)")
 _NAME = re.compile(r"[\w.\-]+")
+_ARRAY = re.compile(r"(pred|[a-z]+)(\d*)\w*\[([\d,]*)\]")
 
 
 class Loop(NamedTuple):
     carry: str
     body: str
+
+
+def sizes(types: str) -> list[int]:
+    """Bytes of every array in a type, or in several."""
+    return [
+        (1 if kind == "pred" else int(bits) // 8)
+        * math.prod(int(n) for n in lengths.split(",") if n)
+        for kind, bits, lengths in _ARRAY.findall(types)
+    ]
 
 
 def computations(hlo: str) -> dict[str, str]:

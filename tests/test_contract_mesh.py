@@ -2,9 +2,9 @@
 
 import contextlib
 import functools
-import math
 import re
 
+import hlo
 import jax
 import numpy as np
 import optax
@@ -76,18 +76,15 @@ _COLLECTIVE = re.compile(
     r"= (?P<type>.*?) (?P<op>all-gather|all-reduce|all-to-all|collective-permute|"
     r"reduce-scatter|collective-broadcast|ragged-all-to-all)(-start)?\("
 )
-_ARRAY = re.compile(r"(pred|[a-z]+)(\d*)\w*\[([\d,]*)\]")
 
 
-def collectives(hlo):
+def collectives(text):
     """The collectives of a compiled program: pairs of a name and a size in bytes."""
-    found = []
-    for match in _COLLECTIVE.finditer(hlo):
-        for kind, bits, sizes in _ARRAY.findall(match["type"]):
-            width = 1 if kind == "pred" else int(bits) // 8
-            count = math.prod(int(n) for n in sizes.split(",") if n)
-            found.append((match["op"], width * count))
-    return found
+    return [
+        (match["op"], size)
+        for match in _COLLECTIVE.finditer(text)
+        for size in hlo.sizes(match["type"])
+    ]
 
 
 def test_collectives_are_read_off_the_program():

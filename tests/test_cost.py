@@ -7,7 +7,6 @@ activation. The model is a stack of blocks, both kernels of each budgeted.
 """
 
 import functools
-import math
 import re
 
 import hlo
@@ -72,14 +71,8 @@ def plain(step):
 
 def written(text, *ops):
     """Bytes of each array that operations of some kinds write."""
-    bits = {"pred": 8, "bf16": 16}
-    found = []
-    for kind, dims in re.findall(
-        rf"= (\w+)\[([\d,]*)\]\S* (?:{'|'.join(ops)})\(", text
-    ):
-        size = math.prod(int(n) for n in dims.split(",") if n)
-        found.append(size * (bits.get(kind) or int(kind.lstrip("usf"))) // 8)
-    return sorted(found)
+    types = re.findall(rf"= (\w+\[[\d,]*\])\S* (?:{'|'.join(ops)})\(", text)
+    return sorted(hlo.sizes(" ".join(types)))
 
 
 def scratch(step):
