@@ -33,7 +33,7 @@ def _at_one_density(rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
     names = list(rows)
     table = np.array([rows[name] for name in names])  # (methods, seeds)
     best = int(np.argmax(table.mean(1)))
-    raw = [_paired(table[best], row) for i, row in enumerate(table) if i != best]
+    raw = [paired(table[best], row) for i, row in enumerate(table) if i != best]
     corrected = iter(holm(raw))
     ranks = stats.rankdata(-table, axis=0).mean(1)
     methods = {
@@ -49,7 +49,7 @@ def _at_one_density(rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return {"best": names[best], "friedman_p": friedman, "methods": methods}
 
 
-def _paired(first: np.ndarray, second: np.ndarray) -> float:
+def paired(first: np.ndarray, second: np.ndarray) -> float:
     """Two-sided p of a paired t-test; 1 if there is no difference at all."""
     if np.allclose(first, second):
         return 1.0

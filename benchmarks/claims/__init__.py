@@ -1,0 +1,1 @@
+"""The papers' claims, repeated with controls: a folder for each."""

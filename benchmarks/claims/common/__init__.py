@@ -1,0 +1,1 @@
+"""What the claims share: nets, training by lanes, statistics, pictures, reports."""

@@ -1,0 +1,104 @@
+"""What a claim's command leaves: JSON, a picture, and the results in its README.
+
+The part of a README between the two marks below is written by the command, from the
+JSON alone, so that text and numbers cannot part. Everything above them (claim,
+protocol, tests) was fixed before the numbers.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.claims.common.stats import Verdict
+from benchmarks.common import RESULTS, write
+
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+PLACE = RESULTS / "claims"
+
+
+def verdict_table(verdicts: Sequence[Any]) -> str:
+    """A row for each question: verdict, figures, test."""
+    rows = ["| question | verdict | number | test |", "| --- | --- | --- | --- |"]
+    for one in verdicts:
+        question, verdict, number, test = Verdict(*one)
+        rows.append(f"| {question} | **{verdict}** | {number} | {test} |")
+    return "\n".join(rows)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def results(report: dict[str, Any]) -> str:
+    """What stands between the marks."""
+    minutes = report["seconds"] / 60
+    machine = report["machine"]
+    where = (
+        f"{machine['cores']} cores, {machine['backend']}, jax {machine['jax']}"
+        if machine["backend"] == "cpu"
+        else f"{machine['device']}, jax {machine['jax']}"
+    )
+    name = report["name"]
+    parts = [
+        f"`{report['command']}`: {report['seeds']} seeds, {minutes:.1f} minutes on "
+        f"{where}; mean ± sd over seeds unless said otherwise "
+        f"([JSON](../../results/claims/{name}.json)).",
+        verdict_table(report["verdicts"]),
+        report["tables"],
+        f"![{report['caption']}](../../results/claims/{name}.png)",
+    ]
+    return "\n\n".join(parts)
+
+
+def readme(name: str) -> Path:
+    """Where a claim is described."""
+    return Path(__file__).parents[1] / name / "README.md"
+
+
+def put_in(text: str, part: str) -> str:
+    """A text with another part between the marks."""
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"expected {BEGIN} and {END} in the text; put them there")
+    before, rest = text.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    return f"{before}{BEGIN}\n{part}\n{END}{after}"
+
+
+def finish(
+    name: str, report: dict[str, Any], started: float, out: Path, *, publish: bool
+) -> dict[str, Any]:
+    """Writes the JSON, and the README's results if they are to be published."""
+    from benchmarks.common import machine
+
+    report = {
+        "name": name,
+        "machine": machine(),
+        "seconds": round(time.perf_counter() - started, 1),
+    } | plain(report)
+    path = out / f"{name}.json"
+    write(path, report)
+    if publish:
+        page = readme(name)
+        page.write_text(put_in(page.read_text(), results(json.loads(path.read_text()))))
+    return report
+
+
+def plain(value: Any, digits: int = 5) -> Any:
+    """Arrays as lists and numbers rounded, NaN as None: what JSON can hold."""
+    if isinstance(value, dict):
+        return {str(k): plain(v, digits) for k, v in value.items()}
+    if hasattr(value, "_asdict"):
+        return plain(tuple(value), digits)
+    if isinstance(value, list | tuple):
+        return [plain(v, digits) for v in value]
+    if isinstance(value, np.ndarray | np.generic) or hasattr(value, "dtype"):
+        return plain(np.asarray(value).tolist(), digits)
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}") if np.isfinite(value) else None
+    return value
