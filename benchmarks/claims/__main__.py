@@ -6,8 +6,10 @@ of its README; `--small` is a quick trial and writes to a folder of its own.
 
 import argparse
 import importlib
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
@@ -34,6 +36,9 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, help="default: as the claim's README says")
     parser.add_argument("--small", action="store_true", help="a trial: few, short runs")
     parser.add_argument("--out", type=Path, help="folder; default: benchmarks/results")
+    parser.add_argument(
+        "--redraw", action="store_true", help="picture and README from the JSON there"
+    )
     args = parser.parse_args(given)
     unknown = sorted(set(args.claims) - set(CLAIMS))
     if unknown:
@@ -42,6 +47,9 @@ def main(given: list[str] | None = None) -> None:
         parser.error(f"expected at least 2 seeds, to have a spread, got {args.seeds}")
     console = Console(width=100)
     for name in args.claims or CLAIMS:
+        if args.redraw:
+            redraw(name, args.out)
+            continue
         run(name, args.seeds, args.small, args.out, console)
 
 
@@ -59,11 +67,26 @@ def run(
     console.rule(f"{name}, {count} seeds")
     report = claim.run(count, small)
     report |= {"seeds": count, "command": command(name, seeds, small)}
-    report = reports.finish(name, report, started, place, publish=publish)
-    picture = importlib.import_module(f"benchmarks.claims.{name}.picture")
-    picture.draw(report, place / f"{name}.png")
+    report = reports.finish(name, report, started, place)
+    if publish:
+        reports.publish(name, report)
+    _draw(name, report, place)
     console.print(Markdown(reports.results(report)))
     console.print(f"written: {place / name}.json, .png")
+
+
+def redraw(name: str, out: Path | None) -> None:
+    """Draws a claim's picture, and writes its README, from its JSON."""
+    place = out or reports.PLACE
+    report = json.loads((place / f"{name}.json").read_text())
+    _draw(name, report, place)
+    if out is None:
+        reports.publish(name, report)
+
+
+def _draw(name: str, report: dict[str, Any], place: Path) -> None:
+    picture = importlib.import_module(f"benchmarks.claims.{name}.picture")
+    picture.draw(report, place / f"{name}.png")
 
 
 def command(name: str, seeds: int | None, small: bool) -> str:

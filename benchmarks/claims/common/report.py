@@ -70,23 +70,20 @@ def put_in(text: str, part: str) -> str:
     return f"{before}{BEGIN}\n{part}\n{END}{after}"
 
 
-def finish(
-    name: str, report: dict[str, Any], started: float, out: Path, *, publish: bool
-) -> dict[str, Any]:
-    """Writes the JSON, and the README's results if they are to be published."""
-    from benchmarks.common import machine
+def publish(name: str, report: dict[str, Any]) -> None:
+    """Writes the results into the claim's README."""
+    page = readme(name)
+    page.write_text(put_in(page.read_text(), results(report)))
 
-    report = {
-        "name": name,
-        "machine": machine(),
-        "seconds": round(time.perf_counter() - started, 1),
-    } | plain(report)
+
+def finish(
+    name: str, report: dict[str, Any], started: float, out: Path
+) -> dict[str, Any]:
+    """Writes the JSON, and returns what it holds."""
+    whole = {"name": name, "seconds": round(time.perf_counter() - started, 1)}
     path = out / f"{name}.json"
-    write(path, report)
-    if publish:
-        page = readme(name)
-        page.write_text(put_in(page.read_text(), results(json.loads(path.read_text()))))
-    return report
+    write(path, whole | plain(report))
+    return json.loads(path.read_text())
 
 
 def plain(value: Any, digits: int = 5) -> Any:

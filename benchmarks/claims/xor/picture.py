@@ -35,6 +35,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
 
 def _units(ax: Axes, report: dict[str, Any], name: str, beta: int) -> None:
     found = report["units"][name]
+    first = "first refresh" if name.endswith("early") else "half of training"
     for look, drawn in ((0, "none"), (-1, "full")):
         rate, degree = (np.array(found[k][beta][look]) for k in ("rate", "degree"))
         free = off_bounds(degree, rate, K_MIN, FAN)
@@ -42,7 +43,7 @@ def _units(ax: Axes, report: dict[str, Any], name: str, beta: int) -> None:
         color, marker = (
             ("#e69f00", "D") if drawn == "none" else (pictures.SERIES[1]["color"], "o")
         )
-        when = "first look" if drawn == "none" else "end of training"
+        when = f"at {first}" if drawn == "none" else "end of training"
         ax.plot(k, odds, marker, fillstyle=drawn, color=color, ms=4, label=when)
         line = stats.line(k, odds)
         if drawn == "full" and np.isfinite(line.slope):
@@ -84,7 +85,7 @@ def _slopes(ax: Axes, report: dict[str, Any]) -> None:
 
 
 def _laws(ax: Axes, report: dict[str, Any]) -> None:
-    at = np.arange(len(NETS))
+    at = np.arange(len(NETS))[::-1]
     for i, (name, label, hatch, color) in enumerate(
         (
             ("r2", "k on log-odds", "", pictures.SERIES[1]["color"]),
@@ -99,8 +100,8 @@ def _laws(ax: Axes, report: dict[str, Any]) -> None:
         mean = [np.nanmean(r) for r in lanes]
         sd = [np.nanstd(r, ddof=1) for r in lanes]
         bars = {"color": color, "hatch": hatch, "edgecolor": "black", "lw": 0.5}
-        ax.bar(at + 0.4 * i - 0.2, mean, 0.38, yerr=sd, capsize=2, label=label, **bars)
-    ax.set_ylim(0, 1.25)
-    pictures.tidy(ax, "Which line fits, end of training", "", "$R^2$ over units")
-    ax.set_xticks(at, NETS.values(), fontsize=pictures.TEXT - 2)
-    pictures.legend(ax, loc="upper right", ncols=2)
+        ax.barh(at + 0.2 - 0.4 * i, mean, 0.38, xerr=sd, capsize=2, label=label, **bars)
+    ax.set(xlim=(0, 1.05), ylim=(-0.6, len(NETS) + 0.1))
+    pictures.tidy(ax, "Which line fits, end of training", "$R^2$ over units", "")
+    ax.set_yticks(at, NETS.values(), fontsize=pictures.TEXT - 1)
+    pictures.legend(ax, loc="upper center", ncols=2)
