@@ -59,6 +59,7 @@ class Pruner:
     dormant_dtype: Any
     pattern: Pattern | None = None
     masks: Mapping[str, Any] | None = None
+    hysteresis: Any = 0.0
 
     def init(self, params: Any) -> PruneState:
         """The state before the first update: everything kept, nothing observed."""
@@ -251,6 +252,7 @@ class Pruner:
             index=index,
             bias=weights.bias_of(kernel),
             pattern=self.pattern,
+            hysteresis=self.hysteresis,
         )
         rescale = self.rescale and "in" in actuators
         return look(seen, held.dormant.get(kernel.path), rescale=rescale)

@@ -65,6 +65,7 @@ def check(
     every, start, stop = (rest[k] for k in ("every", "start", "stop"))
     _check_schedule(every, start, stop)
     _check_options(rest["regrow"], rest["rescale"], rest["ema"], rest["dormant_dtype"])
+    _check_hysteresis(rule, rest["hysteresis"])
     budgeted = check_kernels(units, rule, k_min, pattern)
     if rest["rescale"] and not any("in" in actuators for _, actuators in budgeted):
         raise ValueError(
@@ -229,6 +230,22 @@ def _check_options(regrow: Any, rescale: Any, ema: Any, dormant_dtype: Any) -> N
         raise ValueError(
             f"expected dormant_dtype to be a float dtype, got {dormant_dtype!r}; e.g. "
             "jnp.bfloat16"
+        )
+
+
+def _check_hysteresis(rule: Rule, share: Any) -> None:
+    if not isinstance(share, jax.core.Tracer):
+        if not 0 <= _number("hysteresis", share) < math.inf:
+            raise ValueError(
+                f"expected hysteresis >= 0, got {share!r}; it is the share by which "
+                "something must be better than what is kept, e.g. 0.2"
+            )
+        if share == 0:
+            return
+    if not rule.favours:
+        raise ValueError(
+            f"expected a rule that can favour what is kept, got {rule.name!r}, which "
+            "exchanges edges by design or never lets them return; leave hysteresis out"
         )
 
 

@@ -50,6 +50,7 @@ def transform(
     dormant_dtype: Any = None,
     pattern: Pattern | None = None,
     masks: Mapping[str, Any] | None = None,
+    hysteresis: float | jax.Array = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Prunes the selected kernels to an exact density while they train.
 
@@ -81,6 +82,10 @@ def transform(
       masks: edges to begin with, by path, bool of the kernel's shape, as `bb.prune`
         and `bb.masks` return them, one for every budgeted kernel; `None` begins
         dense. Weights outside them become 0 with the first update and rest.
+      hysteresis: share, at least 0, by which something must be better than what is
+        kept: a pruned edge returns once its score is higher by that share than the
+        weakest kept one's, and a unit's degree follows the law once it is off by more
+        than that share of itself. Calms masks that go back and forth.
 
     Returns:
       A transformation whose `update` takes `activity=` (needed if the rule reads it),
@@ -121,6 +126,7 @@ def transform(
         dormant_dtype=dormant_dtype,
         pattern=pattern,
         masks=masks,
+        hysteresis=hysteresis,
     )
     pruner = Pruner(
         plan=Plan(budgeted, k_min),
@@ -136,6 +142,7 @@ def transform(
         dormant_dtype=dormant_dtype,
         pattern=pattern,
         masks=masks,
+        hysteresis=hysteresis,
     )
     return optax.GradientTransformationExtraArgs(pruner.init, pruner.update)
 

@@ -65,6 +65,7 @@ RULES = {
     "beta": Row(
         lambda beta=0.7: bb.rules.budgeted_broadcast(beta=beta), {"beta": (0.7, 0.05)}
     ),
+    "hysteresis": Row(bb.rules.budgeted_broadcast, options={"hysteresis": 0.2}),
     "magnitude": Row(bb.rules.magnitude),
     "activity_only": Row(bb.rules.activity_only),
     "random": Row(bb.rules.random, by_place=True, scratch=1.5, core=True),

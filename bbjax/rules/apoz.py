@@ -74,7 +74,9 @@ def apoz(
             mask &= edges_of(seen, keep, actuator)
         return mask
 
-    return Rule("apoz", select, needs=(need,), free=True, patterned=False)
+    return Rule(
+        "apoz", select, needs=(need,), free=True, patterned=False, favours=False
+    )
 
 
 def _check(sigmas: ArrayLike) -> None:

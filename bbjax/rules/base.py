@@ -46,6 +46,7 @@ class Candidates:
       index: position of the kernel among the budgeted ones, to draw its own noise.
       bias: the bias of the output units, `stack + units`, or None.
       pattern: groups that the edges of a unit are kept in, or None.
+      hysteresis: share by which what is kept is favoured; see `bbjax.rules.stay`.
     """
 
     kernel: Kernel
@@ -61,6 +62,7 @@ class Candidates:
     index: int = 0
     bias: jax.Array | None = None
     pattern: Pattern | None = None
+    hysteresis: float | jax.Array = 0.0
 
     @property
     def magnitude(self) -> jax.Array:
@@ -126,6 +128,8 @@ class Rule:
       one_shot: whether it can only prune once (`bb.prune`), not while training.
       patterned: whether it can keep edges in N:M patterns.
       one_sided: whether it can budget one side of a kernel only.
+      favours: whether it favours what is kept where `bb.transform` is asked for
+        hysteresis.
     """
 
     name: str
@@ -137,6 +141,7 @@ class Rule:
     one_shot: bool = False
     patterned: bool = True
     one_sided: bool = False
+    favours: bool = True
 
     @property
     def reads_activity(self) -> bool:

@@ -25,6 +25,7 @@ from bbjax.rules.base import Group, JointSelect, Rule
 from bbjax.rules.scoped import in_slices, over_all
 from bbjax.rules.selection import magnitude as size
 from bbjax.rules.selection import pooled_over, select_by_law
+from bbjax.rules.stay import scored
 
 Scope = Literal["unit", "layer", "global"] | Sequence[str]
 
@@ -74,7 +75,7 @@ def _in_pools(patterns: Sequence[str]) -> JointSelect:
     def select(group: Group) -> list[jax.Array]:
         masks: dict[int, jax.Array] = {}
         for which in _pools([seen.kernel.path for seen in group.members], patterns):
-            sizes = [group.members[i].magnitude for i in which]
+            sizes = [scored(group.members[i], size) for i in which]
             masks |= zip(which, pooled_over(group, which, sizes), strict=True)
         return [
             masks[i] if i in masks else _in_layer(seen)

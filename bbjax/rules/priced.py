@@ -35,7 +35,7 @@ from jax.typing import ArrayLike
 from bbjax.laws import clean_rate
 from bbjax.rules.base import Candidates, Rule, side_of
 from bbjax.rules.scoped import check_scope, in_slices, over_all
-from bbjax.rules.selection import Score
+from bbjax.rules.stay import Score
 
 Scope = Literal["layer", "global"]
 

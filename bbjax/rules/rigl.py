@@ -70,4 +70,4 @@ def rigl(*, drop: ArrayLike = 0.3, anneal: ArrayLike | None = None) -> Rule:
         share = drop_share(drop, anneal, seen.step)
         return drop_and_grow(seen, share, gradient(seen))
 
-    return Rule("rigl", select, needs=("grads",), revive="zero")
+    return Rule("rigl", select, needs=("grads",), revive="zero", favours=False)

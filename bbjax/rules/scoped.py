@@ -17,14 +17,15 @@ import jax
 import jax.numpy as jnp
 
 from bbjax.rules.base import Candidates, Group, JointSelect, Rule
-from bbjax.rules.selection import Score, pooled, pooled_over
+from bbjax.rules.selection import pooled, pooled_over
+from bbjax.rules.stay import Score, scored
 
 Scope = Literal["global", "layer"]
 
 
 def in_slices(score: Score) -> Callable[[Candidates], jax.Array]:
     """Selection in which the edges of every slice compete for its budget."""
-    return lambda seen: pooled(seen, score(seen), seen.budget)
+    return lambda seen: pooled(seen, scored(seen, score), seen.budget)
 
 
 def over_all(score: Score) -> JointSelect:
@@ -32,7 +33,8 @@ def over_all(score: Score) -> JointSelect:
 
     def select(group: Group) -> list[jax.Array]:
         everything = range(len(group.members))
-        return pooled_over(group, everything, [score(seen) for seen in group.members])
+        scores = [scored(seen, score) for seen in group.members]
+        return pooled_over(group, everything, scores)
 
     return select
 

@@ -19,7 +19,7 @@ edges that are gone rank below all others.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +30,10 @@ from bbjax.degrees import solve
 from bbjax.laws import Law
 from bbjax.patterns import groups_per_unit, join_groups, row_axes, split_groups
 from bbjax.rules.base import Candidates, Group, Select, side_of
+from bbjax.rules.stay import Score, favoured, is_on, played, scored
 from bbjax.topk import kth_largest, share_out, top_k_mask
 from bbjax.units import Actuator
 
-Score = Callable[[Candidates], jax.Array]
 magnitude: Score = operator.attrgetter("magnitude")
 
 
@@ -49,7 +49,7 @@ def select_by_law(law: Law, score: Score = magnitude) -> Select:
     """
 
     def select(seen: Candidates) -> jax.Array:
-        scores = ranked(seen, score(seen))
+        scores = ranked(seen, scored(seen, score))
         counts = {a: degrees_for(seen, law, a) for a in seen.actuators}
         if len(counts) == 1:
             (actuator,) = counts
@@ -91,6 +91,10 @@ def degrees_for(seen: Candidates, law: Law, actuator: Actuator) -> jax.Array:
     profile = law.profile(flat, mean)
     floor = -(-seen.k_min // groups)
     count = solve(profile, law.combine, budget, cap, floor, flat)
+    if is_on(seen):
+        held = kernel.gather(seen.mask.astype(jnp.int32), side) // groups
+        old = jnp.reshape(held, flat.shape)
+        count = played(seen, count, old, budget, (cap, floor), flat)
     return jnp.reshape(count, rate.shape)
 
 
@@ -254,6 +258,9 @@ def whole_units(seen: Candidates, score: jax.Array, actuator: Actuator) -> jax.A
       All edges of the `round(budget / fan)` best units of every slice, at least one.
     """
     kernel = seen.kernel
+    if is_on(seen):
+        held = kernel.gather(seen.mask.astype(jnp.int32), side_of(actuator))
+        score = favoured(seen, score, held > 0)
     flat = jnp.reshape(score, (*kernel.stack_shape, -1)).astype(jnp.float32)
     fan = kernel.fan(actuator)
     count = jnp.maximum(in_steps_of(seen.budget, fan), 1)

@@ -56,4 +56,4 @@ def set_(
         )
         return drop_and_grow(seen, drop_share(drop, anneal, seen.step), noise)
 
-    return Rule("set_", select, revive="zero")
+    return Rule("set_", select, revive="zero", favours=False)

@@ -88,7 +88,9 @@ def srigl(
         share = drop_share(drop, anneal, seen.step)
         return _select(seen, actuator, share, jnp.asarray(gamma).astype(jnp.float32))
 
-    return Rule("srigl", select, needs=("grads",), revive="zero", one_sided=True)
+    return Rule(
+        "srigl", select, needs=("grads",), revive="zero", one_sided=True, favours=False
+    )
 
 
 def _select(
