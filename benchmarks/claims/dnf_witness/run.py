@@ -17,7 +17,7 @@ from benchmarks.claims.dnf_witness.redraw import redraw
 
 SEEDS = 40
 CLAUSES = (2, 4, 8, 16, 32)
-RATIOS = (1.0, 1.5, 2.0, 3.0, 4.0)  # hidden units per clause
+RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # hidden units per clause
 WIDE = 16  # clauses for the ratios
 CYCLES, STEPS, DENSITY, RATE = 100, 500, 0.5, 0.3
 METHODS = ("sgd", "random", "bb", "bb_shipped", "rich")
