@@ -143,6 +143,9 @@ class Pruner:
         means = {}
         for kernel, _ in self.plan.kernels:
             old = state.bb_means[kernel.path]
+            if not old:  # held masks that no budget counts
+                means[kernel.path] = old
+                continue
             sides = needs.check_activity(kernel, tuple(old), activity)
             means[kernel.path] = update_means(old, sides, self.ema)
         return state._replace(bb_means=means)

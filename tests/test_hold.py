@@ -58,6 +58,22 @@ def test_any_parameter_may_have_a_mask():
     assert bb.metrics(state) == {} and bb.degrees_of(state) == {}
 
 
+def test_it_takes_no_notice_of_the_activity_of_others():
+    def loss(params, x):
+        return jnp.mean((jax.nn.relu(x @ params["up"]) @ params["down"]) ** 2)
+
+    params = {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 2))}
+    x = jnp.ones((5, 4))
+    units = bb.trace(loss, params, x).select("up", actuator="in")
+    held = bb.hold({"down": jnp.ones((8, 2), bool).at[0].set(False)})
+    tx = optax.chain(optax.sgd(0.1), held, bb.transform(units, density=0.5, start=0))
+    _, activity = bb.observe(loss, units)(params, x)
+    updates, state = tx.update(params, tx.init(params), params, activity=activity)
+    params = optax.apply_updates(params, updates)
+    assert (params["down"][0] == 0).all() and (params["up"] != 0).sum() == 16
+    assert set(bb.masks(state)) == {"down", "up"}
+
+
 def test_with_units_it_reports():
     params, masks = pruned()
     tx = optax.chain(optax.sgd(0.1), bb.hold(masks, MLP.units))
