@@ -50,7 +50,7 @@ def results(report: dict[str, Any]) -> str:
         f"{where}; mean ± sd over seeds unless said otherwise "
         f"([JSON](../../results/claims/{name}.json)).",
         verdict_table(report["verdicts"]),
-        report["tables"],
+        f"<details><summary>All numbers</summary>\n\n{report['tables']}\n\n</details>",
         f"![{report['caption']}](../../results/claims/{name}.png)",
     ]
     return "\n\n".join(parts)

@@ -16,35 +16,34 @@ SHOWN = ("magnitude", "layer", "activity_only", "bb", "threshold")
 
 def draw(report: dict[str, Any], path: Path) -> None:
     """Writes the picture: a row for each placement."""
-    made = pictures.figure(12.5, 7)
-    axes = made.subplots(2, 3)
+    made = pictures.figure(15, 7)
+    axes = made.subplots(2, 4)
     for row, placement in zip(axes, report["ends"], strict=True):
-        _fan_out(row[0], report, placement)
-        _auc(row[1], report, placement, "densities")
-        _auc(row[2], report, placement, "rarities")
-    pictures.below(made, [axes[0, 1]], 6)
+        _over_time(row[0], report, placement, "fan-out", "mean fan-out (edges)")
+        _over_time(row[1], report, placement, "traffic", "mean traffic $a k$")
+        _auc(row[2], report, placement, "densities")
+        _auc(row[3], report, placement, "rarities")
+    pictures.below(made, [axes[0, 2]], 6)
     pictures.save(made, path)
 
 
-def _fan_out(ax: Axes, report: dict[str, Any], placement: str) -> None:
+def _over_time(
+    ax: Axes, report: dict[str, Any], placement: str, what: str, label: str
+) -> None:
+    """Means over units and seeds, from the first refresh on."""
     seen = report["units"][placement]
+    steps = np.array(report["looks"])[1:]
     for i, kind in enumerate(CLASSES):
-        for name, look in (("bb", {}), ("layer", {"alpha": 0.45})):
-            lanes = np.array(seen[name][f"fan-out, {kind}"], float).T
-            label = f"{kind}, {'BB' if name == 'bb' else 'magnitude per layer'}"
-            drawn = dict(pictures.SERIES[i], label=label, markersize=4, **look)
+        drawn = dict(pictures.SERIES[i], markersize=4, markevery=8)
+        for name in ("bb", "layer"):
+            lanes = np.array(seen[name][f"{what}, {kind}"], float).T[1:]
             if name == "layer":
-                drawn["fillstyle"] = "none"
-            mean = np.nanmean(lanes, -1)
-            ax.plot(report["looks"], mean, markevery=8, **drawn)
-    pictures.tidy(
-        ax,
-        f"{placement}: fan-out (density 0.1, on-rate 0.02)",
-        "training step",
-        "mean fan-out of a feature (edges)",
-    )
-    ax.set_ylim(0, ax.get_ylim()[1] * 1.45)
-    pictures.legend(ax, ncols=2, loc="upper center")
+                drawn |= {"fillstyle": "none", "lw": 0.7, "label": "_"}
+            ax.plot(steps, np.nanmean(lanes, -1), **{"label": kind} | drawn)
+    title = f"{placement}: filled BB, open magnitude (layer)"
+    pictures.tidy(ax, title, "training step", label)
+    ax.set_ylim(0, ax.get_ylim()[1] * 1.25)
+    pictures.legend(ax, ncols=3, loc="upper center", columnspacing=1)
 
 
 def _auc(ax: Axes, report: dict[str, Any], placement: str, over: str) -> None:
