@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types doctest check clean
+.PHONY: help demo notebooks test test-slow lint types doctest check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | \
@@ -20,12 +20,15 @@ help: ## list the targets
 demo: $(VENV)/.installed-demo ## run the demo (options in DEMO_ARGS)
 	$(PY) -m bbjax.demo $(DEMO_ARGS)
 
+notebooks: $(VENV)/.installed-test ## run the notebooks, at their small setting
+	$(PY) -m pytest -n $(WORKERS) -m notebook tests/test_notebooks.py $(PYTEST_ARGS)
+
 test: $(VENV)/.installed-test ## run the tests (options in PYTEST_ARGS)
 	$(PY) -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 # pytest exits with 5 when it collects nothing; having no slow test is no failure.
 test-slow: $(VENV)/.installed-test ## run the long checks
-	$(PY) -m pytest -n $(WORKERS) -m slow $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	$(PY) -m pytest -n $(WORKERS) -m "slow and not notebook" $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 lint: $(VENV)/.installed-dev ## check style and formatting
 	$(PY) -m ruff check .
@@ -38,7 +41,7 @@ doctest: $(VENV)/.installed-test ## run the examples in the docstrings and in th
 	JAX_PLATFORMS=cpu MPLBACKEND=Agg $(PY) -m pytest --doctest-modules bbjax
 	$(PY) -m pytest tests/test_readme.py
 
-check: lint types test doctest ## all of the above but the demo and the long checks
+check: lint types test doctest ## style, types, tests and examples
 
 clean: ## remove .venv, caches, builds and what the demo wrote
 	rm -rf $(VENV) build dist demo-output .hypothesis
