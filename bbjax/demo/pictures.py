@@ -67,13 +67,15 @@ def _layer(path: str) -> str:
     return path.split("/")[0]
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> Figure:
+    """An empty figure, sizes in inches, drawn without a display."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _tidy(ax: Axes, title: str, x: str, y: str) -> None:
+def tidy(ax: Axes, title: str, x: str, y: str) -> None:
+    """Title and labels of an axis, with a light grid."""
     ax.set_title(title, fontsize=TEXT + 1, loc="left")
     ax.set_xlabel(x, fontsize=TEXT)
     ax.set_ylabel(y, fontsize=TEXT)
@@ -124,7 +126,7 @@ def balance(ax: Axes, outcome: Outcome, units: bb.Units, path: str) -> None:
         fit = f"slope {slope:.2g} per edge, $R^2$ = {r2:.2f}"
     else:
         fit = "no line: too few units off their bounds"
-    _tidy(
+    tidy(
         ax,
         f"BB, SP-in, {name}, {count} units\n{fit}",
         "degree $k$ (kept incoming edges)",
@@ -134,7 +136,7 @@ def balance(ax: Axes, outcome: Outcome, units: bb.Units, path: str) -> None:
 
 def draw_balance(outcome: Outcome, units: bb.Units, file: Path) -> None:
     """`balance` of each budgeted kernel."""
-    figure = _figure(11, 3.9)
+    figure = blank(11, 3.9)
     for ax, path in zip(figure.subplots(1, len(PRUNED)), PRUNED, strict=True):
         balance(ax, outcome, units, path)
     color = STYLES["bb_in"]["color"]
@@ -183,7 +185,7 @@ def degrees(ax: Axes, main: Sequence[Outcome], path: str, end: int) -> None:
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylim(bottom=0)
     kind, side = (("output", "incoming"), ("input", "outgoing"))[end]
-    _tidy(
+    tidy(
         ax,
         f"{_layer(path)}, {count} {kind} units, seed 0",
         f"{kind} units, sorted (%)",
@@ -193,7 +195,7 @@ def degrees(ax: Axes, main: Sequence[Outcome], path: str, end: int) -> None:
 
 def draw_degrees(main: Sequence[Outcome], file: Path) -> None:
     """`degrees` of each budgeted kernel, from both ends."""
-    figure = _figure(11, 6.6)
+    figure = blank(11, 6.6)
     grid = figure.subplots(2, len(PRUNED))
     for end in (0, 1):
         for ax, path in zip(grid[end], PRUNED, strict=True):
@@ -233,14 +235,14 @@ def accuracy(
     ax.xaxis.set_major_locator(FixedLocator(ticks))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
-    _tidy(ax, title, "density (kept share of the budgeted edges)", "test accuracy (%)")
+    tidy(ax, title, "density (kept share of the budgeted edges)", "test accuracy (%)")
 
 
 def draw_accuracy(
     main: Sequence[Outcome], sweep: Sequence[Outcome], file: Path
 ) -> None:
     """`accuracy` with a legend."""
-    figure = _figure(6.4, 4.6)
+    figure = blank(6.4, 4.6)
     seeds = min([len(o.accuracy) for o in sweep])
     spread = f"mean ± sd of {seeds} seeds" if seeds > 1 else "one seed"
     accuracy(figure.subplots(), main, sweep, f"Accuracy against density, {spread}")
@@ -276,7 +278,7 @@ def churn(ax: Axes, main: Sequence[Outcome], timing: Timing) -> None:
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.set_xlim(0, max(timing.steps, 1))
     ax.set_ylim(bottom=100 * least)
-    _tidy(
+    tidy(
         ax,
         "Mask churn; shaded: the ramp,\ndotted: masks frozen",
         "training step",
@@ -286,7 +288,7 @@ def churn(ax: Axes, main: Sequence[Outcome], timing: Timing) -> None:
 
 def draw_churn(main: Sequence[Outcome], timing: Timing, file: Path) -> None:
     """`churn` with a legend."""
-    figure = _figure(6.4, 4.6)
+    figure = blank(6.4, 4.6)
     churn(figure.subplots(), main, timing)
     _legend(figure, main[1:], columns=3)
     figure.savefig(file)
@@ -302,7 +304,7 @@ def draw_overview(
 ) -> None:
     """One panel of each picture, side by side."""
     by_key = {o.method.key: o for o in main}
-    figure = _figure(14, 3.9)
+    figure = blank(14, 3.9)
     axes = figure.subplots(1, 4)
     balance(axes[0], by_key["bb_in"], units, WIDE)
     degrees(axes[1], main, WIDE, 0)

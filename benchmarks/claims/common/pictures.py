@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from bbjax.demo.pictures import blank, tidy
 from benchmarks.claims.common.methods import METHODS
+
+__all__ = ["below", "blank", "legend", "save", "style", "tidy", "with_spread"]
 
 TEXT = 9
 # For series that are no methods: dark to light, each with a mark and a line.
@@ -23,13 +25,6 @@ SERIES = (
 )
 
 
-def figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches."""
-    made = Figure(figsize=(width, height), dpi=130, layout="constrained")
-    FigureCanvasAgg(made)
-    return made
-
-
 def style(name: str, **more: Any) -> dict[str, Any]:
     """How a method is drawn."""
     color, marker, line = METHODS[name].style
@@ -40,17 +35,6 @@ def style(name: str, **more: Any) -> dict[str, Any]:
     return drawn | marks | {"label": METHODS[name].label} | more
 
 
-def tidy(ax: Axes, title: str, x: str, y: str) -> None:
-    """Title and labels of an axis, with a light grid."""
-    ax.set_title(title, fontsize=TEXT + 1, loc="left")
-    ax.set_xlabel(x, fontsize=TEXT)
-    ax.set_ylabel(y, fontsize=TEXT)
-    ax.tick_params(labelsize=TEXT - 1)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(True, color="#e4e4e4", linewidth=0.6)
-    ax.set_axisbelow(True)
-
-
 def with_spread(ax: Axes, x: Any, lanes: Any, drawn: dict[str, Any], at: float = 1.0):
     """Mean and sd over the last axis, at x moved by a factor so that bars part."""
     lanes = np.asarray(lanes, float)
@@ -58,16 +42,6 @@ def with_spread(ax: Axes, x: Any, lanes: Any, drawn: dict[str, Any], at: float =
     sd = None if few else np.nanstd(lanes, axis=-1, ddof=1)
     x = np.asarray(x, float) * at
     ax.errorbar(x, np.nanmean(lanes, -1), sd, capsize=2.5, elinewidth=0.9, **drawn)
-
-
-def band(ax: Axes, x: Any, lanes: Any, drawn: dict[str, Any], marks: int = 8) -> None:
-    """Mean over the last axis as a line with few marks, sd as a band."""
-    lanes = np.asarray(lanes, float)
-    mean = np.nanmean(lanes, -1)
-    ax.plot(x, mean, markevery=max(len(mean) // marks, 1), **drawn)
-    if lanes.shape[-1] > 1:
-        sd = np.nanstd(lanes, axis=-1, ddof=1)
-        ax.fill_between(x, mean - sd, mean + sd, color=drawn["color"], alpha=0.15, lw=0)
 
 
 def legend(ax: Axes, **where: Any) -> None:

@@ -6,8 +6,9 @@ protocol, tests) was fixed before the numbers.
 """
 
 import json
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,16 @@ import numpy as np
 from benchmarks.claims.common.stats import Verdict
 from benchmarks.common import RESULTS, write
 
+# What the README of the project shows: the claim, and which of its questions.
+HEADLINES = {
+    "xor": ("C1", (0, 3, 4, 6)),
+    "dnf_rare": ("C2", (0, 2, 5, 7, 9)),
+    "dnf_witness": ("C3", (0, 1, 2, 5, 6)),
+    "shock": ("C4", (0, 1, 4)),
+    "information": ("C5", (0, 1, 2, 4)),
+    "response": ("C6", (0, 2)),
+    "settle": ("C16", (0, 2, 4, 5, 7)),
+}
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 PLACE = RESULTS / "claims"
 
@@ -56,6 +67,24 @@ def results(report: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def overview(reports: Mapping[str, Any]) -> str:
+    """The questions that the README of the project shows, with their verdicts."""
+    rows = []
+    for name, (claim, shown) in HEADLINES.items():
+        for i in shown:
+            question, verdict, *_ = reports[name]["verdicts"][i]
+            link = f"[{claim}, {name}](benchmarks/claims/{name}/README.md)"
+            rows.append([link, question, f"**{verdict}**"])
+    return table(["claim", "question", "verdict"], rows)
+
+
+def saved() -> dict[str, Any]:
+    """The reports that are committed."""
+    return {
+        name: json.loads((PLACE / f"{name}.json").read_text()) for name in HEADLINES
+    }
+
+
 def readme(name: str) -> Path:
     """Where a claim is described."""
     return Path(__file__).parents[1] / name / "README.md"
@@ -74,6 +103,9 @@ def publish(name: str, report: dict[str, Any]) -> None:
     """Writes the results into the claim's README."""
     page = readme(name)
     page.write_text(put_in(page.read_text(), results(report)))
+    front = Path(__file__).parents[3] / "README.md"
+    if all((PLACE / f"{name}.json").exists() for name in HEADLINES):
+        front.write_text(put_in(front.read_text(), overview(saved())))
 
 
 def finish(
@@ -83,10 +115,16 @@ def finish(
     whole = {"name": name, "seconds": round(time.perf_counter() - started, 1)}
     path = out / f"{name}.json"
     write(path, whole | plain(report))
+    path.write_text(short(path.read_text()))
     return json.loads(path.read_text())
 
 
-def plain(value: Any, digits: int = 5) -> Any:
+def short(text: str) -> str:
+    """JSON with each innermost list on one line."""
+    return re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), text)
+
+
+def plain(value: Any, digits: int = 4) -> Any:
     """Arrays as lists and numbers rounded, NaN as None: what JSON can hold."""
     if isinstance(value, dict):
         return {str(k): plain(v, digits) for k, v in value.items()}

@@ -16,7 +16,7 @@ SHOWN = ("magnitude", "layer", "activity_only", "bb", "threshold")
 
 def draw(report: dict[str, Any], path: Path) -> None:
     """Writes the picture: a row for each placement."""
-    made = pictures.figure(15, 7)
+    made = pictures.blank(15, 7)
     axes = made.subplots(2, 4)
     for row, placement in zip(axes, report["ends"], strict=True):
         _over_time(row[0], report, placement, "fan-out", "mean fan-out (edges)")

@@ -153,13 +153,13 @@ def _test(params: net.Params, key: jax.Array, rare: Any) -> dict[str, jax.Array]
     none = scores(dnf.negatives(keys[6], TESTED, rare))
     end["false alarms"] = 100 * (none > 0).mean()
     rare_ones = scores(dnf.positives(keys[0], TESTED, rare, 0))
-    end["AUC rare"] = 100 * _auc(rare_ones, jnp.concatenate([none, near[0]]))
+    end["AUC rare"] = 100 * auc(rare_ones, jnp.concatenate([none, near[0]]))
     x, y = dnf.task(rare).sample(keys[7], TESTED)
     end["accuracy"] = 100 * net.right(scores(x), y).mean()
     return end
 
 
-def _auc(positive: jax.Array, negative: jax.Array) -> jax.Array:
+def auc(positive: jax.Array, negative: jax.Array) -> jax.Array:
     """Chance that a positive scores above a negative, ties half."""
     ordered = jnp.sort(negative)
     below = jnp.searchsorted(ordered, positive, side="left")

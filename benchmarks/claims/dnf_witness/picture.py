@@ -20,7 +20,7 @@ STYLES = {
 
 def draw(report: dict[str, Any], path: Path) -> None:
     """Writes the picture."""
-    made = pictures.figure(12.5, 4.6)
+    made = pictures.blank(12.5, 4.6)
     left, middle, right = made.subplots(1, 3)
     _success(left, report)
     _cycles(middle, report)

@@ -68,11 +68,7 @@ def _lanes(
     """From seeds to whether each cycle ends with every point right, (seeds, cycles)."""
 
     def lane(seed):
-        weights, order = train.keys(seed)
-        points = dnf.witness_set(order, clauses)
-        params = dnf.first_weights(weights, clauses, hidden)
-        task = net.Task((points.x.shape[1], hidden, 1), lambda key, n: points)
-        units = train.trace(task, (dnf.KERNEL, "in"))
+        points, order, params, task, units = _problem(seed, clauses, hidden)
         tx = _optimizer(name, units, seed, steps)
         loop = train.Loop(task, units, tx, None if name == "rich" else ())
 
@@ -82,6 +78,15 @@ def _lanes(
         return loop.train(loop.start(params, order), cycles * steps, steps, look)[1]
 
     return jax.jit(jax.vmap(lane))
+
+
+def _problem(seed: Any, clauses: int, hidden: int) -> Any:
+    """Points, a key, first weights, the task of learning all points, and its units."""
+    weights, order = train.keys(seed)
+    points = dnf.witness_set(order, clauses)
+    params = dnf.first_weights(weights, clauses, hidden)
+    task = net.Task((points.x.shape[1], hidden, 1), lambda key, n: points)
+    return points, order, params, task, train.trace(task, (dnf.KERNEL, "in"))
 
 
 def _optimizer(name: str, units: bb.Units, seed: Any, steps: int) -> Any:
@@ -105,11 +110,7 @@ def _separable(clauses: int, hidden: int, seeds: int) -> dict[str, np.ndarray]:
     """Whether a readout exists for the features that `sgd` trains on, by seed."""
 
     def features(seed):
-        weights, order = train.keys(seed)
-        points = dnf.witness_set(order, clauses)
-        params = dnf.first_weights(weights, clauses, hidden)
-        task = net.Task((points.x.shape[1], hidden, 1), lambda key, n: points)
-        units = train.trace(task, (dnf.KERNEL, "in"))
+        points, order, params, _, units = _problem(seed, clauses, hidden)
         rule = redraw(seed, by_traffic=False)
         zeros = jnp.zeros(hidden)
         held = bb.activity.Statistics(on_rate=zeros, count=zeros + 1)

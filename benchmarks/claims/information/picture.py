@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from benchmarks.claims.common import pictures
 from benchmarks.claims.common.methods import METHODS
@@ -13,7 +14,7 @@ from benchmarks.claims.common.methods import METHODS
 def draw(report: dict[str, Any], path: Path) -> None:
     """Writes the picture: a row for each task."""
     found = report["found"]
-    made = pictures.figure(14, 3.3 * len(found) + 0.5)
+    made = pictures.blank(14, 3.3 * len(found) + 0.5)
     rows = made.subplots(len(found), 4)
     for row, (task, of) in zip(rows, found.items(), strict=True):
         _codes(row[0], of, task)
@@ -70,4 +71,5 @@ def _nets(ax: Axes, of: dict[str, Any], task: str) -> None:
         dots = _dots(name) | {"label": METHODS[name].label}
         ax.plot(traffic, _middle(seen)[:, -1], **dots)
     ax.set_xscale("log")
+    ax.xaxis.set_minor_formatter(NullFormatter())
     pictures.tidy(ax, f"{task}: trained nets", "total traffic", "I(Z; Y) (nats)")

@@ -17,7 +17,7 @@ LABELS = {
 
 def draw(report: dict[str, Any], path: Path) -> None:
     """Writes the picture: curves, and a matrix for each time."""
-    made = pictures.figure(12, 7)
+    made = pictures.blank(12, 7)
     rows = made.subplots(2, 3)
     for row, kind in zip(rows[:, :2], KINDS, strict=True):
         for ax, side in zip(row, SIDES, strict=True):

@@ -14,7 +14,7 @@ from benchmarks.claims.settle.churn import last_quarter
 
 def draw(report: dict[str, Any], path: Path) -> None:
     """Writes the picture."""
-    made = pictures.figure(12.5, 7.6)
+    made = pictures.blank(12.5, 7.6)
     axes = made.subplots(2, 2)
     found = report["found"]
     names = [name for name in found if name in METHODS]

@@ -13,7 +13,7 @@ TITLES = {"pruned": "sudden pruning", "lesioned": "random lesions"}
 
 def draw(report: dict[str, Any], path: Path) -> None:
     """Writes the picture: a row for each kind of shock."""
-    made = pictures.figure(13, 7)
+    made = pictures.blank(13, 7)
     axes = made.subplots(2, 3)
     for row, kind in zip(axes, TITLES, strict=True):
         _by_cut(row[0], report, kind, "jump", "loss added right after (nats)")
@@ -32,7 +32,7 @@ def _by_cut(ax: Axes, report: dict[str, Any], kind: str, what: str, label: str) 
         pictures.with_spread(ax, at, np.maximum(lanes, 1e-4), pictures.style(name))
     if what == "jump":
         ax.set_yscale("symlog", linthresh=0.01)
-        ax.set_ylim(0)
+    ax.set_ylim(0)
     ax.set_xticks(cuts, [f"{c:g}" for c in cuts])
     pictures.tidy(ax, f"{TITLES[kind]}", "edges cut at once (%)", label)
 

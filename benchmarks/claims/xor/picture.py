@@ -22,7 +22,7 @@ NETS = {
 
 def draw(report: dict[str, Any], path: Path) -> None:
     """Writes the picture."""
-    made = pictures.figure(11.5, 6.4)
+    made = pictures.blank(11.5, 6.4)
     axes = made.subplots(2, 3).ravel()
     shown = [("bb, live", 1), ("bb, early", 1), ("threshold, live", 0)]
     for ax, (name, at) in zip(axes, [*shown, ("dense, frozen", 0)], strict=False):
