@@ -242,10 +242,11 @@ def _check_hysteresis(rule: Rule, share: Any) -> None:
             )
         if share == 0:
             return
-    if not rule.favours:
+    if rule.free or not rule.favours:
         raise ValueError(
             f"expected a rule that can favour what is kept, got {rule.name!r}, which "
-            "exchanges edges by design or never lets them return; leave hysteresis out"
+            "exchanges edges by design or whose density is an outcome; leave "
+            "hysteresis out"
         )
 
 

@@ -74,9 +74,7 @@ def apoz(
             mask &= edges_of(seen, keep, actuator)
         return mask
 
-    return Rule(
-        "apoz", select, needs=(need,), free=True, patterned=False, favours=False
-    )
+    return Rule("apoz", select, needs=(need,), free=True, patterned=False)
 
 
 def _check(sigmas: ArrayLike) -> None:

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from bbjax import placement
 from bbjax.rules.base import Candidates, side_of
 from bbjax.rules.selection import one_side, ranked
-from bbjax.rules.stay import favoured
 from bbjax.units import Actuator
 
 
@@ -36,7 +35,7 @@ def within_limits(
     Returns:
       The mask, per edge.
     """
-    scores = ranked(seen, favoured(seen, scores, seen.mask))
+    scores = ranked(seen, scores)
     kept = [one_side(seen, scores, a, limit) for a, limit in limits.items()]
     mask = functools.reduce(operator.and_, kept)
     for actuator, limit in limits.items() if len(limits) > 1 else ():

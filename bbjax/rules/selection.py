@@ -86,14 +86,15 @@ def degrees_for(seen: Candidates, law: Law, actuator: Actuator) -> jax.Array:
     budget = in_steps_of(seen.budget, groups)
     cap: jax.Array | int = kernel.fan(actuator) // groups
     if not seen.regrow:
-        cap = jnp.reshape(_room(seen, actuator), flat.shape)
+        cap = jnp.reshape(placement.match(_room(seen, actuator), rate), flat.shape)
     mean = budget.astype(jnp.float32) / kernel.unit_count(actuator)
     profile = law.profile(flat, mean)
     floor = -(-seen.k_min // groups)
     count = solve(profile, law.combine, budget, cap, floor, flat)
-    if is_on(seen):
+    # With both sides budgeted, the mask has neither side's degrees: nothing to stay at.
+    if is_on(seen) and len(seen.actuators) == 1:
         held = kernel.gather(seen.mask.astype(jnp.int32), side) // groups
-        old = jnp.reshape(held, flat.shape)
+        old = jnp.reshape(placement.match(held, rate), flat.shape)
         count = played(seen, count, old, budget, (cap, floor), flat)
     return jnp.reshape(count, rate.shape)
 

@@ -3,14 +3,15 @@
 Activity is measured with noise, so degrees move by an edge or two from refresh to
 refresh, and weights of nearly equal size change places. With hysteresis
 
-    score of a kept edge     s + h |s|                    (1 + h) s for sizes
+    score of a kept edge     (1 + h) s where s > 0, s / (1 + h) below
     degree                   k <- play(law, k)            off by at most h k: it stays
     play(l, k)               k + sign(l - k) max(|l - k| - h k, 0)
 
 that is, a degree follows the law at a distance, as a backlash does, and a pruned edge
 returns once it is stronger by the share h than the weakest kept one. Budgets stay
 exact: what played degrees lack or have too much is shared out evenly. While a budget
-changes (a ramp, the first refresh) degrees follow the law at once.
+changes (a ramp, the first refresh), and where a kernel is budgeted on both sides,
+degrees follow the law at once.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ def favoured(seen: Candidates, scores: jax.Array, held: jax.Array) -> jax.Array:
     if not is_on(seen):
         return scores
     scores = scores.astype(jnp.float32)
-    better = scores + _share(seen) * jnp.abs(scores)
-    held = placement.match(held, scores)
-    return jnp.where(held & jnp.isfinite(better), better, scores)
+    factor = 1 + _share(seen)
+    better = jnp.where(scores > 0, scores * factor, scores / factor)
+    return jnp.where(placement.match(held, scores), better, scores)
 
 
 def played(
