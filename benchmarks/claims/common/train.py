@@ -21,6 +21,7 @@ import bbjax as bb
 from benchmarks.claims.common.net import Params, Task
 
 BATCH = 128
+ELSEWHERE = 10**6  # to fold into a key for draws that no batch makes
 RATE = 1e-3
 
 

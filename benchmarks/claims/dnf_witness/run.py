@@ -40,7 +40,7 @@ def run(seeds: int, small: bool) -> dict[str, Any]:
             _lanes("sgd", WIDE, round(ratio * WIDE), cycles, steps)(
                 train.seeds_of(seeds)
             )
-        )[:, -1]
+        ).any(1)
         for ratio in RATIOS
     }
     by_ratio = {r: _separable(WIDE, round(r * WIDE), seeds) for r in RATIOS}
@@ -65,7 +65,10 @@ def run(seeds: int, small: bool) -> dict[str, Any]:
 def _lanes(
     name: str, clauses: int, hidden: int, cycles: int, steps: int
 ) -> Callable[[jax.Array], jax.Array]:
-    """From seeds to whether each cycle ends with every point right, (seeds, cycles)."""
+    """From seeds to whether each cycle ends with all points right, (seeds, cycles).
+
+    A score of exactly 0, where no unit is on, is on neither side.
+    """
 
     def lane(seed):
         points, order, params, task, units = _problem(seed, clauses, hidden)
@@ -73,7 +76,8 @@ def _lanes(
         loop = train.Loop(task, units, tx, None if name == "rich" else ())
 
         def look(lane: train.Lane) -> jax.Array:
-            return net.right(net.logits(lane.params, points.x), points.y).all()
+            scores = net.logits(lane.params, points.x)
+            return (net.right(scores, points.y) & (scores != 0)).all()
 
         return loop.train(loop.start(params, order), cycles * steps, steps, look)[1]
 

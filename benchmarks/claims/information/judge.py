@@ -54,15 +54,17 @@ def _code(found: Found, what: str, words: str, *, sign: int) -> stats.Verdict:
 
 # Traffic as a predictor --------------------------------------------------------------
 def _r2(x: Any, y: Any) -> float:
-    return stats.line(np.ravel(x), np.ravel(y)).r2
+    """R2 of a line, with the sign of its slope: a falling line predicts nothing."""
+    line = stats.line(np.ravel(x), np.ravel(y))
+    return float(np.copysign(line.r2, line.slope))
 
 
 def _grade(question: str, r2: Mapping[str, float], extra: str = "") -> stats.Verdict:
     each = ", ".join(f"{name} {value:.2f}" for name, value in r2.items())
     return stats.decide(
         question,
-        f"R² of a line: {each}{extra}",
-        f"R² of a line at least {GOOD} everywhere (weakly: {FAIR})",
+        f"R² of a line, with the sign of its slope: {each}{extra}",
+        f"at least {GOOD} everywhere (weakly: {FAIR})",
         holds=min(r2.values()) >= GOOD,
         weakly=min(r2.values()) >= FAIR,
     )
@@ -98,11 +100,11 @@ def _checkpoints(found: Found) -> stats.Verdict:
         info, traffic = information(seen)[..., 0], seen["channel"]["traffic"][..., 0]
         each = [_r2(t, i) for t, i in zip(traffic, info, strict=True)]
         r2[task] = float(np.nanmean(each))
-        pairs = zip(traffic, info, strict=True)
-        rising = np.mean([np.corrcoef(t, i)[0, 1] > 0 for t, i in pairs])
-        r2[task] *= 1 if rising >= 0.5 else -1
-    extra = " (mean over nets under BB; negative: information falls as traffic rises)"
-    return _grade("… across checkpoints of a net", r2, extra)
+    return _grade(
+        "Traffic predicts information across checkpoints of a net",
+        r2,
+        " (mean over nets under BB)",
+    )
 
 
 def _nets(found: Found, layer: int, words: str) -> stats.Verdict:
@@ -114,7 +116,7 @@ def _nets(found: Found, layer: int, words: str) -> stats.Verdict:
         power = [seen["channel"]["power"][:, -1, layer] for seen in of.values()]
         beside.append(f"{task} {_r2(power, info):.2f}")
     extra = f"; of tr(W'ΣW): {', '.join(beside)}"
-    return _grade(f"… across {words}", r2, extra)
+    return _grade(f"Traffic predicts information across {words}", r2, extra)
 
 
 def _pruned_only(found: Found) -> stats.Verdict:
@@ -123,10 +125,11 @@ def _pruned_only(found: Found) -> stats.Verdict:
         pruned = [seen for name, seen in of.items() if name != "dense"]
         info = np.concatenate([information(seen)[:, -1, 0] for seen in pruned])
         traffic = np.concatenate([s["channel"]["traffic"][:, -1, 0] for s in pruned])
-        sign = np.sign(np.corrcoef(traffic, info)[0, 1])
-        r2[task] = float(sign * _r2(traffic, info))
-    extra = " (negative: information falls as traffic rises)"
-    return _grade("… across nets of equal density, without the dense ones", r2, extra)
+        r2[task] = _r2(traffic, info)
+    return _grade(
+        "Traffic predicts information across nets of equal density, without dense ones",
+        r2,
+    )
 
 
 def _layers(found: Found) -> stats.Verdict:
@@ -137,7 +140,7 @@ def _layers(found: Found) -> stats.Verdict:
             info.append(information(seen)[:, -1])
             traffic.append(seen["channel"]["traffic"][:, -1])
     r2 = {"all tasks and nets": _r2(np.concatenate(traffic), np.concatenate(info))}
-    return _grade("… across layers", r2)
+    return _grade("Traffic predicts information across layers", r2)
 
 
 # Tables ------------------------------------------------------------------------------
@@ -150,18 +153,18 @@ def tables(found: Found) -> str:
         "tr(W'ΣW)": lambda s: s["channel"]["power"][:, -1, 0],
         "traffic": lambda s: s["channel"]["traffic"][:, -1, 0],
         "I, nats": lambda s: information(s)[:, -1, 0],
-        "accuracy, %": lambda s: s["accuracy"][:, -1],
+        "accuracy on the samples, %": lambda s: s["accuracy"][:, -1],
     }
     rows = []
     for task, of in found.items():
         for name, seen in of.items():
             gap = seen["channel"]["high"] - seen["channel"]["low"]
-            digits = {"tr(W'ΣW)": 1, "traffic": 0, "accuracy, %": 2}
+            digits = {"tr(W'ΣW)": 1, "traffic": 0, "accuracy on the samples, %": 2}
             cells = [
                 stats.mean_sd(f(seen), digits.get(k, 3)) for k, f in columns.items()
             ]
             bias = f"{np.mean(gap[:, -1, 0]) / 2:.3f}"
             r2 = f"{np.nanmean(unit_fits(seen)['traffic']):.2f}"
             rows.append([task, METHODS[name].label, *cells, bias, r2])
-    head = ["task", "method", *columns, "I off by at most", "R² over units"]
+    head = ["task", "method", *columns, "I off by at most", "signed R² over units"]
     return table(head, rows)

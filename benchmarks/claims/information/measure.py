@@ -65,10 +65,10 @@ def channel(
 def per_unit(
     key: jax.Array, z: jax.Array, kernel: jax.Array, sigma: Any
 ) -> dict[str, jax.Array]:
-    """The same of every unit by itself, (units,): what is said when others are known.
+    """The same of every unit by itself, (units,): the others' part is taken away.
 
-    With the other units given, what a unit sends is one number, its row's norm times
-    its activity, in noise.
+    What a unit alone sends is one number, its row's norm times its activity, in noise.
+    The others tell much of it where units are correlated; that is not accounted for.
     """
     z = z[:PER_UNIT]
     rate = net.on_rates(z)

@@ -22,7 +22,7 @@ TASKS: dict[str, Callable[[], net.Task]] = {
     "digits": digits.task,
 }
 STEPS, CHECKPOINTS, DENSITY, START, EVERY = 4000, 10, 0.2, 100, 50
-NOISE = 2.0  # sigma, in root mean squares of the dense net's pre-activations
+NOISE = 2.0  # sigma, in standard deviations of the dense net's pre-activations
 UNIT_NOISE = 0.5  # the same for one unit alone, which says less
 LAYERS = 2  # kernels that are measured: the budgeted second one, and the last
 KERNEL = "layer_1/kernel"
@@ -79,8 +79,8 @@ def _lane(task_name: str, name: str, steps: int) -> Callable[..., Any]:
             optax.adam(train.RATE), units, task.init(weights), **settings
         )
         loop = train.Loop(task, units, tx, method.needs)
-        x, y = _tested(task_name, task, jax.random.fold_in(order, 1))
-        noise = jax.random.fold_in(order, 2)
+        x, y = _tested(task_name, task, jax.random.fold_in(order, train.ELSEWHERE))
+        noise = jax.random.fold_in(order, train.ELSEWHERE + 1)
 
         def look(lane: train.Lane) -> dict[str, Any]:
             values = net.hidden(lane.params, x)

@@ -88,7 +88,12 @@ def _after(
     params = bb.apply_masks(lane.params, masks)
     tx = optax.chain(optax.adam(train.RATE), held, pruned)
     after = train.Loop(loop.task, loop.units, tx, rule.needs)
-    state = (lane.state[0], held.init(params), pruned.init(params))
+    # As before the shock but for the masks: what the transform remembers stays.
+    old, state = lane.state[1], pruned.init(params)
+    lost = lane.params["layer_1"]["kernel"] - params["layer_1"]["kernel"]
+    dormant = {SECOND: old.bb_dormant[SECOND] + lost}
+    state = state._replace(bb_means=old.bb_means, bb_dormant=dormant)
+    state = (lane.state[0], held.init(params), state)
     lane = train.Lane(params, state, lane.key)
     x = jnp.asarray(digits.images().train_x)
 

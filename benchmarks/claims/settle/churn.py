@@ -6,8 +6,10 @@ With m_t the mask after refresh t and f_t = m_t xor m_(t-1) the edges that flip 
     undone    |f_t and f_(t-1)| / |f_t|   flips that undo one of the refresh before
     overlap   |m_t and m_T| / kept        share of edges that are in the final mask, too
 
-Masks that settle have churn near 0; masks that oscillate have churn, and undo it; masks
-that wander have churn, undo little, and lose their overlap with any later mask.
+Masks that settle have churn near 0; masks that wander have churn, and lose their
+overlap with any later mask. Where every mask is drawn anew, half of the flips undo the
+last ones (2 p q flip, p q do so twice running), and a random exchange comes near it:
+masks that oscillate undo more than half.
 """
 
 from typing import Any

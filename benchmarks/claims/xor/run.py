@@ -31,7 +31,8 @@ def run(seeds: int, small: bool) -> dict[str, Any]:
     seen: dict[str, Any] = {}
     for name, ending in nets:
         betas = BETAS if name == "bb" else BETAS[:1]
-        looks = first if ending == "early" else half
+        # A look right after the first refresh, which is that of update START.
+        looks = START + 1 if ending == "early" else half
         seen[f"{name}, {ending}"] = _nets(
             name, seeds, betas, steps, looks, stop=stops[ending]
         )
@@ -71,7 +72,7 @@ def _nets(name: str, seeds: int, betas: Any, steps: int, first: int, stop: Any):
         loop = train.Loop(TASK, units, tx, method.needs)
 
         def look(lane: train.Lane) -> dict[str, jax.Array]:
-            x, y = sample(jax.random.fold_in(order, 1), TESTED)
+            x, y = sample(jax.random.fold_in(order, train.ELSEWHERE), TESTED)
             values = net.hidden(lane.params, x)
             return {
                 "rate": net.on_rates(values[0]),
