@@ -271,6 +271,19 @@ def test_both_exchanges_keep_budgets_and_exchange_alike(by_traffic):
     assert (lost[:10].mean() < 0.8 * lost[-10:].mean()) == by_traffic
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_busy_units_lose_most_and_all_together_lose_the_share(seed):
+    rng = np.random.default_rng(seed)
+    rate = jnp.asarray(rng.uniform(0.01, 1, 12), jnp.float32)
+    degree = jnp.asarray(rng.integers(1, 30, 12))
+    lost = redraw.shares_by_traffic(rate, degree)
+    share = float(jnp.sum(lost * degree) / jnp.sum(degree))
+    assert share == pytest.approx(redraw.SHARE, abs=1e-4)
+    order = np.argsort(np.asarray(rate * degree))
+    assert (np.diff(np.asarray(lost)[order]) >= 0).all() and lost.max() <= 1
+    assert (redraw.shares_by_traffic(jnp.zeros(3), jnp.array([1, 2, 3])) == 0).all()
+
+
 def test_first_cycles_and_growth():
     solved = [np.array([[0, 0, 1, 0], [0, 0, 0, 0]], bool)]
     assert witness_judge.firsts(solved, 4).tolist() == [[3, 5]]

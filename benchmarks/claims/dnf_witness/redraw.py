@@ -32,7 +32,9 @@ def redraw(seed: Any, *, by_traffic: bool) -> rules.Rule:
         held = seen.mask.astype(jnp.int32)
         lost = jnp.full(shape[-1], SHARE)
         if by_traffic:
-            lost = _by_traffic(seen.on_rate("in"), seen.kernel.gather(held, "outputs"))
+            lost = shares_by_traffic(
+                seen.on_rate("in"), seen.kernel.gather(held, "outputs")
+            )
         stays = seen.mask & (jax.random.uniform(leave, shape) >= lost)
         return jax.random.uniform(draw, shape) + 2.0 * stays.astype(jnp.float32)
 
@@ -41,7 +43,7 @@ def redraw(seed: Any, *, by_traffic: bool) -> rules.Rule:
     )
 
 
-def _by_traffic(rate: jax.Array, degree: jax.Array) -> jax.Array:
+def shares_by_traffic(rate: jax.Array, degree: jax.Array) -> jax.Array:
     """Shares in proportion to traffic, at most 1, that take `SHARE` of all edges."""
     traffic = rate * degree
 
