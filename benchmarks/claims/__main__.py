@@ -16,15 +16,7 @@ from rich.markdown import Markdown
 
 from benchmarks.claims.common import report as reports
 
-CLAIMS = (
-    "xor",
-    "dnf_rare",
-    "dnf_witness",
-    "shock",
-    "information",
-    "response",
-    "settle",
-)
+CLAIMS = tuple(reports.HEADLINES)
 
 
 def main(given: list[str] | None = None) -> None:

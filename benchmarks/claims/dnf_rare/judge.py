@@ -12,6 +12,14 @@ from benchmarks.claims.common.report import table
 # placement -> setting -> method -> "end", "units" -> arrays, seeds in front
 Found = Mapping[str, Any]
 CONTROLS = ("magnitude", "layer", "activity_only")
+COLUMNS = {
+    "recall rare": "recall, rare clauses",
+    "near miss rare": "near misses taken for it",
+    "AUC rare": "AUC, rare",
+    "recall moderate": "recall, moderate",
+    "recall common": "recall, common",
+    "accuracy": "accuracy",
+}
 
 
 def key(density: float = 0.1, rare: float = 0.02) -> str:
@@ -135,7 +143,7 @@ def _traffic_idea(placement: str, plain: Any, rarest: Any) -> stats.Verdict:
 
 
 # Tables ------------------------------------------------------------------------------
-def tables(found: Found, floors: Sequence[int]) -> str:
+def tables(found: Found) -> str:
     """Every method of every setting."""
     parts = []
     for placement, of in found.items():
@@ -146,21 +154,8 @@ def tables(found: Found, floors: Sequence[int]) -> str:
                     continue
                 end = seen["end"]
                 label = METHODS[name].label if name in METHODS else f"BB, {name[4:]}"
-                rows.append(
-                    [
-                        setting,
-                        label,
-                        *(
-                            stats.mean_sd(end[k], 2)
-                            for k in ("recall rare", "near miss rare", "AUC rare")
-                        ),
-                        *(
-                            stats.mean_sd(end[k], 2)
-                            for k in ("recall moderate", "recall common", "accuracy")
-                        ),
-                    ]
-                )
-        head = ["setting", "method", "recall, rare clauses", "near misses taken for it"]
-        head += ["AUC, rare", "recall, moderate", "recall, common", "accuracy"]
+                cells = [stats.mean_sd(end[what], 2) for what in COLUMNS]
+                rows.append([setting, label, *cells])
+        head = ["setting", "method", *COLUMNS.values()]
         parts.append(f"Budget on {placement}, percent:\n\n" + table(head, rows))
     return "\n\n".join(parts)

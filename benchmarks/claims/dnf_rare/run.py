@@ -45,7 +45,7 @@ def run(seeds: int, small: bool) -> dict[str, Any]:
             place: _each(all_[judge.key()], "units") for place, all_ in found.items()
         },
         "verdicts": judge.verdicts(found, RARITIES),
-        "tables": judge.tables(found, FLOORS),
+        "tables": judge.tables(found),
         "caption": "Fan-out of rare, moderate and common features over training, and "
         "recall on rare clauses against density and rarity, for budgets on the first "
         "and on the second kernel",

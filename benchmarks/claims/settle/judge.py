@@ -1,6 +1,6 @@
 """The questions of C16: settle, oscillate or wander; and what settings change."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -145,9 +145,8 @@ def _hysteresis(found: Found) -> stats.Verdict:
     )
 
 
-def tables(found: Found, names: Sequence[str]) -> str:
+def tables(found: Found) -> str:
     """Every method and setting."""
-    del names
     rows = []
     for name, of in found.items():
         curve = np.asarray(of["churn"])

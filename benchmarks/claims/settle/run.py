@@ -48,7 +48,7 @@ def run(seeds: int, small: bool) -> dict[str, Any]:
         "steps": steps,
         "found": found,
         "verdicts": judge.verdicts(found),
-        "tables": judge.tables(found, NAMES),
+        "tables": judge.tables(found),
         "caption": "Share of kept edges replaced at each refresh, share of flips that "
         "undo the last ones, overlap with the final mask, and what settings do",
     }

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 
 from bbjax.metrics import off_bounds
 from benchmarks.claims.common import pictures, stats
+from benchmarks.claims.xor.fits import K_MIN
 from benchmarks.claims.xor.task import FAN
 
-K_MIN = 1
 NETS = {
     "bb, live": "BB, masks follow",
     "bb, early": "BB, frozen at the\nfirst refresh",
