@@ -12,12 +12,14 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from bbjax import jaxprs
+from bbjax.axes import groups
+from bbjax.axes.program import Program, follow
 from bbjax.flow import kernels as flow_kernels
 from bbjax.flow.values import DATA, leaf, plain
 from bbjax.flow.walk import walk
@@ -54,8 +56,29 @@ def trace(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> Uni
       >>> units.paths, units["up"].nonlinearity, units["down"].reads
       (('up', 'down'), 'relu', ('up',))
     """
-    found = analyse(prepare(fn, params, args, kwargs), graph=True)
-    return Units(found.kernels, found.problems)
+    return followed(prepare(fn, params, args, kwargs)).units
+
+
+class Followed(NamedTuple):
+    """All that a trace finds out.
+
+    Attributes:
+      units: what the user sees of it.
+      program: dims of all arrays.
+      numbers: of the group of every whole factor.
+    """
+
+    units: Units
+    program: Program
+    numbers: dict[int, int]
+
+
+def followed(prepared: Prepared) -> Followed:
+    """Kernels and groups of a prepared function."""
+    found = analyse(prepared, graph=True)
+    program = follow(prepared.jaxpr, prepared.paths, prepared.results())
+    graph, numbers = groups.graph(program, prepared.paths, found.kernels)
+    return Followed(Units(found.kernels, found.problems, graph=graph), program, numbers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +90,14 @@ class Prepared:
       arrays: the operands, in that order.
       paths: path of each parameter leaf.
       restore: from the outputs of the jaxpr to the result of the function.
+      results: gives the path of each output of the jaxpr, once it is traced.
     """
 
     jaxpr: Any
     arrays: tuple[Any, ...]
     paths: tuple[str, ...]
     restore: Callable[[Sequence[Any]], Any]
+    results: Callable[[], tuple[str, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +109,7 @@ class Call:
       arrays: the parameter leaves, then the argument leaves.
       paths: path of each parameter leaf.
       restore: from the arrays of the result to the result of the function.
+      results: gives the path of each of them, once the function was called.
       key: equal for calls of the same function that make the same jaxpr.
       others: arguments that are no arrays; some of them the key knows by identity
         alone, so whoever keeps the key keeps these.
@@ -93,6 +119,7 @@ class Call:
     arrays: tuple[Any, ...]
     paths: tuple[str, ...]
     restore: Callable[[Sequence[Any]], Any]
+    results: Callable[[], tuple[str, ...]]
     key: tuple[Hashable, ...]
     others: tuple[Any, ...]
 
@@ -132,6 +159,12 @@ def call(
         full = [next(stream) if held is None else held[0] for held in fixed]
         return finish(jax.tree_util.tree_unflatten(out_tree, full))
 
+    def results() -> tuple[str, ...]:
+        out_tree, fixed = result
+        numbers = jax.tree_util.tree_unflatten(out_tree, range(len(fixed)))
+        named = {number: path for path, number in leaves_by_path(numbers)[0]}
+        return tuple(named[n] for n, held in enumerate(fixed) if held is None)
+
     arrays = tuple(v for v, is_array in zip(leaves, held, strict=True) if is_array)
     others = tuple(v for v, is_array in zip(leaves, held, strict=True) if not is_array)
     return Call(
@@ -139,6 +172,7 @@ def call(
         arrays=arrays,
         paths=tuple(path for path, value in keyed if _is_array(value)),
         restore=restore,
+        results=results,
         key=(
             tree,
             rest_tree,
@@ -184,7 +218,7 @@ def prepare(
 def traced(this: Call) -> Prepared:
     """The jaxpr of a call."""
     jaxpr = jax.make_jaxpr(this.fn)(*this.arrays)
-    return Prepared(jaxpr, this.arrays, this.paths, this.restore)
+    return Prepared(jaxpr, this.arrays, this.paths, this.restore, this.results)
 
 
 def analyse(prepared: Prepared, *, graph: bool = False) -> flow_kernels.Found:

@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 
+from bbjax.axes.groups import Graph
 from bbjax.kernel import Actuator, Companion, Kernel, Link, Side
 
 __all__ = ["Actuator", "Companion", "Kernel", "Link", "Selected", "Side", "Units"]
@@ -39,11 +40,14 @@ class Units:
       problems: `(path, reason)` of parameters that reach a multiplication in a way
         that cannot be measured or masked; selecting one of them is an error.
       selection: what `select` chose; `None` until it is called.
+      graph: which axes of which parameters carry the same units, and which of these
+        groups can shrink. Printed, a table. Two traces are equal whatever it says.
     """
 
     kernels: tuple[Kernel, ...]
     problems: tuple[tuple[str, str], ...] = ()
     selection: tuple[Selected, ...] | None = None
+    graph: Graph = dataclasses.field(default=Graph(), compare=False, repr=False)
 
     @property
     def paths(self) -> tuple[str, ...]:
