@@ -20,6 +20,7 @@ from bbjax.relief import relieve
 from bbjax.residual import Residual
 from bbjax.rounds import densities_of, relieve_and_train
 from bbjax.schedules import ramp
+from bbjax.shrink import shrink
 from bbjax.state import degrees_of, masks, on_rates
 from bbjax.topk import top_k_mask
 from bbjax.trace import trace
@@ -62,6 +63,7 @@ __all__ = [
     "rules",
     "saliency",
     "save_masks",
+    "shrink",
     "top_k_mask",
     "trace",
     "transform",

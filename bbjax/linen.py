@@ -1,4 +1,4 @@
-"""Flax linen: a train state whose optimizer also gets the activity of the units.
+"""Flax linen: a train state that passes on activity, and modules of other sizes.
 
 The `apply_gradients` of Flax's own `TrainState` calls `tx.update(grads, opt_state,
 params)` and takes every other keyword for a field of the state. A pruning optimizer
@@ -9,18 +9,25 @@ needs one argument more, so here keywords are told apart by name:
 
 Nothing else changes: subclass it for further fields, and read masks from it with
 `bb.masks(state)`.
+
+Modules say how many units their layers have. For parameters that `bb.shrink` has made
+smaller, `resized` lets Flax's layers take the numbers from the parameters, and
+`features` gives the numbers to build a smaller module with.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Self
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
 
+import flax.linen as nn
 import optax
 from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
-__all__ = ["TrainState"]
+__all__ = ["TrainState", "features", "resized"]
 
 
 class TrainState(train_state.TrainState):
@@ -127,3 +134,128 @@ def _divided(tree: Any) -> tuple[Any, dict[str, Any]]:
         return tree, {}
     trained = {k: v for k, v in tree.items() if k != OVERWRITE_WITH_GRADIENT}
     return trained, {OVERWRITE_WITH_GRADIENT: tree[OVERWRITE_WITH_GRADIENT]}
+
+
+# Shrunk parameters ---------------------------------------------------------------
+def resized(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of linen modules that takes parameters of other sizes.
+
+    A linen module says how many units its layers have and refuses parameters that have
+    another number. Within this function, Flax's own layers take their numbers from the
+    parameters that they are given. Modules of your own need no change, unless they use
+    such a number themselves.
+
+    Args:
+      fn: calls `module.apply`.
+
+    Returns:
+      The same function.
+
+    Example:
+      >>> import flax.linen as nn
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> module, x = nn.Dense(8), jnp.ones((1, 4))
+      >>> small = {"params": {"kernel": jnp.ones((4, 5)), "bias": jnp.zeros(5)}}
+      >>> resized(module.apply)(small, x).shape
+      (1, 5)
+    """
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with nn.intercept_methods(_take_sizes):
+            return fn(*args, **kwargs)
+
+    return call
+
+
+def features(small: Any) -> dict[str, int | tuple[int, ...]]:
+    """The `features` of the layers of a smaller model, to build its module with.
+
+    Args:
+      small: from `bb.shrink`.
+
+    Returns:
+      By path of layer: an int, or a tuple where units have several axes.
+
+    Example:
+      >>> import bbjax as bb
+      >>> import flax.linen as nn
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> net, x = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)]), jnp.ones((1, 4))
+      >>> params = net.init(jax.random.key(0), x)["params"]
+      >>> def model(params, x):
+      ...     return net.apply({"params": params}, x)
+      >>> heard = jnp.broadcast_to(jnp.arange(8)[:, None] < 5, (8, 2))
+      >>> small = bb.shrink(model, params, {"layers_2/kernel": heard}, x)
+      >>> bb.linen.features(small)
+      {'layers_0': 5, 'layers_2': 2}
+    """
+    found: dict[str, int | tuple[int, ...]] = {}
+    for kernel in small.units.kernels:
+        units = kernel.out_units
+        layer = kernel.path.rpartition("/")[0]
+        found[layer] = units[0] if len(units) == 1 else units
+    return found
+
+
+def _take_sizes(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    """Gives a layer the sizes of its parameters for the time of a call."""
+    module = context.module
+    sizes = _SIZES.get(type(module))
+    if sizes is None or not module.has_variable("params", sizes.name):
+        return call(*args, **kwargs)
+    array = nn.meta.unbox(module.get_variable("params", sizes.name))
+    fields = sizes.fields(module, array.shape, args)
+    before = {name: getattr(module, name) for name in fields}
+    _set(module, fields)
+    try:
+        return call(*args, **kwargs)
+    finally:
+        _set(module, before)
+
+
+def _set(module: nn.Module, fields: dict[str, Any]) -> None:
+    """Sets fields of a module, which is frozen for everybody else."""
+    for name, value in fields.items():
+        object.__setattr__(module, name, value)
+
+
+class _Sizes(NamedTuple):
+    """How a layer's fields follow from its parameter of a name."""
+
+    name: str
+    fields: Callable[[Any, tuple[int, ...], Any], dict[str, Any]]
+
+
+def _conv(module: Any, shape: tuple[int, ...], args: Any) -> dict[str, Any]:
+    fields: dict[str, Any] = {"features": shape[-1]}
+    if module.feature_group_count > 1:
+        fields["feature_group_count"] = args[0].shape[-1] // shape[-2]
+    return fields
+
+
+def _general(module: Any, shape: tuple[int, ...], args: Any) -> dict[str, Any]:
+    many = not isinstance(module.features, int)
+    count = len(module.features) if many else 1
+    units = shape[len(shape) - count :]
+    return {"features": units if many else units[0]}
+
+
+_SIZES = {
+    nn.Dense: _Sizes("kernel", lambda module, shape, args: {"features": shape[-1]}),
+    nn.DenseGeneral: _Sizes("kernel", _general),
+    nn.Conv: _Sizes("kernel", _conv),
+    nn.ConvTranspose: _Sizes(
+        "kernel",
+        lambda module, shape, args: {
+            "features": shape[-2 if module.transpose_kernel else -1]
+        },
+    ),
+    nn.Embed: _Sizes(
+        "embedding",
+        lambda module, shape, args: {"num_embeddings": shape[0], "features": shape[1]},
+    ),
+    nn.Einsum: _Sizes("kernel", lambda module, shape, args: {"shape": shape}),
+}

@@ -95,3 +95,108 @@ def functional(
 
 def _is_object(value: Any) -> bool:
     return isinstance(value, nnx.Pytree)
+
+
+# Shrunk parameters ---------------------------------------------------------------
+def resize(tree: Any) -> None:
+    """Gives the layers of NNX modules the sizes of their arrays, in place.
+
+    A layer remembers how many units it was made with. What it computes follows from its
+    arrays, mostly; some layers look at the numbers, and people do.
+
+    Args:
+      tree: a module, or a tree that may hold some.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> layer = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+      >>> layer.kernel[...] = jnp.ones((2, 3))
+      >>> layer.kernel.set_value(jnp.ones((2, 1)))
+      >>> resize(layer)
+      >>> layer.out_features
+      1
+    """
+    objects = jax.tree_util.tree_leaves(tree, is_leaf=_is_object)
+    for object_ in filter(_is_object, objects):
+        for _, module in nnx.iter_graph(object_):
+            for kind, fields in _SIZES:
+                if isinstance(module, kind):
+                    for name, value in fields(module).items():
+                        setattr(module, name, value)
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return tuple(variable.get_value().shape)
+
+
+def _linear(module: Any) -> dict[str, Any]:
+    into, out = _shape(module.kernel)[-2:]
+    return {"in_features": into, "out_features": out}
+
+
+def _general(module: Any) -> dict[str, Any]:
+    shape, batch = _shape(module.kernel), len(module.batch_axis)
+    out = len(module.out_features)
+    return (
+        {
+            "in_features": shape[-out - len(module.in_features) : -out],
+            "out_features": shape[-out:],
+        }
+        if batch + out < len(shape)
+        else {}
+    )
+
+
+def _conv(module: Any) -> dict[str, Any]:
+    into, out = _shape(module.kernel)[-2:]
+    groups = getattr(module, "feature_group_count", 1)
+    if groups > 1 and module.out_features != out:
+        groups = groups * out // module.out_features
+        return {
+            "in_features": into * groups,
+            "out_features": out,
+            "feature_group_count": groups,
+        }
+    return {"in_features": into * groups, "out_features": out}
+
+
+def _transposed(module: Any) -> dict[str, Any]:
+    into, out = _shape(module.kernel)[-2:]
+    if module.transpose_kernel:
+        into, out = out, into
+    return {"in_features": into, "out_features": out}
+
+
+def _embed(module: Any) -> dict[str, Any]:
+    count, features = _shape(module.embedding)
+    return {"num_embeddings": count, "features": features}
+
+
+def _norm(module: Any) -> dict[str, Any]:
+    arrays = [a for a in (module.scale, module.bias) if a is not None]
+    return {"num_features": _shape(arrays[0])[-1]} if arrays else {}
+
+
+def _attention(module: Any) -> dict[str, Any]:
+    into, heads, size = _shape(module.query.kernel)[-3:]
+    return {
+        "in_features": into,
+        "num_heads": heads,
+        "head_dim": size,
+        "qkv_features": heads * size,
+        "out_features": _shape(module.out.kernel)[-1],
+    }
+
+
+_SIZES: tuple[tuple[type, Callable[[Any], dict[str, Any]]], ...] = (
+    (nnx.Linear, _linear),
+    (nnx.LinearGeneral, _general),
+    (nnx.Conv, _conv),
+    (nnx.ConvTranspose, _transposed),
+    (nnx.Embed, _embed),
+    (nnx.BatchNorm, _norm),
+    (nnx.LayerNorm, _norm),
+    (nnx.RMSNorm, lambda module: {"num_features": _shape(module.scale)[-1]}),
+    (nnx.GroupNorm, _norm),
+    (nnx.MultiHeadAttention, _attention),
+)

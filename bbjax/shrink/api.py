@@ -1,0 +1,253 @@
+"""`bb.shrink`: masks become smaller arrays.
+
+    read the function's axes (`axes`)  ->  decide which units go (`plan`)
+        ->  cut (`cut`)  ->  trace again and compare (`proof`)
+
+A group that the comparison finds cannot change size is refused, by name, and the rest
+is decided anew. What is left computes what the masked model does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bbjax.leaves import Leaves
+from bbjax.shrink import costs, proof
+from bbjax.shrink.cut import Cuts, cut, cuts
+from bbjax.shrink.model import Model
+from bbjax.shrink.plan import Bools, Plan, plan, scans_of_groups
+from bbjax.shrink.result import Change, Report, Shrunk
+from bbjax.trace import Prepared, followed, prepare
+
+
+def shrink(
+    fn: Callable[..., Any], params: Any, masks: Mapping[str, Any], *example_args: Any
+) -> Shrunk:
+    """Removes units that nobody hears or that hear nobody, for real.
+
+    A unit goes if its masks leave it no outgoing edge, or no incoming one: what it then
+    says is a constant, which moves into the next bias. So do units that a unit-level
+    rule has cut, with all that belongs to them, and what was needed for these alone.
+    Groups of units whose number something else decides stay whole (`units.graph` and
+    `Shrunk.report` say why).
+
+    Args:
+      fn: function of `(params, *example_args)` as for `bb.trace`. Its shapes have to
+        come from the parameters: it is traced again on the smaller ones.
+      params: tree of parameters or `nnx.Module`. What belongs to units, like running
+        statistics, has to be in it, too.
+      masks: by path, bool arrays of the parameters' shapes, True where kept, as
+        `bb.masks` and `bb.prune` give them.
+      *example_args: arrays or `jax.ShapeDtypeStruct`s.
+
+    Returns:
+      `Shrunk`: smaller `params`, with which `fn` computes what it did with masked ones,
+      outputs and gradients, up to the order of sums; `masks`, `widths`, `report`, and
+      `cut` for other trees.
+
+    Raises:
+      ValueError: a path that is no parameter's, or a mask of another shape.
+      TypeError: a mask that is not bool.
+
+    Example:
+      >>> import bbjax as bb, jax
+      >>> def net(params, x):
+      ...     return jax.nn.relu(x @ params["up"]) @ params["down"]
+      >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
+      >>> heard = jnp.arange(8)[:, None] < 5
+      >>> masks = {"down": jnp.broadcast_to(heard, (8, 2))}
+      >>> small = bb.shrink(net, params, masks, jnp.ones((4, 3)))
+      >>> small.params["up"].shape, small.widths["up"]
+      ((3, 5), (8, 5))
+    """
+    fn = _free(fn)
+    prepared = prepare(fn, params, example_args, {})
+    masked, checked = _masked(params, masks)
+    model = _model(prepared, masked, checked)
+    refused: dict[int, str] = {}
+    while True:
+        attempt = _Attempt(fn, masked, example_args, model, plan(model, refused))
+        wrong = attempt.wrong()
+        if not wrong:
+            return attempt.result(checked, prepared, refused)
+        refused |= wrong
+
+
+def _free(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, with linen's layers free to take the sizes of their parameters."""
+    if "flax.linen" in sys.modules:  # a user of linen has imported it
+        from bbjax import linen
+
+        return linen.resized(fn)
+    return fn
+
+
+def _masked(params: Any, masks: Mapping[str, Any]) -> tuple[Any, dict[str, np.ndarray]]:
+    """Parameters with zeros where masks say so, and the masks, checked."""
+    leaves = Leaves.of(params)
+    checked = {}
+    for path, mask in masks.items():
+        if path not in leaves.by_path:
+            raise ValueError(
+                f"expected masks of parameters, got one for {path!r}, which is none; "
+                f"the parameters are {list(leaves.by_path)[:8]}"
+            )
+        if not jnp.issubdtype(jnp.result_type(mask), jnp.bool_):
+            raise TypeError(
+                f"expected a bool mask for {path!r}, got {jnp.result_type(mask)}; True "
+                "says that a weight is kept"
+            )
+        if jnp.shape(mask) != jnp.shape(leaves.at(path)):
+            raise ValueError(
+                f"expected a mask of shape {jnp.shape(leaves.at(path))} for {path!r}, "
+                f"got {jnp.shape(mask)}; masks have the shapes of the parameters"
+            )
+        leaves.keep_at(path, mask)
+        checked[path] = np.asarray(mask)
+    return leaves.tree(), checked
+
+
+def _model(prepared: Prepared, masked: Any, masks: Mapping[str, np.ndarray]) -> Model:
+    found = followed(prepared)
+    leaves = Leaves.of(masked)
+    number = {path: i for i, path in enumerate(prepared.paths)}
+    return Model(
+        found.program,
+        prepared.paths,
+        [leaves.at(path) for path in prepared.paths],
+        {number[path]: mask for path, mask in masks.items()},
+        {number[k.path]: k for k in found.units.kernels},
+        {w: found.units.graph[n] for w, n in found.numbers.items()},
+    )
+
+
+@dataclasses.dataclass
+class _Attempt:
+    """One plan, carried out."""
+
+    fn: Callable[..., Any]
+    masked: Any
+    args: tuple[Any, ...]
+    model: Model
+    plan: Plan
+
+    def wrong(self) -> dict[int, str]:
+        """Groups that must keep their size after all, with the reason."""
+        if not self.plan.kept:
+            return {}
+        found = self.mismatch(self.plan.kept)
+        if found is None:
+            return {}
+        suspects = found.wholes or frozenset(self.plan.kept)
+        if len(suspects) == 1:
+            return dict.fromkeys(suspects, found.why)
+        alone = {}
+        for whole in sorted(suspects):
+            mine = self.mismatch({whole: self.plan.kept[whole]})
+            if mine is not None:
+                alone[whole] = mine.why
+        return alone or dict.fromkeys(suspects, found.why)
+
+    def mismatch(self, kept: Bools) -> proof.Mismatch | None:
+        """Where the function on smaller parameters is not what it should be."""
+        small = self.smaller(kept, _shape_of_cut)
+        try:
+            again = prepare(self.fn, small, self.args, {})
+        except Exception as error:  # whatever the user's function raises is the reason
+            text = str(error).strip().split("\n", 1)[0]
+            why = f"the function cannot take fewer: {type(error).__name__}: {text}"
+            return proof.Mismatch(frozenset(), why)
+        return proof.compare(self.model.program, kept, again.jaxpr)
+
+    def cuts(self, kept: Bools) -> Cuts:
+        """How parameters are cut."""
+        return cuts(self.model, scans_of_groups(self.model.program), kept)
+
+    def smaller(self, kept: Bools, how: Callable[..., Any] = cut) -> Any:
+        """The parameters without the units that go."""
+        leaves = Leaves.of(self.masked)
+        for leaf, bias in self.plan.biases.items():
+            leaves.put_at(self.model.paths[leaf], bias)
+        for path, mine in self.cuts(kept).items():
+            leaves.put_at(path, how(leaves.at(path), mine))
+        return _resized(leaves.tree())
+
+    def result(
+        self,
+        masks: Mapping[str, np.ndarray],
+        prepared: Prepared,
+        refused: Mapping[int, str],
+    ) -> Shrunk:
+        """What the user gets."""
+        params, mine = self.smaller(self.plan.kept), self.cuts(self.plan.kept)
+        after = prepare(self.fn, params, self.args, {}) if mine else prepared
+        small = Leaves.of(params)
+        left = {p: cut(mask, mine.get(p, ())) for p, mask in masks.items()}
+        report = Report(
+            _both(_count, self.model.arrays, [small.at(p) for p in self.model.paths]),
+            _both(costs.flops, prepared.jaxpr, after.jaxpr),
+            _both(_bytes, self.model.arrays, [small.at(p) for p in self.model.paths]),
+            tuple(self.changes(refused)),
+            tuple(self.draws()),
+        )
+        units = followed(after).units
+        widths = {
+            k.path: _both(math.prod, k.out_units, units[k.path].out_units)
+            for k in self.model.kernels.values()
+        }
+        return Shrunk(params, left, widths, report, units, mine, self.fn)
+
+    def changes(self, refused: Mapping[int, str]) -> Iterable[Change]:
+        """Groups that lost units or keep idle ones, in the graph's order."""
+        for whole, group in self.model.groups.items():
+            kept = self.plan.kept.get(whole)
+            idle, why = self.plan.stayed.get(whole, (0, ""))
+            if kept is None and not idle:
+                continue
+            after = group.size
+            if kept is not None:
+                after = int(kept.reshape(-1, group.size)[0].sum())
+            yield Change(group.name, group.size, after, idle, refused.get(whole, why))
+
+    def draws(self) -> Iterable[str]:
+        """Groups that got smaller, with random numbers for each unit."""
+        extents = self.model.program.extents
+        drawn = {w for d in self.model.program.drawn for w in extents.wholes(d)}
+        for whole, group in self.model.groups.items():
+            if whole in self.plan.kept and whole in drawn:
+                yield group.name
+
+
+def _shape_of_cut(array: Any, mine: tuple[Any, ...]) -> Any:
+    """A parameter cut, without its values."""
+    return jax.eval_shape(functools.partial(cut, mine=mine), array)
+
+
+def _resized(params: Any) -> Any:
+    """Parameters, with NNX modules that know their new sizes."""
+    if "flax.nnx" in sys.modules:
+        from bbjax import nnx
+
+        nnx.resize(params)
+    return params
+
+
+def _both(measure: Callable[[Any], int], before: Any, after: Any) -> tuple[int, int]:
+    return measure(before), measure(after)
+
+
+def _count(arrays: Iterable[Any]) -> int:
+    return sum(math.prod(jnp.shape(a)) for a in arrays)
+
+
+def _bytes(arrays: Iterable[Any]) -> int:
+    return sum(math.prod(jnp.shape(a)) * a.dtype.itemsize for a in arrays)

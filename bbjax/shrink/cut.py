@@ -1,0 +1,67 @@
+"""Cuts arrays to what is kept.
+
+Arrays of the shape of a parameter are cut as it is: parameters, masks, gradients,
+moments. Layers of a stack that keep units of their own are cut one by one, each to as
+many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bbjax.axes.extents import Dims
+from bbjax.shrink.model import Model
+from bbjax.shrink.plan import axis_kept
+
+# Along one axis of a parameter: its stack axes, and per layer which entries stay.
+Cut = tuple[int, tuple[int, ...], np.ndarray]
+Cuts = dict[str, tuple[Cut, ...]]
+
+
+def cuts(
+    model: Model, local: Mapping[int, Dims], kept: Mapping[int, np.ndarray]
+) -> Cuts:
+    """Cuts of every parameter that gets smaller, by path."""
+    found: Cuts = {}
+    for leaf, path in enumerate(model.paths):
+        for axis in range(len(model.program.leaves[leaf])):
+            mine = axis_kept(model, local, leaf, axis, kept)
+            if mine is not None:
+                at, keep = mine
+                indices = np.nonzero(keep)[-1].reshape(*keep.shape[:-1], -1)
+                found[path] = (*found.get(path, ()), (axis, at, indices))
+    return found
+
+
+def cut(array: Any, mine: tuple[Cut, ...]) -> Any:
+    """An array of a parameter's shape, cut as the parameter is."""
+    here = _alone(array)
+    found = np.asarray(array) if here is not None else array
+    for axis, at, indices in mine:
+        found = _along(found, axis, at, indices)
+    return found if here is None else jax.device_put(found, here)
+
+
+def _alone(array: Any) -> jax.Device | None:
+    """The CPU that holds an array by itself: there numpy cuts, and compiles nothing."""
+    if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer):
+        return None
+    devices = array.devices()
+    alone = len(devices) == 1 and {d.platform for d in devices} == {"cpu"}
+    return next(iter(devices)) if alone else None
+
+
+def _along(array: Any, axis: int, at: tuple[int, ...], indices: np.ndarray) -> Any:
+    xp: Any = jnp if isinstance(array, jax.Array) else np
+    if not at:
+        return xp.take(array, indices, axis=axis)
+    lead = len(at)
+    moved = xp.moveaxis(array, (*at, axis), range(lead + 1))
+    spread = indices.reshape(*indices.shape, *[1] * (moved.ndim - lead - 1))
+    taken = xp.take_along_axis(moved, spread, axis=lead)
+    return xp.moveaxis(taken, range(lead + 1), (*at, axis))

@@ -1,0 +1,64 @@
+"""Constants move into biases: what a unit says that hears nothing, it always says.
+
+y = x W + b,  x[j] = c whatever the input   ->   y = x[-j] W[-j] + (b + c W[j])
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from bbjax.axes.extents import Dims
+from bbjax.shrink.model import Model, stack_axes
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+    """Constants that units say, to be added to a reader's bias.
+
+    Attributes:
+      leaf: the reading kernel.
+      layer: iteration of each scan that reads it.
+      scans: the axes that these run over.
+      axis: of the kernel, that the units are on.
+      value: one constant for each entry of the axis, 0 where nothing leaves.
+    """
+
+    leaf: int
+    layer: tuple[int, ...]
+    scans: Dims
+    axis: int
+    value: np.ndarray
+
+    def same(self, other: Fold) -> bool:
+        """Whether it is another use of the kernel that says the same."""
+        key = (self.leaf, self.layer, self.axis)
+        return key == (other.leaf, other.layer, other.axis) and np.array_equal(
+            self.value, other.value
+        )
+
+
+def folded(model: Model, fold: Fold, bias: Any) -> Any:
+    """The bias of a reader with what units add to it; summed in float64."""
+    kernel = model.kernels[fold.leaf]
+    weights = np.asarray(model.arrays[fold.leaf]).astype(np.float64)
+    if fold.leaf in model.masks:
+        weights = np.where(model.masks[fold.leaf], weights, 0.0)
+    shape = [1] * weights.ndim
+    shape[fold.axis] = len(fold.value)
+    added = weights * fold.value.reshape(shape)
+    for axis, layer in zip(
+        stack_axes(model, fold.leaf, fold.scans), fold.layer, strict=True
+    ):
+        here = np.arange(added.shape[axis]) == layer
+        added = added * np.expand_dims(
+            here, tuple(i for i in range(added.ndim) if i != axis)
+        )
+    added = added.sum(axis=(*kernel.fan_in, *kernel.spatial))
+    order = [a for a in range(weights.ndim) if a in (*kernel.stack, *kernel.fan_out)]
+    units = [order.index(a) for a in (*kernel.stack, *kernel.fan_out)]
+    added = added.transpose(units).reshape(bias.shape)
+    return jnp.asarray((np.asarray(bias).astype(np.float64) + added), bias.dtype)

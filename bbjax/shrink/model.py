@@ -1,0 +1,44 @@
+"""A followed function with its parameters: what every step of shrinking looks at."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bbjax.axes.extents import Dims
+from bbjax.axes.groups import Group
+from bbjax.axes.program import Program
+from bbjax.kernel import Kernel
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A followed function with its parameters.
+
+    Attributes:
+      program: the axes of all its arrays.
+      paths: of the parameters.
+      arrays: the parameters.
+      masks: by number of the parameter, True where kept.
+      kernels: by number of the parameter.
+      groups: by whole factor, in the order of `units.graph`.
+    """
+
+    program: Program
+    paths: tuple[str, ...]
+    arrays: Sequence[Any]
+    masks: Mapping[int, np.ndarray]
+    kernels: Mapping[int, Kernel]
+    groups: Mapping[int, Group]
+
+
+def stack_axes(model: Model, leaf: int, scans: Dims) -> tuple[int, ...]:
+    """The axes of a parameter that some scans run over, as far as they do."""
+    extents = model.program.extents
+    leads = [extents.factors(d) for d in model.program.leaves[leaf]]
+    return tuple(
+        leads.index(extents.factors(s)) for s in scans if extents.factors(s) in leads
+    )
