@@ -9,6 +9,7 @@ from bbjax.calibrate import calibrate, merge
 from bbjax.compare import diff_masks
 from bbjax.degrees import degrees
 from bbjax.exchange import load_masks, save_masks
+from bbjax.files import load, save
 from bbjax.metrics import metrics
 from bbjax.moments import moment_paths, reset_moments
 from bbjax.observe import observe
@@ -41,6 +42,7 @@ __all__ = [
     "graph",
     "hold",
     "laws",
+    "load",
     "load_masks",
     "masks",
     "merge",
@@ -61,6 +63,7 @@ __all__ = [
     "reset_moments",
     "rules",
     "saliency",
+    "save",
     "save_masks",
     "top_k_mask",
     "trace",
