@@ -19,6 +19,7 @@ from bbjax.patterns import n_m
 from bbjax.personalise import personalise
 from bbjax.relief import relieve
 from bbjax.residual import Residual
+from bbjax.resume import restore_target
 from bbjax.rounds import densities_of, relieve_and_train
 from bbjax.schedules import ramp
 from bbjax.state import degrees_of, masks, on_rates
@@ -61,6 +62,7 @@ __all__ = [
     "relieve",
     "relieve_and_train",
     "reset_moments",
+    "restore_target",
     "rules",
     "saliency",
     "save",
