@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import subprocess
 import sys
 import zlib
 from typing import NamedTuple
@@ -363,6 +364,11 @@ def test_without_safetensors_the_package_to_install_is_named(monkeypatch, tmp_pa
             ImportError, match=r'got none; .*pip install "bbjax\[files\]"'
         ):
             use()
+
+
+def test_importing_bbjax_does_not_load_safetensors():
+    code = "import bbjax, sys; assert 'safetensors' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # What cannot be saved ------------------------------------------------------------
