@@ -1,5 +1,6 @@
 """Parameters as files: they come back bit for bit, and small where they are sparse."""
 
+import collections
 import io
 import json
 import os
@@ -173,6 +174,12 @@ def test_bytes_depend_on_what_is_saved_and_on_nothing_else(masks):
     again = {path: jnp.asarray(MASKS[path]) for path in order}
     turned = jax.tree.map(lambda x: np.asarray(x.T, order="F").T, PARAMS)
     assert saved(turned, again, UNITS) == saved(PARAMS, MASKS, UNITS)
+
+
+def test_the_order_of_leaves_in_a_tree_is_nothing_to_a_file():
+    a, b = np.ones(2), np.zeros(3)
+    turned = collections.OrderedDict(b=b, a=a)  # JAX keeps the order of these
+    assert saved(turned) == saved({"a": a, "b": b})
 
 
 def test_other_layouts_in_memory_are_the_same_array():

@@ -69,17 +69,18 @@ def flipped(data, at):
 
 
 UP = entry_of("mlp/up")
+CONTAINER = "Error while deserializing"  # what safetensors says of other bytes
 DAMAGED = {
-    "empty": (b"", "header too small"),
-    "random bytes": (np.random.default_rng(0).bytes(500), "header too large"),
-    "text": (b"hello world" * 20, "header too large"),
-    "a pickle": (pickle.dumps({"w": Bomb()}), "header too large"),
-    "an npz archive": (npz(w=np.ones(3)), "header too large"),
-    "an npz archive of pickles": (npz(w=np.array([Bomb()])), "header too large"),
-    "a mask file": (npz(header=np.ones(2, np.uint8)), "header too large"),
-    "a header cut short": (DATA[:100], "invalid header length"),
-    "data cut short": (DATA[:-1], "not fully covered"),
-    "data too long": (DATA + b"\0", "not fully covered"),
+    "empty": (b"", CONTAINER),
+    "random bytes": (np.random.default_rng(0).bytes(500), CONTAINER),
+    "text": (b"hello world" * 20, CONTAINER),
+    "a pickle": (pickle.dumps({"w": Bomb()}), CONTAINER),
+    "an npz archive": (npz(w=np.ones(3)), CONTAINER),
+    "an npz archive of pickles": (npz(w=np.array([Bomb()])), CONTAINER),
+    "a mask file": (npz(header=np.ones(2, np.uint8)), CONTAINER),
+    "a header cut short": (DATA[:100], CONTAINER),
+    "data cut short": (DATA[:-1], CONTAINER),
+    "data too long": (DATA + b"\0", CONTAINER),
     "another file of safetensors": (
         safetensors.numpy.save({"w": np.ones(3)}, {"format": "np"}),
         r"of someone else, with metadata \['format'\]; safetensors.numpy.load_file",
