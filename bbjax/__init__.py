@@ -9,6 +9,7 @@ from bbjax.calibrate import calibrate, merge
 from bbjax.compare import diff_masks
 from bbjax.degrees import degrees
 from bbjax.exchange import load_masks, save_masks
+from bbjax.files import load, save
 from bbjax.metrics import metrics
 from bbjax.moments import moment_paths, reset_moments
 from bbjax.observe import observe
@@ -18,6 +19,7 @@ from bbjax.patterns import n_m
 from bbjax.personalise import personalise
 from bbjax.relief import relieve
 from bbjax.residual import Residual
+from bbjax.resume import restore_target
 from bbjax.rounds import densities_of, relieve_and_train
 from bbjax.schedules import ramp
 from bbjax.shrink import shrink
@@ -42,6 +44,7 @@ __all__ = [
     "graph",
     "hold",
     "laws",
+    "load",
     "load_masks",
     "masks",
     "merge",
@@ -60,8 +63,10 @@ __all__ = [
     "relieve",
     "relieve_and_train",
     "reset_moments",
+    "restore_target",
     "rules",
     "saliency",
+    "save",
     "save_masks",
     "shrink",
     "top_k_mask",

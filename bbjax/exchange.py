@@ -23,7 +23,7 @@ import os
 import secrets
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,6 +37,9 @@ FORMAT = "bbjax.masks"
 VERSION = 1
 
 File = str | os.PathLike[str] | BinaryIO
+
+_WHAT = "a mask file as bb.save_masks writes it"
+_REMEDY = "save the masks again"
 
 
 # Saving --------------------------------------------------------------------------
@@ -75,7 +78,7 @@ def save_masks(file: File, masks: Masks, units: Units | None = None) -> None:
     arrays = {"header": np.frombuffer(text, np.uint8)}
     for path, mask in found.items():
         arrays[f"mask/{path}"] = np.packbits(mask, bitorder="little")
-    _write(file, _archive(arrays))
+    write(file, _archive(arrays))
 
 
 def _entry(path: str, mask: np.ndarray, units: Units | None) -> dict[str, Any]:
@@ -86,11 +89,18 @@ def _entry(path: str, mask: np.ndarray, units: Units | None) -> dict[str, Any]:
                 f"expected a mask of shape {units[path].shape} for {path!r}, got "
                 f"{mask.shape}; pass the units of the model that was pruned"
             )
-        entry |= _roles(units, path)
+        entry |= roles_of(units, path)
     return entry
 
 
-def _roles(units: Units, path: str) -> dict[str, list[Any]]:
+def roles_of(units: Units, path: str) -> dict[str, list[Any]]:
+    """What the axes of a kernel are, as files have it.
+
+    Example:
+      >>> from bbjax.units import Kernel
+      >>> roles_of(Units((Kernel("w", (2, 3), fan_in=(0,), fan_out=(1,)),)), "w")
+      {'split': [2, 3], 'roles': ['in', 'out']}
+    """
     kernel = units[path]
     return {"split": list(kernel.split), "roles": list(kernel.roles)}
 
@@ -108,7 +118,8 @@ def _archive(arrays: Mapping[str, np.ndarray]) -> bytes:
     return stream.getvalue()
 
 
-def _write(file: File, data: bytes) -> None:
+def write(file: File, data: bytes) -> None:
+    """Writes a whole file: a path holds the old one or the new one, never a part."""
     if hasattr(file, "write"):
         file.write(data)
         return
@@ -155,46 +166,67 @@ def load_masks(file: File, like: Any = None) -> dict[str, np.ndarray]:
       ValueError: expected masks that fit these parameters, got 1 difference; ...
         w: shape (2, 3) in the file, (2, 4) here
     """
-    name = getattr(file, "name", "a file object") if hasattr(file, "read") else file
-    data = file.read() if hasattr(file, "read") else Path(file).read_bytes()
-    with _reading(name):
+    name, data = read(file)
+    with reading(name, _WHAT, _REMEDY):
         archive = zipfile.ZipFile(io.BytesIO(data))
     with archive:
         entries = _header(archive, name)
-        with _reading(name):
+        with reading(name, _WHAT, _REMEDY):
             masks = {e["path"]: _mask(archive, e) for e in entries}
     if like is not None:
         _compare({e["path"]: e for e in entries}, like, name)
     return masks
 
 
+def read(file: File) -> tuple[str, bytes]:
+    """The name of a file, for messages, and its bytes."""
+    if hasattr(file, "read"):
+        return str(getattr(file, "name", "a file object")), file.read()
+    return str(file), Path(file).read_bytes()
+
+
 @contextlib.contextmanager
-def _reading(name: Any) -> Iterator[None]:
-    """What zip, npy and JSON readers raise on bytes that are not theirs, in one."""
-    try:
-        yield
-    except (
+def reading(
+    name: str, what: str, remedy: str, *more: type[Exception]
+) -> Iterator[None]:
+    """What readers raise on bytes that are not theirs, as one error with the reason.
+
+    Args:
+      name: of the file.
+      what: the file should be.
+      remedy: what to do.
+      more: errors of the reader besides those of zip, npy and JSON.
+    """
+    known: tuple[type[Exception], ...] = (
         *(zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError),
         *(NotImplementedError, RuntimeError, OverflowError),
-    ) as error:
+    )
+    try:
+        yield
+    except known + more as error:
         raise ValueError(
-            f"expected a mask file as bb.save_masks writes it, got {str(name)!r}, "
-            f"which is damaged or something else ({error}); save the masks again"
+            f"expected {what}, got {name!r}, which is damaged or something else "
+            f"({error}); {remedy}"
         ) from error
 
 
-def _header(archive: zipfile.ZipFile, name: Any) -> list[dict[str, Any]]:
-    with _reading(name):
+def refuse_newer(version: int, newest: int, by: Any, what: str, name: str) -> None:
+    """Refuses a file of a version that this library does not know yet."""
+    if version > newest:
+        raise ValueError(
+            f"expected {what} of version {newest} or older, got {name!r} of version "
+            f"{version}, written by bbjax {by}; upgrade bbjax"
+        )
+
+
+def _header(archive: zipfile.ZipFile, name: str) -> list[dict[str, Any]]:
+    with reading(name, _WHAT, _REMEDY):
         header = json.loads(_array(archive, "header").tobytes())
         if header["format"] != FORMAT:
             raise ValueError(f"its format is {header['format']!r}")
         version = int(header["version"])
-    if version > VERSION:
-        raise ValueError(
-            f"expected a mask file of version {VERSION} or older, got {str(name)!r} of "
-            f"version {version}, written by bbjax {header.get('bbjax')}; upgrade bbjax"
-        )
-    with _reading(name):
+    refuse_newer(version, VERSION, header.get("bbjax"), "a mask file", name)
+    with reading(name, _WHAT, _REMEDY):
         return [_checked(entry) for entry in header["masks"]]
 
 
@@ -237,7 +269,7 @@ def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 # Fitting -------------------------------------------------------------------------
-def _compare(entries: Mapping[str, Mapping[str, Any]], like: Any, name: Any) -> None:
+def _compare(entries: Mapping[str, Mapping[str, Any]], like: Any, name: str) -> None:
     if isinstance(like, Units):
         what, shapes = "units", {path: like[path].shape for path in like}
         needed = [] if like.selection is None else list(like.budgeted)
@@ -255,16 +287,12 @@ def _compare(entries: Mapping[str, Mapping[str, Any]], like: Any, name: Any) -> 
                 f"{path}: shape {entry['shape']} in the file, {shapes[path]} here"
             )
         elif isinstance(like, Units) and "roles" in entry:
-            found += _other_roles(entry, _roles(like, path))
-    if found:
-        raise ValueError(
-            f"expected masks that fit these {what}, got {len(found)} "
-            f"difference{'s' * (len(found) > 1)}; load {str(name)!r} for the model it "
-            "was saved from:\n  " + "\n  ".join(found)
-        )
+            found += other_roles(entry, roles_of(like, path))
+    refuse_misfits(found, f"masks that fit these {what}", name)
 
 
-def _other_roles(entry: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+def other_roles(entry: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """How the axes of a kernel differ between the file and here, in words."""
     there = {key: entry.get(key) for key in here}
     if there == here:
         return []
@@ -272,6 +300,15 @@ def _other_roles(entry: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]
         f"{entry['path']}: axes {there['split']} {there['roles']} in the file, "
         f"{here['split']} {here['roles']} here"
     ]
+
+
+def refuse_misfits(found: Sequence[str], what: str, name: str) -> None:
+    """Refuses a file with all differences from what it is for, one per line."""
+    if found:
+        raise ValueError(
+            f"expected {what}, got {len(found)} difference{'s' * (len(found) > 1)}; "
+            f"load {name!r} for the model it was saved from:\n  " + "\n  ".join(found)
+        )
 
 
 def _is_masks(like: Any) -> bool:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
-__all__ = ["Functional", "functional"]
+__all__ = ["Functional", "functional", "opened"]
 
 
 class Functional(NamedTuple):
@@ -91,6 +91,25 @@ def functional(
         leaves[i] = arrays.get(n, {})
     params, args, kwargs = jax.tree_util.tree_unflatten(tree, leaves)
     return Functional(pure, params, args, kwargs, finish)
+
+
+def opened(params: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """An object as its state, where shared arrays are once; and from a state back.
+
+    Args:
+      params: an object, or anything else, which stays what it is.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> state, closed = opened(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+      >>> model = closed(jax.tree.map(jnp.zeros_like, state))
+      >>> float(model(jnp.ones((1, 2))).sum())
+      0.0
+    """
+    if not _is_object(params):
+        return params, lambda tree: tree
+    graph, state = nnx.split(params)
+    return state, lambda tree: nnx.merge(graph, tree)
 
 
 def _is_object(value: Any) -> bool:

@@ -33,6 +33,7 @@ ALLOWED = {
     "jax._src": (),
     "flax": ADAPTERS,
     "optax": ("bbjax/transform.py", *ADAPTERS),
+    "safetensors": ("bbjax/files.py",),
     "matplotlib": DRAWING,
     "sklearn": DRAWING,
     "rich": DRAWING,
