@@ -29,8 +29,7 @@ from bbjax.units import Units
 
 __all__ = ["KernelFacts", "Report", "report"]
 
-_MANY = 24  # kernels beyond which mask pictures are smaller
-_PIXELS = (256, 128)
+_PIXELS = (256, 128)  # of a mask picture; the latter beside many kernels
 
 
 def report(
@@ -91,7 +90,7 @@ def report(
         found = sources.with_activity(found, activity)
     flipped = {} if previous is None else _flipped(found, previous, units)
     context = facts.Context(
-        side_of_picture=_PIXELS[len(found.looks) > _MANY],
+        side_of_picture=_PIXELS[len(found.looks) > facts.MANY],
         flipped=flipped,
         unheard={} if units is None else facts.unheard(units, found.looks),
         dtypes={} if params is None else parameters.dtypes(params, found.looks),

@@ -38,7 +38,8 @@ from bbjax.units import Units
 
 TOP = 5  # hub units listed
 BINS = 32  # bars of a histogram
-LAYERS = 6  # layers of a stack that are drawn
+LAYERS = 4  # layers of a stack that are drawn
+MANY = 24  # kernels beyond which pictures are smaller, and fewer
 ACTUATORS: dict[Side, Actuator] = {"outputs": "in", "inputs": "out"}
 
 

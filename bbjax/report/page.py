@@ -16,11 +16,10 @@ from html import escape
 from bbjax.report import charts, masks, words
 from bbjax.report.charts import tag
 from bbjax.report.data import KernelFacts, Picture, Report, SideFacts
-from bbjax.report.facts import evenly
+from bbjax.report.facts import LAYERS, MANY, evenly
 from bbjax.report.style import CSS
 
 OPEN = 12  # kernels up to which all sections are open
-LAYERS = 6  # layers of a stack that are drawn; half of them beside many kernels
 PICTURE = 264  # pixels, the longer side of a mask picture
 
 
@@ -140,7 +139,7 @@ def _kernel(report: Report, place: int) -> str:
     said = f"{kernel.kind} · {words.percent(kernel.got)} kept · {dead}"
     name = tag("strong", escape(kernel.path), class_="path")
     top = tag("summary", name + tag("span", escape(said)))
-    most = LAYERS if len(report.kernels) <= 2 * OPEN else LAYERS // 2
+    most = LAYERS if len(report.kernels) <= MANY else LAYERS // 2
     inside = [_facts(kernel, report.since), _figures(kernel, most), _tables(kernel)]
     # The target of links is within: browsers then open the section by themselves.
     body = tag("div", "".join(inside), class_="inside", id=f"kernel-{place}")

@@ -162,7 +162,7 @@ def line(m: Measures) -> str:
         return "no line: too few units off their bounds, or no spread"
     sign = "+" if m.slope > 0 else "-"
     return (
-        f"k = {number(m.d0)} {sign} {number(abs(1 / m.slope))} log((1 - a) / a), "
+        f"k = {number(m.d0)} {sign} {number(abs(1 / m.slope))} log((1-a)/a), "
         f"slope β = {number(m.slope)}, R² = {number(m.r2)}"
     )
 
