@@ -18,6 +18,7 @@ from bbjax.overlap import overlap, overlap_table
 from bbjax.patterns import n_m
 from bbjax.personalise import personalise
 from bbjax.relief import relieve
+from bbjax.report import report
 from bbjax.residual import Residual
 from bbjax.resume import restore_target
 from bbjax.rounds import densities_of, relieve_and_train
@@ -62,6 +63,7 @@ __all__ = [
     "ramp",
     "relieve",
     "relieve_and_train",
+    "report",
     "reset_moments",
     "restore_target",
     "rules",

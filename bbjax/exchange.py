@@ -31,7 +31,7 @@ import numpy as np
 
 from bbjax.compare import Masks, count, on_host
 from bbjax.leaves import leaves_by_path
-from bbjax.units import Units
+from bbjax.units import Kernel, Units
 
 FORMAT = "bbjax.masks"
 VERSION = 1
@@ -166,9 +166,7 @@ def load_masks(file: File, like: Any = None) -> dict[str, np.ndarray]:
       ValueError: expected masks that fit these parameters, got 1 difference; ...
         w: shape (2, 3) in the file, (2, 4) here
     """
-    name, data = read(file)
-    with reading(name, _WHAT, _REMEDY):
-        archive = zipfile.ZipFile(io.BytesIO(data))
+    name, archive = _opened(file)
     with archive:
         entries = _header(archive, name)
         with reading(name, _WHAT, _REMEDY):
@@ -183,6 +181,54 @@ def read(file: File) -> tuple[str, bytes]:
     if hasattr(file, "read"):
         return str(getattr(file, "name", "a file object")), file.read()
     return str(file), Path(file).read_bytes()
+
+
+def saved_kernels(file: File) -> dict[str, Kernel]:
+    """The kernels that a mask file knows: those saved with `units`.
+
+    Args:
+      file: a path, or a binary file open for reading.
+
+    Returns:
+      By path, kernels with the shape and the roles of their axes and nothing else; a
+      mask that was saved without `units` has none.
+
+    Raises:
+      ValueError: not a mask file, a damaged one, or one of a newer version.
+
+    Example:
+      >>> file = io.BytesIO()
+      >>> kernel = Kernel("w", (2, 3), fan_in=(0,), fan_out=(1,))
+      >>> save_masks(file, {"w": np.ones((2, 3), bool)}, Units((kernel,)))
+      >>> _ = file.seek(0)
+      >>> saved_kernels(file)["w"].in_units
+      (2,)
+    """
+    name, archive = _opened(file)
+    with archive:
+        entries = _header(archive, name)
+    with reading(name, _WHAT, _REMEDY):
+        return {e["path"]: _kernel(e) for e in entries if "roles" in e}
+
+
+def _kernel(entry: Mapping[str, Any]) -> Kernel:
+    split, roles = tuple(entry["split"]), tuple(entry["roles"])
+    known = {"stack", "group", "in", "out", "spatial"}
+    whole = all(type(n) is int for n in split)
+    if not whole or len(split) != len(roles) or not known.issuperset(roles):
+        raise ValueError(f"{entry['path']!r} has axes {split} in roles {roles}")
+    if math.prod(split) != math.prod(entry["shape"]):
+        raise ValueError(f"{entry['path']!r} of {entry['shape']} has axes {split}")
+    groups = math.prod(n for n, r in zip(split, roles, strict=True) if r == "group")
+    made = {"split": split, "roles": roles, "groups": groups}
+    return Kernel(entry["path"], entry["shape"], **made)
+
+
+def _opened(file: File) -> tuple[str, zipfile.ZipFile]:
+    """The name of a file, for messages, and its archive."""
+    name, data = read(file)
+    with reading(name, _WHAT, _REMEDY):
+        return name, zipfile.ZipFile(io.BytesIO(data))
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ Reference: arXiv 2510.01263, section 5.1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -58,11 +59,11 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
         for actuator, name in names(kernel, actuators).items():
             part = _measure(state, kernel, actuator)
             parts.append(part)
-            result |= {f"{name}/{k}": v for k, v in _summary(part).items()}
+            result |= {f"{name}/{k}": v for k, v in summary(part).items()}
     if not parts:  # masks of parameters that no budget counts
         return {}
     whole = {k: jnp.concatenate([p[k] for p in parts]) for k in parts[0]}
-    return result | {f"overall/{k}": v for k, v in _summary(whole).items()}
+    return result | {f"overall/{k}": v for k, v in summary(whole).items()}
 
 
 def _measure(
@@ -91,10 +92,16 @@ def off_bounds(degree: Any, rate: Any, low: int, high: int) -> Any:
     return inside & (rate > SATURATED) & (rate < 1 - SATURATED)
 
 
-def _summary(part: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def summary(part: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """The scalars of a set of units.
+
+    Args:
+      part: float32, `degree` and `rate` (units,), bool `free` (units,) as `off_bounds`
+        says, and `edges`, `asked` and `flipped` (kernels,) in edges.
+    """
     degree, rate = part["degree"], part["rate"]
     edges = jnp.sum(part["edges"])
-    slope, r2 = _line(degree, _log_odds(rate), part["free"].astype(jnp.float32))
+    slope, r2 = _line(degree, log_odds(rate), part["free"].astype(jnp.float32))
     dead = (degree == 0) | (rate <= DEAD)
     return {
         "density_asked": jnp.sum(part["asked"]) / edges,
@@ -111,7 +118,8 @@ def _summary(part: dict[str, jax.Array]) -> dict[str, jax.Array]:
     }
 
 
-def _log_odds(rate: jax.Array) -> jax.Array:
+def log_odds(rate: Any) -> jax.Array:
+    """log((1 - a) / a), on-rates held within [0.001, 0.999]."""
     a = jnp.clip(rate, DEAD, 1 - DEAD)
     return jnp.log((1 - a) / a)
 

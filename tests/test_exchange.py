@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 import bbjax as bb
 from bbjax.compare import diff_masks, on_host
-from bbjax.exchange import load_masks, save_masks
+from bbjax.exchange import load_masks, save_masks, saved_kernels
 from bbjax.overlap import overlap, overlap_table
 
 UNITS = bb.Units(
@@ -404,6 +404,48 @@ def test_masks_that_do_not_fit_are_refused_with_all_differences(like, difference
 def test_roles_are_compared_only_where_the_file_knows_them():
     like = bb.Units((turned(UNITS.kernels[0]), UNITS.kernels[1]))
     assert_same(loaded(saved(), like), MASKS)
+
+
+# Kernels of a file ---------------------------------------------------------------
+def test_a_file_knows_the_kernels_it_was_saved_with():
+    kernels = saved_kernels(io.BytesIO(saved(units=UNITS)))
+    for path in UNITS:
+        kernel, own = kernels[path], UNITS[path]
+        assert kernel.edge_shape == own.edge_shape and kernel.shape == own.shape
+        assert (kernel.in_units, kernel.out_units) == (own.in_units, own.out_units)
+    assert saved_kernels(io.BytesIO(saved())) == {}
+
+
+def test_groups_and_stacks_of_a_file_have_their_units():
+    grouped = bb.Kernel(
+        *("g", (3, 2, 6)),
+        groups=2,
+        split=(3, 2, 2, 3),
+        roles=("spatial", "in", "group", "out"),
+    )
+    stack = bb.Kernel("s", (4, 2, 3), stack=(0,), fan_in=(1,), fan_out=(2,))
+    masks = {"g": np.ones((3, 2, 6), bool), "s": np.ones((4, 2, 3), bool)}
+    found = saved_kernels(io.BytesIO(saved(masks, bb.Units((grouped, stack)))))
+    assert (found["g"].in_units, found["g"].out_units) == ((4,), (6,))
+    assert found["g"].groups == 2 and found["g"].edge_shape == (2, 2, 3)
+    assert found["s"].stack_shape == (4,) and found["s"].edge_count == 6
+
+
+@pytest.mark.parametrize(
+    "changed, reason",
+    [
+        ({"roles": ["in", "sideways"]}, "has axes .3, 5. in roles .'in', 'sideways'"),
+        ({"roles": ["in"]}, "has axes .3, 5. in roles .'in',."),
+        ({"split": [3, 4]}, "of .3, 5. has axes .3, 4."),
+        ({"split": [3.0, 5.0]}, "has axes .3.0, 5.0. in roles"),
+        ({"split": None}, "not iterable"),
+    ],
+)
+def test_axes_that_make_no_kernel_are_refused(changed, reason):
+    data = saved(units=UNITS)
+    entry = header_of(data)["masks"][0] | changed
+    with pytest.raises(ValueError, match=f"damaged or something else.*{reason}"):
+        saved_kernels(io.BytesIO(rewritten(data, header={"masks": [entry]})))
 
 
 # Side by side --------------------------------------------------------------------
