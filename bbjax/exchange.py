@@ -208,10 +208,15 @@ def saved_kernels(file: File) -> dict[str, Kernel]:
     with archive:
         entries = _header(archive, name)
     with reading(name, _WHAT, _REMEDY):
-        return {e["path"]: _kernel(e) for e in entries if "roles" in e}
+        return {e["path"]: kernel_of(e) for e in entries if "roles" in e}
 
 
-def _kernel(entry: Mapping[str, Any]) -> Kernel:
+def kernel_of(entry: Mapping[str, Any]) -> Kernel:
+    """The kernel that `roles_of` wrote down, with its axes and nothing else.
+
+    Raises:
+      ValueError: roles that no kernel has.
+    """
     split, roles = tuple(entry["split"]), tuple(entry["roles"])
     known = {"stack", "group", "in", "out", "spatial"}
     whole = all(type(n) is int for n in split)
@@ -221,7 +226,7 @@ def _kernel(entry: Mapping[str, Any]) -> Kernel:
         raise ValueError(f"{entry['path']!r} of {entry['shape']} has axes {split}")
     groups = math.prod(n for n, r in zip(split, roles, strict=True) if r == "group")
     made = {"split": split, "roles": roles, "groups": groups}
-    return Kernel(entry["path"], entry["shape"], **made)
+    return Kernel(entry["path"], tuple(entry["shape"]), **made)
 
 
 def _opened(file: File) -> tuple[str, zipfile.ZipFile]:

@@ -23,7 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from bbjax.compare import Masks, on_host
-from bbjax.exchange import File, read, reading, refuse_newer, roles_of, write
+from bbjax.exchange import (
+    File,
+    kernel_of,
+    read,
+    reading,
+    refuse_newer,
+    roles_of,
+    write,
+)
 from bbjax.fitting import check_parameters, fit, fit_units, named_leaves, nested, opened
 from bbjax.packing import (
     OTHER,
@@ -36,7 +44,7 @@ from bbjax.packing import (
     pack,
     unpack,
 )
-from bbjax.units import Units
+from bbjax.units import Kernel, Units
 
 FORMAT = "bbjax.params"
 VERSION = 1
@@ -57,6 +65,7 @@ class Header(NamedTuple):
       actuators: of each masked kernel that `units` selected, by path.
       budgets: kept edges of each stack slice, row-major, by path of each masked kernel
         of `units`.
+      kernels: shape and roles of the axes, by path of each kernel of `units`.
     """
 
     version: int
@@ -65,6 +74,7 @@ class Header(NamedTuple):
     density: dict[str, float]
     actuators: dict[str, tuple[str, ...]]
     budgets: dict[str, tuple[int, ...]]
+    kernels: dict[str, Kernel]
 
 
 class Loaded(NamedTuple):
@@ -352,4 +362,5 @@ def _about(header: Mapping[str, Any], entries: Mapping[str, Entry]) -> Header:
         budgets={
             path: tuple(e["budget"]) for path, e in entries.items() if "budget" in e
         },
+        kernels={path: kernel_of(e) for path, e in entries.items() if "roles" in e},
     )

@@ -289,7 +289,7 @@ def test_a_checkpoint_gives_the_same_report(tmp_path):
         )
     live = reported("mlp")
     assert bb.report(restored, CASES["mlp"].units, params=params).html() == live.html()
-    with pytest.raises(ValueError, match="got the folder 'state'; restore a checkpoin"):
+    with pytest.raises(ValueError, match="got the folder 'state'; restore the checkp"):
         bb.report(tmp_path / "state")
 
 
@@ -335,6 +335,23 @@ def test_a_mask_file_with_its_units(kind, tmp_path):
     for side in facts.sides:
         want = degrees(np.asarray(masks["conv"]), units["conv"])[side.side]
         np.testing.assert_array_equal(side.degree, want)
+
+
+def test_a_file_of_parameters_tells_what_a_mask_file_does(tmp_path):
+    units, masks = CASES["conv"].units, bb.masks(trained("conv")[1])
+    params = {k.path: np.zeros(k.shape, np.float32) for k in units.kernels}
+    bb.save(tmp_path / "model.safetensors", params, masks, units.only(masks))
+    found = bb.report(tmp_path / "model.safetensors")
+    assert found.origin == "the file model.safetensors"
+    alone = bb.report(masks, units)
+    for one, two in zip(found.kernels, alone.kernels, strict=True):
+        assert (one.path, one.kept, one.edges) == (two.path, two.kept, two.edges)
+
+
+def test_a_file_of_parameters_without_masks_is_refused(tmp_path):
+    bb.save(tmp_path / "model.safetensors", {"w": np.ones((2, 3))})
+    with pytest.raises(ValueError, match="expected a file with masks"):
+        bb.report(tmp_path / "model.safetensors")
 
 
 def test_a_mask_file_without_units_needs_them(tmp_path):
@@ -592,5 +609,5 @@ def test_errors_say_what_to_do(error, match, call):
 
 def test_a_file_that_is_none(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(ValueError, match="expected a mask file as bb.save_masks"):
+    with pytest.raises(ValueError, match="expected a file as bb.save writes it"):
         bb.report(tmp_path / "notes.txt")

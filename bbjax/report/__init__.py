@@ -49,7 +49,8 @@ def report(
     Args:
       source: an optimizer state with `bb.transform`, `bb.wrap` or `bb.hold` at any
         depth, also one restored from a checkpoint; or masks by path, as `bb.masks` and
-        `bb.prune` return them; or the path of a file of `bb.save_masks`.
+        `bb.prune` return them; or the path of a file of `bb.save` or
+        `bb.save_masks`.
       units: from `bb.trace`. Needed for masks, unless the file was saved with them;
         with units, those that no reader hears are counted as well.
       params: the parameters, for the size of the whole model and to check that pruned
@@ -59,7 +60,8 @@ def report(
       activity: from `bb.calibrate` or `bb.observe`; on-rates to report instead of those
         that the state remembers. Masks have none by themselves.
       latency: milliseconds by a name of your own.
-      shrunk: `(before, after)` by a name of your own: parameters, FLOPs, bytes.
+      shrunk: `(before, after)` by a name of your own: parameters, FLOPs, bytes, as
+        `sizes` of the report of `bb.shrink`.
       file: where to write the page; its numbers if the name ends in `.json`.
       title: of the page.
 

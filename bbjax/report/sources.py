@@ -12,13 +12,14 @@ import dataclasses
 import functools
 import math
 import os
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bbjax import exchange, state
+from bbjax import exchange, files, state
 from bbjax.activity import Activity
 from bbjax.compare import on_host
 from bbjax.kernel import Actuator, Kernel, Side
@@ -114,12 +115,14 @@ def _file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Kernel], str]:
     """Masks and kernels of a saved file: the one place that tells formats apart."""
     if path.is_dir():
         raise ValueError(
-            f"expected a mask file, got the folder {path.name!r}; restore a checkpoint "
-            "into the structure of its optimizer state and pass that"
+            f"expected a saved file, got the folder {path.name!r}; restore the "
+            "checkpoint into the structure of its optimizer state and pass that"
         )
-    # A further format is one more branch here, told by suffix or first bytes.
-    masks, kernels = exchange.load_masks(path), exchange.saved_kernels(path)
-    return masks, kernels, f"the mask file {path.name}"
+    if zipfile.is_zipfile(path) or path.suffix == ".npz":
+        masks, kernels = exchange.load_masks(path), exchange.saved_kernels(path)
+        return masks, kernels, f"the mask file {path.name}"
+    loaded = files.load(path, require_masks=True)
+    return loaded.masks, loaded.header.kernels, f"the file {path.name}"
 
 
 def _is_masks(source: Any) -> bool:

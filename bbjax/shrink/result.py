@@ -52,14 +52,15 @@ class Report:
     changes: tuple[Change, ...]
     draws: tuple[str, ...] = ()
 
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Parameters, flops and bytes, before and after, by name."""
+        return {"parameters": self.params, "flops": self.flops, "bytes": self.bytes}
+
     def __str__(self) -> str:
         lines = [
             f"{name:<11} {before:>14,} -> {after:>14,}  ({_share(before, after)})"
-            for name, (before, after) in (
-                ("parameters", self.params),
-                ("flops", self.flops),
-                ("bytes", self.bytes),
-            )
+            for name, (before, after) in self.sizes.items()
         ]
         for change in self.changes:
             lines.append(f"{change.group}: {change.before} -> {change.after} units")
