@@ -3,7 +3,7 @@
 import importlib
 from types import ModuleType
 
-from bbjax import graph, laws, on, rules, saliency
+from bbjax import graph, laws, on, rules, saliency, unitwise
 from bbjax.allocation import erk
 from bbjax.calibrate import calibrate, merge
 from bbjax.compare import diff_masks
@@ -74,6 +74,7 @@ __all__ = [
     "top_k_mask",
     "trace",
     "transform",
+    "unitwise",
     "wrap",
 ]
 

@@ -96,6 +96,14 @@ class Extents:
         """
         return self.over(dim, kept.get, _all, np.logical_and)
 
+    def positions(self, dim: Dim, whole: int) -> np.ndarray:
+        """Which unit of a whole factor each entry of a dim is of; -1 for none."""
+
+        def own(factor: int) -> np.ndarray | None:
+            return np.arange(self._sizes[whole]) if factor == whole else None
+
+        return self.over(dim, own, lambda n: np.full(n, -1), np.maximum)
+
     def over(
         self,
         dim: Dim,

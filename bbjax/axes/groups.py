@@ -18,7 +18,10 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+import numpy as np
+
 from bbjax.axes.program import Program
+from bbjax.axes.scans import scans_of_groups, stack_axes
 from bbjax.kernel import Kernel
 
 Role = Literal["makes", "reads", "beside"]
@@ -34,11 +37,21 @@ class Member:
       axis: its axis.
       role: `"makes"` where a kernel's outputs are the units, `"reads"` where its inputs
         are, else `"beside"`.
+      shape: of the parameter.
+      stack: axes of the layers of a scan, if each has units of its own.
+      units: which unit each entry of the axis is of, -1 for none: an axis may carry
+        several groups, and a unit has several entries where it is seen at several
+        positions.
     """
 
     path: str
     axis: int
     role: Role
+    shape: tuple[int, ...] = ()
+    stack: tuple[int, ...] = ()
+    units: np.ndarray = dataclasses.field(
+        default_factory=lambda: np.arange(0), compare=False, repr=False
+    )
 
     def __str__(self) -> str:
         return f"{self.path}[{self.axis}]"
@@ -52,11 +65,13 @@ class Group:
       size: number of units.
       members: the axes.
       fixed: why the number cannot change; empty if it can.
+      layers: of a scan, each of which has that many units of its own.
     """
 
     size: int
     members: tuple[Member, ...]
     fixed: str = ""
+    layers: tuple[int, ...] = ()
 
     def having(self, role: Role) -> tuple[Member, ...]:
         """Members of a role."""
@@ -110,7 +125,8 @@ class Graph:
                 for role in ("makes", "beside", "reads")
             ]
             can = f"no: {group.fixed}" if group.fixed else "yes"
-            rows.append((str(number), str(group.size), *names, can))
+            units = " x ".join(map(str, (*group.layers, group.size)))
+            rows.append((str(number), units, *names, can))
         widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
         rows.insert(1, ["-" * width for width in widths])
         return "\n".join(
@@ -132,25 +148,31 @@ def graph(
     Returns:
       The graph, and the number of its group for every whole factor.
     """
+    extents, scans = program.extents, scans_of_groups(program)
     by_path = {k.path: k for k in kernels}
     members: dict[int, list[Member]] = {}
-    for path, dims in zip(paths, program.leaves, strict=True):
+    for leaf, (path, dims) in enumerate(zip(paths, program.leaves, strict=True)):
+        shape = tuple(map(extents.size, dims))
         for axis, dim in enumerate(dims):
             role = _role(by_path.get(path), axis)
-            for whole in program.extents.wholes(dim):
-                members.setdefault(whole, []).append(Member(path, axis, role))
-    heard = {w for dim in program.heard for w in program.extents.wholes(dim)}
+            for whole in extents.wholes(dim):
+                stack = stack_axes(program, leaf, scans.get(whole, ()))
+                own = extents.positions(dim, whole)
+                member = Member(path, axis, role, shape, stack, own)
+                members.setdefault(whole, []).append(member)
+    heard = {w for dim in program.heard for w in extents.wholes(dim)}
     order = {k.path: n for n, k in enumerate(kernels)}
     for mine in members.values():  # first come kernels, in order of first use
         mine.sort(key=lambda m: (order.get(m.path, len(order)), m.path, m.axis))
     wholes = sorted(members, key=lambda w: _first(members[w], order))
     groups = []
     for whole in wholes:
-        fixed = program.extents.why_fixed(whole)
+        fixed = extents.why_fixed(whole)
         if not fixed and whole not in heard:
             fixed = UNHEARD
-        size = program.extents.size((whole,))
-        groups.append(Group(size, tuple(members[whole]), fixed))
+        layers = tuple(map(extents.size, scans.get(whole, ())))
+        size = extents.size((whole,))
+        groups.append(Group(size, tuple(members[whole]), fixed, layers))
     return Graph(tuple(groups)), {w: n for n, w in enumerate(wholes)}
 
 

@@ -20,11 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bbjax.axes.scans import scans_of_groups
 from bbjax.leaves import Leaves
 from bbjax.shrink import costs, proof
 from bbjax.shrink.cut import Cuts, cut, cuts
 from bbjax.shrink.model import Model
-from bbjax.shrink.plan import Bools, Plan, plan, scans_of_groups
+from bbjax.shrink.plan import Bools, Plan, plan
 from bbjax.shrink.result import Change, Report, Shrunk
 from bbjax.trace import Prepared, followed, prepare
 

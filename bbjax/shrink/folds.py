@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bbjax.axes.extents import Dims
-from bbjax.shrink.model import Model, stack_axes
+from bbjax.axes.scans import stack_axes
+from bbjax.shrink.model import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ def folded(model: Model, fold: Fold, bias: Any) -> Any:
     shape[fold.axis] = len(fold.value)
     added = weights * fold.value.reshape(shape)
     for axis, layer in zip(
-        stack_axes(model, fold.leaf, fold.scans), fold.layer, strict=True
+        stack_axes(model.program, fold.leaf, fold.scans), fold.layer, strict=True
     ):
         here = np.arange(added.shape[axis]) == layer
         added = added * np.expand_dims(

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from bbjax.axes.extents import Dim, Dims, Extents
+from bbjax.axes.extents import Dims, Extents
 
 Bind = Callable[..., Any]
 
@@ -80,15 +80,6 @@ class Known:
 NOTHING = Known()
 
 
-def positions(extents: Extents, dim: Dim, whole: int) -> np.ndarray:
-    """Which unit of a group each entry of an axis belongs to; -1 for none."""
-
-    def own(factor: int) -> np.ndarray | None:
-        return np.arange(extents.size((whole,))) if factor == whole else None
-
-    return extents.over(dim, own, lambda n: np.full(n, -1), np.maximum)
-
-
 def once(extents: Extents, dims: Dims) -> dict[int, int]:
     """The axis of each group that lies on one axis alone."""
     axes: dict[int, list[int]] = {}
@@ -125,7 +116,7 @@ def _of_held(
     extents: Extents, held: Held, dims: Dims, axis: int, whole: int
 ) -> Entries | None:
     shape = tuple(map(extents.size, dims))
-    at = positions(extents, dims[axis], whole)
+    at = extents.positions(dims[axis], whole)
     mine = at >= 0
     size = extents.size((whole,))
     lone = int(np.prod(shape)) == size  # one entry per unit, and no more

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from bbjax.axes.extents import Dims
 from bbjax.axes.groups import Group
 from bbjax.axes.program import Program
 from bbjax.kernel import Kernel
@@ -33,12 +32,3 @@ class Model:
     masks: Mapping[int, np.ndarray]
     kernels: Mapping[int, Kernel]
     groups: Mapping[int, Group]
-
-
-def stack_axes(model: Model, leaf: int, scans: Dims) -> tuple[int, ...]:
-    """The axes of a parameter that some scans run over, as far as they do."""
-    extents = model.program.extents
-    leads = [extents.factors(d) for d in model.program.leaves[leaf]]
-    return tuple(
-        leads.index(extents.factors(s)) for s in scans if extents.factors(s) in leads
-    )

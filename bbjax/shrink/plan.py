@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from bbjax.axes.extents import Dims
-from bbjax.axes.program import Frame, Program
+from bbjax.axes.scans import scans_of_groups, stack_axes
 from bbjax.shrink.folds import Fold, folded
-from bbjax.shrink.known import Held, positions
-from bbjax.shrink.model import Model, stack_axes
+from bbjax.shrink.known import Held
+from bbjax.shrink.model import Model
 from bbjax.shrink.reading import Sum, read
 
 Bools = dict[int, np.ndarray]
@@ -79,34 +79,6 @@ def _held(array: Any, mask: np.ndarray | None) -> Held:
     return Held(lambda: np.asarray(array), mask)
 
 
-def scans_of_groups(program: Program) -> dict[int, Dims]:
-    """The scans over parameters that every array of a group is inside of."""
-    found: dict[int, Dims] = {}
-
-    def visit(frame: Frame) -> None:
-        for var, dims in frame.dims.items():
-            if var in frame.leaves:
-                continue
-            for whole in {w for d in dims for w in program.extents.wholes(d)}:
-                before = found.get(whole, frame.scans)
-                found[whole] = _prefix(program, before, frame.scans)
-        for body in frame.bodies.values():
-            visit(body)
-
-    visit(program.top)
-    return found
-
-
-def _prefix(program: Program, one: Dims, two: Dims) -> Dims:
-    """The scans that two lists begin with alike."""
-    count = 0
-    for a, b in zip(one, two, strict=False):
-        if program.extents.factors(a) != program.extents.factors(b):
-            break
-        count += 1
-    return one[:count]
-
-
 def kept_entries(
     model: Model, local: Mapping[int, Dims], leaf: int, kept: Mapping[int, np.ndarray]
 ) -> np.ndarray | None:
@@ -141,7 +113,7 @@ def axis_kept(
         return None
     keep = extents.select(dims[axis], kept)
     scans = max((local.get(w, ()) for w in mine), key=len)
-    return stack_axes(model, leaf, scans[: keep.ndim - 1]), keep
+    return stack_axes(model.program, leaf, scans[: keep.ndim - 1]), keep
 
 
 class _Decision:
@@ -237,7 +209,9 @@ class _Decision:
             ):
                 return "the reading kernel is used twice, and they add different values"
         assert found.leaf is not None
-        if len(stack_axes(self.model, found.leaf, found.scans)) < len(found.scans):
+        if len(stack_axes(self.model.program, found.leaf, found.scans)) < len(
+            found.scans
+        ):
             return "the reading kernel is used in several layers"
         return ""
 
@@ -252,7 +226,7 @@ class _Decision:
         dims = self.model.program.leaves[found.leaf]
         kernel = self.model.kernels[found.leaf]
         axis = next(a for a in kernel.fan_in if whole in extents.wholes(dims[a]))
-        at = positions(extents, dims[axis], whole)
+        at = extents.positions(dims[axis], whole)
         value = np.where(leaving, found.constant.value, 0).astype(np.float64)
         entries = np.where(at >= 0, value[at], 0.0)
         fold = Fold(found.leaf, found.layer, found.scans, axis, entries)

@@ -1,0 +1,179 @@
+"""Whole units: scores against arithmetic by hand, and cuts that shrink exactly so."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import zoo_shrink
+from test_shrink_zoo import close, masked
+
+import bbjax as bb
+
+HARD = {model.name: model for model in zoo_shrink.HARD}
+
+
+def net(p, x):
+    return jax.nn.relu(x @ p["up"] + p["b"][None]) @ p["down"]
+
+
+@pytest.fixture
+def params():
+    rng = np.random.default_rng(0)
+    shapes = {"up": (3, 6), "b": (6,), "down": (6, 4)}
+    return {
+        n: jnp.asarray(rng.standard_normal(s), jnp.float32) for n, s in shapes.items()
+    }
+
+
+X = jnp.asarray(np.random.default_rng(1).standard_normal((50, 3)), jnp.float32)
+
+
+@pytest.fixture
+def units(params):
+    return bb.trace(net, params, X)
+
+
+@pytest.fixture
+def stats(params, units):
+    needs = ("on_rate", "mean_abs")
+    return bb.calibrate(net, units, params, [(X,)], needs=needs)
+
+
+def hidden(params):
+    return np.maximum(np.asarray(X @ params["up"] + params["b"][None]), 0)
+
+
+def test_group_magnitude_is_the_mean_of_shares_of_squared_norms(params, units):
+    p = {n: np.asarray(a, np.float64) for n, a in params.items()}
+    norms = [(p["up"] ** 2).sum(0), p["b"] ** 2, (p["down"] ** 2).sum(1)]
+    expected = np.mean([n / n.mean() for n in norms], axis=0)
+    found = bb.unitwise.group_magnitude(units, params)
+    assert list(found) == ["up[1]"]
+    np.testing.assert_allclose(found["up[1]"], expected, rtol=1e-12)
+
+
+def test_group_magnitude_of_a_group_that_is_all_zero_is_average(units, params):
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    assert bb.unitwise.group_magnitude(units, zeros)["up[1]"].tolist() == [1.0] * 6
+
+
+def test_activity_is_what_was_measured(params, units, stats):
+    found = bb.unitwise.activity(units, stats)["up[1]"]
+    np.testing.assert_allclose(found, np.abs(hidden(params)).mean(0), rtol=1e-5)
+
+
+def test_traffic_is_minus_on_rate_times_edges(params, units, stats):
+    rate = (hidden(params) > 0).mean(0)
+    mask = np.arange(24).reshape(6, 4) % 3 > 0
+    found = bb.unitwise.traffic(units, stats, {"down": mask})["up[1]"]
+    expected = np.where(rate > 0, -rate * mask.sum(1), -np.inf)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_units_over_their_traffic_budget_go(units, stats):
+    score = bb.unitwise.traffic(units, stats)
+    budget = float(np.median(-score["up[1]"]))
+    masks = bb.unitwise.cut(units, score, least=-budget)
+    kept = masks["up"].all(axis=0)
+    np.testing.assert_array_equal(kept, -score["up[1]"] <= budget)
+    assert 0 < kept.sum() < 6
+
+
+def test_a_unit_that_is_never_on_goes_first(units, stats):
+    silent = jax.tree.map(lambda a: a, stats)
+    rate = np.asarray(stats["up"].outputs.on_rate).copy()
+    rate[2] = 0.0
+    object.__setattr__(silent["up"].outputs, "on_rate", jnp.asarray(rate))
+    masks = bb.unitwise.cut(units, bb.unitwise.traffic(units, silent), 5 / 6)
+    assert masks["up"].all(axis=0).tolist() == [True, True, False, True, True, True]
+
+
+def test_all_that_belongs_to_a_unit_is_cut(params, units):
+    scores = {"up[1]": np.array([3.0, 1.0, 2.0, 6.0, 5.0, 4.0])}
+    masks = bb.unitwise.cut(units, scores, 0.5)
+    kept = np.array([False, False, False, True, True, True])
+    np.testing.assert_array_equal(masks["up"], np.broadcast_to(kept, (3, 6)))
+    np.testing.assert_array_equal(masks["b"], kept)
+    np.testing.assert_array_equal(masks["down"], np.broadcast_to(kept[:, None], (6, 4)))
+
+
+def test_equal_scores_stay_in_order_of_index(units):
+    masks = bb.unitwise.cut(units, {"up[1]": np.zeros(6)}, 0.5)
+    assert masks["b"].tolist() == [True] * 3 + [False] * 3
+
+
+def test_one_unit_stays_whatever_the_density(units):
+    masks = bb.unitwise.cut(units, {"up[1]": np.arange(6.0)}, 0.0)
+    assert masks["b"].sum() == 1
+
+
+@pytest.mark.parametrize("density", [0.25, 0.5, 0.8])
+@pytest.mark.parametrize("name", sorted(HARD))
+def test_shrinking_removes_what_was_cut_and_nothing_else(name, density):
+    model = HARD[name]
+    params = model.made()
+    units = bb.trace(model.fn, params, *model.args)
+    scores = bb.unitwise.group_magnitude(units, params)
+    masks = bb.unitwise.cut(units, scores, density)
+    small = bb.shrink(model.fn, params, masks, *model.args)
+    refused = {c.group for c in small.report.changes if c.idle}
+    for group in small.units.graph:
+        assert group.name in refused or not group.fixed or group.name not in model.free
+    after = {c.group: (c.before, c.after) for c in small.report.changes if not c.idle}
+    for name, score in scores.items():
+        if name in refused or "#" in name or score.shape[-1] == 2:
+            continue
+        size = score.shape[-1]
+        assert after.get(name, (size, size)) == (size, max(round(density * size), 1))
+    close(
+        jax.jit(model.fn)(masked(params, masks), *model.args),
+        jax.jit(small.fn)(small.params, *model.args),
+    )
+
+
+def test_groups_compete_for_a_global_density(params):
+    model = HARD["densenet"]
+    params = model.made()
+    units = bb.trace(model.fn, params, *model.args)
+    scores = bb.unitwise.group_magnitude(units, params)
+    masks = bb.unitwise.cut(units, scores, 0.5, scope="global")
+    kept = {n: masks[n + "/b"].sum() for n in "abc"}
+    kept["mix"] = masks["mix/w"].any(axis=(0, 1, 2)).sum()
+    total = sum(s.size for s in scores.values())
+    assert sum(kept.values()) == round(0.5 * total) and min(kept.values()) >= 1
+    values = np.concatenate(list(scores.values()))
+    lowest = np.sort(values)[-sum(kept.values())]
+    for name in "abc":
+        score = scores[f"{name}/w[3]"]
+        np.testing.assert_array_equal(masks[f"{name}/b"], score >= lowest)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"density": None}, "expected a density or a least score, got density=None"),
+        ({"least": 1.0}, "expected a density or a least score, got density=0.5"),
+        ({"density": 1.5}, r"expected a density in \[0, 1\] for 'up\[1\]', got 1.5"),
+        ({"density": {}}, r"expected a density in \[0, 1\] for 'up\[1\]', got None"),
+        ({"scope": "all"}, 'expected scope "group" or "global", got \'all\''),
+        (
+            {"scope": "global", "density": {"up[1]": 0.5}},
+            "expected one density for all groups",
+        ),
+        ({"scores": {"down[1]": np.ones(4)}}, "expected scores of groups that can shr"),
+        ({"scores": {"up[1]": np.ones(4)}}, r"expected scores of shape \(6,\)"),
+    ],
+)
+def test_bad_input_is_refused(units, change, text):
+    given = {"scores": {"up[1]": np.arange(6.0)}, "density": 0.5} | change
+    scores = given.pop("scores")
+    with pytest.raises(ValueError, match=text):
+        bb.unitwise.cut(units, scores, **given)
+
+
+def test_missing_statistics_are_named(units, params):
+    stats = bb.calibrate(net, units, params, [(X,)], needs=("on_rate",))
+    with pytest.raises(ValueError, match="expected mean_abs of the outputs of 'up'"):
+        bb.unitwise.activity(units, stats)
+    with pytest.raises(ValueError, match="expected parameters with 'down'"):
+        bb.unitwise.group_magnitude(units, {"up": params["up"]})
