@@ -23,7 +23,7 @@ from bbjax.residual import Residual
 from bbjax.resume import restore_target
 from bbjax.rounds import densities_of, relieve_and_train
 from bbjax.schedules import ramp
-from bbjax.shrink import shrink
+from bbjax.shrink import shrink, shrink_rounds, unstack
 from bbjax.state import degrees_of, masks, on_rates
 from bbjax.topk import top_k_mask
 from bbjax.trace import trace
@@ -71,10 +71,12 @@ __all__ = [
     "save",
     "save_masks",
     "shrink",
+    "shrink_rounds",
     "top_k_mask",
     "trace",
     "transform",
     "unitwise",
+    "unstack",
     "wrap",
 ]
 

@@ -7,5 +7,15 @@ compares the function on smaller parameters with what it was, and `api` is `bb.s
 
 from bbjax.shrink.api import shrink
 from bbjax.shrink.result import Change, Report, Shrunk
+from bbjax.shrink.rounds import ShrinkRound, shrink_rounds
+from bbjax.shrink.stacks import unstack
 
-__all__ = ["Change", "Report", "Shrunk", "shrink"]
+__all__ = [
+    "Change",
+    "Report",
+    "ShrinkRound",
+    "Shrunk",
+    "shrink",
+    "shrink_rounds",
+    "unstack",
+]

@@ -205,7 +205,11 @@ class _Attempt:
             k.path: _both(math.prod, k.out_units, units[k.path].out_units)
             for k in self.model.kernels.values()
         }
-        return Shrunk(params, left, widths, report, units, mine, self.fn)
+        shapes = {
+            p: tuple(jnp.shape(a))
+            for p, a in zip(self.model.paths, self.model.arrays, strict=True)
+        }
+        return Shrunk(params, left, widths, report, units, mine, shapes, self.fn)
 
     def changes(self, refused: Mapping[int, str]) -> Iterable[Change]:
         """Groups that lost units or keep idle ones, in the graph's order."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from bbjax.leaves import Leaves
 from bbjax.shrink.cut import Cuts, cut
+from bbjax.shrink.states import cut_state
 from bbjax.units import Units
 
 
@@ -86,6 +87,7 @@ class Shrunk:
       report: what was removed, and what that saves.
       units: the trace of the smaller model.
       cuts: by path, how parameters were cut.
+      shapes: by path, the shapes that parameters had.
       fn: the function, for these parameters.
     """
 
@@ -95,6 +97,7 @@ class Shrunk:
     report: Report
     units: Units
     cuts: Cuts = dataclasses.field(repr=False)
+    shapes: dict[str, tuple[int, ...]] = dataclasses.field(repr=False)
     fn: Callable[..., Any] = dataclasses.field(repr=False)
 
     def cut(self, tree: Any) -> Any:
@@ -126,3 +129,29 @@ class Shrunk:
         for path, mine in self.cuts.items():
             leaves.put_at(path, cut(leaves.at(path), mine))
         return leaves.tree()
+
+    def cut_state(self, opt_state: Any) -> Any:
+        """An optimizer state for the smaller parameters: training goes on.
+
+        Moments are cut as their parameters are, whatever the optimizer. A state of
+        `bb.transform` keeps its masks, averages and dormant weights; make the transform
+        anew from `units` of the smaller model, with the same kernels selected.
+
+        Args:
+          opt_state: for the parameters that were shrunk.
+
+        Raises:
+          ValueError: a pruning state that averages more than one number per unit.
+
+        Example:
+          >>> import bbjax as bb, jax, jax.numpy as jnp, optax
+          >>> def net(params, x):
+          ...     return jax.nn.relu(x @ params["up"]) @ params["down"]
+          >>> params = {"up": jnp.ones((3, 2)), "down": jnp.ones((2, 1))}
+          >>> masks = {"down": jnp.array([[True], [False]])}
+          >>> small = bb.shrink(net, params, masks, jnp.ones((5, 3)))
+          >>> state = small.cut_state(optax.adam(0.1).init(params))
+          >>> jax.tree.map(jnp.shape, state[0].mu)
+          {'down': (1, 1), 'up': (3, 1)}
+        """
+        return cut_state(opt_state, self.cuts, self.shapes, self.units)
