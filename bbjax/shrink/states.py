@@ -64,9 +64,12 @@ def _cut_pruning(state: PruneState, cuts: Cuts, units: Units) -> PruneState:
     masks, means, dormant, kernels = {}, {}, {}, []
     for kernel, actuators in state.bb_plan.kernels:
         path, mine = kernel.path, cuts.get(kernel.path, ())
-        small = units[path]
         packed = state.bb_masks[path]
         mask = cut(full_mask(kernel, packed), mine)
+        if path in units:
+            small = units[path]
+        else:  # what `bb.hold` makes of a masked parameter that is no kernel
+            small = Kernel(path, mask.shape, kernel.dtype, stack=kernel.stack)
         edges = small.edge_mask(mask)
         masks[path] = pack(small, edges, edges)
         means[path] = {
