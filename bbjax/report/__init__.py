@@ -27,7 +27,7 @@ from bbjax.report.data import KernelFacts, Report
 from bbjax.report.sources import Source
 from bbjax.units import Units
 
-__all__ = ["KernelFacts", "Report", "report"]
+__all__ = ["KernelFacts", "Report", "draw_graph", "report"]
 
 _PIXELS = (256, 128)  # of a mask picture; the latter beside many kernels
 
