@@ -146,7 +146,8 @@ def graph(
       kernels: of the same function, in order of first use.
 
     Returns:
-      The graph, and the number of its group for every whole factor.
+      The graph, and the number of its group for every whole factor. Mere positions,
+      like those in the window of a convolution, are no group.
     """
     extents, scans = program.extents, scans_of_groups(program)
     by_path = {k.path: k for k in kernels}
@@ -164,7 +165,14 @@ def graph(
     order = {k.path: n for n, k in enumerate(kernels)}
     for mine in members.values():  # first come kernels, in order of first use
         mine.sort(key=lambda m: (order.get(m.path, len(order)), m.path, m.axis))
-    wholes = sorted(members, key=lambda w: _first(members[w], order))
+    wholes = sorted(
+        (
+            w
+            for w, mine in members.items()
+            if heard & {w} or any(m.role != "beside" for m in mine)
+        ),
+        key=lambda w: _first(members[w], order),
+    )
     groups = []
     for whole in wholes:
         fixed = extents.why_fixed(whole)
