@@ -137,11 +137,17 @@ def resize(tree: Any) -> None:
     """
     objects = jax.tree_util.tree_leaves(tree, is_leaf=_is_object)
     for object_ in filter(_is_object, objects):
-        for _, module in nnx.iter_graph(object_):
+        for _, node in nnx.iter_graph(object_):
             for kind, fields in _SIZES:
-                if isinstance(module, kind):
-                    for name, value in fields(module).items():
-                        setattr(module, name, value)
+                if isinstance(node, kind):
+                    _set(node, fields(node))
+
+
+def _set(module: Any, fields: dict[str, Any]) -> None:
+    if hasattr(module, "kernel_shape"):
+        fields = {**fields, "kernel_shape": _shape(module.kernel)}
+    for name, value in fields.items():
+        setattr(module, name, value)
 
 
 def _shape(variable: Any) -> tuple[int, ...]:

@@ -254,6 +254,63 @@ def test_other_steps_for_another_size_are_noticed():
     assert small.report.changes[0].why == "the function does sin where it did tanh"
 
 
+def test_the_same_steps_on_other_operands_are_noticed():
+    def fn(p, x):
+        a, b = jnp.tanh(x @ p["up"]), jnp.sin(x @ p["up"])
+        one, two = (a, b) if a.shape[-1] == 6 else (b, a)
+        return (one - two) @ p["down"]
+
+    params = drawn(up=(3, 6), down=(6, 4))
+    small = bb.shrink(fn, params, cut(params, down=1), X)
+    assert small.report.changes[0].why == "sub takes other operands"
+
+
+def attention(p, x):
+    q, k = x @ p["q"], x @ p["k"]
+    scores = jax.nn.softmax(q @ k.T / k.shape[-1] ** 0.5)
+    return x + jnp.tanh(scores @ x @ p["up"]) @ p["down"]
+
+
+def test_what_makes_a_difference_is_found_among_many_layers():
+    def fn(p, x):
+        for layer in p:
+            x = attention(layer, x)
+        return x
+
+    params = [drawn(q=(3, 6), k=(3, 6), up=(3, 8), down=(8, 3)) for _ in range(4)]
+    mask = np.arange(6)[None] < np.full((3, 1), 4)
+    heard = np.broadcast_to(np.arange(8)[:, None] < 5, (8, 3))
+    masks = {f"{i}/q": mask for i in range(4)} | {f"{i}/down": heard for i in range(4)}
+    small = bb.shrink(fn, params, masks, X)
+    assert {c.group: c.after for c in small.report.changes} == {
+        f"{i}/{name}[1]": after
+        for i in range(4)
+        for name, after in (("q", 6), ("up", 5))
+    }
+    whys = {c.why for c in small.report.changes if c.idle}
+    assert whys == {"div takes the number 2 where it took 2.44949"}
+
+
+def test_long_sequences_shifted_against_themselves_are_followed():
+    def fn(p, x):
+        h = jnp.tanh(x[:, :-1] @ p["up"]) @ p["down"]
+        return jnp.sum((h - x[:, 1:]) ** 2)
+
+    params = drawn(up=(3, 6), down=(6, 3))
+    long = jax.ShapeDtypeStruct((2, 3000, 3), jnp.float32)
+    assert bb.shrink(fn, params, cut(params, down=[1]), long).widths["up"] == (6, 5)
+
+
+def test_units_shifted_against_themselves_stay():
+    def fn(p, x):
+        h = x @ p["up"]
+        return jnp.tanh(h[:, 1:] - h[:, :-1]) @ p["down"]
+
+    params = drawn(up=(3, 200), down=(199, 2))
+    small = bb.shrink(fn, params, cut(params, up=np.s_[:, 50:60]), X)
+    assert small.widths["up"] == (200, 200)
+
+
 def test_numbered_units_stay():
     def fn(p, x):
         h = x @ p["up"]

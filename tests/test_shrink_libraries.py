@@ -58,6 +58,7 @@ def test_an_nnx_module_is_rebuilt_ready_to_call():
     assert isinstance(new, Net) and net.conv.out_features == 8
     assert new.conv.kernel.shape == (3, 3, 3, 4)
     assert (new.conv.out_features, new.norm.num_features) == (4, 4)
+    assert new.conv.kernel_shape == (3, 3, 3, 4)
     assert (new.deep.in_features, new.deep.feature_group_count) == (4, 4)
     assert (new.up.in_features, new.up.out_features) == (4, 3)
     assert (new.general.out_features, new.back.in_features) == ((2, 1), (2, 1))

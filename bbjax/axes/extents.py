@@ -16,11 +16,13 @@ of sizes instead of terms.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+MOST = 64  # parts of a sum, and sums inside of sums
 Dim = tuple[int, ...]
 Dims = tuple[Dim, ...]
 
@@ -34,6 +36,8 @@ class Extents:
         self._product: dict[int, Dim] = {}
         self._sum: dict[int, tuple[Dim, ...]] = {}
         self._fixed: dict[int, str] = {}
+        self._depth = 0
+        self._seen: dict[Dim, Dim] = {}  # wholes, until something is looked into
 
     # Making ----------------------------------------------------------------------
     def new(self, size: int, fixed: str = "") -> Dim:
@@ -75,12 +79,15 @@ class Extents:
 
     def wholes(self, dim: Dim) -> Dim:
         """The whole factors that a dim is made of, in order, once each."""
+        if dim in self._seen:
+            return self._seen[dim]
         found: dict[int, None] = {}
         for factor in self.factors(dim):
             pieces = self._sum.get(factor)
             inside = [self.wholes(p) for p in pieces] if pieces else [(factor,)]
             found.update(dict.fromkeys(w for ws in inside for w in ws))
-        return tuple(found)
+        self._seen[dim] = tuple(found)
+        return self._seen[dim]
 
     def why_fixed(self, whole: int) -> str:
         """Why the size of a whole factor cannot change; empty if it can."""
@@ -143,7 +150,10 @@ class Extents:
             self._fixed.setdefault(whole, why)
 
     def tie(self, one: Dim, two: Dim) -> None:
-        """Makes two dims of the same size one and the same."""
+        """Makes two dims of the same size one and the same, unless both are fixed."""
+        wholes = (*self.wholes(one), *self.wholes(two))
+        if all(self.why_fixed(w) for w in wholes):
+            return
         left, right = list(self.factors(one)), list(self.factors(two))
         while left and right:
             x, y = left.pop(0), right.pop(0)
@@ -187,7 +197,16 @@ class Extents:
         return tuple(found)
 
     def cut(self, dim: Dim, at: Sequence[int]) -> list[Dim]:
-        """Parts of a dim between the bounds `0, *at, size`."""
+        """Parts of a dim between the bounds `0, *at, size`.
+
+        What is fixed already is not looked into: a shift of a long sequence against
+        itself would tie every entry to the next.
+        """
+        wholes = self.wholes(dim)
+        if wholes and all(self.why_fixed(w) for w in wholes):
+            why = self.why_fixed(wholes[0])
+            bounds = [0, *at, self.size(dim)]
+            return [self.new(b - a, why) for a, b in itertools.pairwise(bounds)]
         parts, rest, start = [], dim, 0
         for bound in at:
             if start < bound < start + self.size(rest):
@@ -221,6 +240,7 @@ class Extents:
         why = self._fixed.get(factor, "")
         minor = self._sizes[factor] // major
         self._product[factor] = self.new(major, why) + self.new(minor, why)
+        self._seen.clear()
         return True
 
     def _merge(self, one: int, two: int) -> None:
@@ -228,13 +248,19 @@ class Extents:
         if one == two:
             return
         if one in self._sum and two in self._sum:
+            if self._depth == MOST:  # units shifted against themselves, one by one
+                self.fix((one, two), "tied to others of the same axis")
+                return
+            self._depth += 1
             self._align(one, two)
+            self._depth -= 1
             one, two = self._root(one), self._root(two)
             if one == two:
                 return
         elif two in self._sum:
             one, two = two, one
         self._same[two] = one
+        self._seen.clear()
         why = self._fixed.get(two)
         if why:
             self.fix((one,), why)
@@ -256,6 +282,7 @@ class Extents:
             self.tie(p, q)
             found.append(p)
         self._sum[self._root(one)] = tuple(found)
+        self._seen.clear()
 
     def _parted(self, dim: Dim, at: int) -> tuple[Dim, Dim]:
         """A dim cut in two."""
@@ -273,8 +300,13 @@ class Extents:
             why = self._fixed.get(head, "")
             parts = self.new(at, why), self.new(self._sizes[head] - at, why)
             self._sum[head] = parts
+            self._seen.clear()
             return parts
         pieces = list(self._pieces((head,)))
+        if len(pieces) >= MOST:
+            why = "cut into very many parts"
+            self.fix(dim, why)
+            return self.new(at, why), self.new(self.size(dim) - at, why)
         before: list[Dim] = []
         for i, piece in enumerate(pieces):
             left = at - sum(self.size(p) for p in before)
@@ -282,6 +314,7 @@ class Extents:
             if 0 < left < size:
                 pieces[i : i + 1] = self._parted(piece, left)
                 self._sum[head] = tuple(pieces)
+                self._seen.clear()
             if left:
                 before.append(pieces[i])
         after = pieces[len(before) :]

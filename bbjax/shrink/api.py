@@ -12,8 +12,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -143,30 +144,39 @@ class _Attempt:
 
     def wrong(self) -> dict[int, str]:
         """Groups that must keep their size after all, with the reason."""
-        if not self.plan.kept:
+        kept = self.plan.kept
+        found = self.differences(kept) if kept else []
+        if not found:
             return {}
-        found = self.mismatch(self.plan.kept)
-        if found is None:
-            return {}
-        suspects = found.wholes or frozenset(self.plan.kept)
-        if len(suspects) == 1:
-            return dict.fromkeys(suspects, found.why)
-        alone = {}
-        for whole in sorted(suspects):
-            mine = self.mismatch({whole: self.plan.kept[whole]})
-            if mine is not None:
-                alone[whole] = mine.why
-        return alone or dict.fromkeys(suspects, found.why)
+        alike: dict[str, list[int]] = {}  # layer after layer mostly does the same
+        for whole in kept:
+            name = re.sub(r"\d+(?!\d*\])", "#", self.model.groups[whole].name)
+            alike.setdefault(name, []).append(whole)
+        blamed: dict[int, str] = {}
+        for wholes in alike.values():
+            blamed |= self.culprits(wholes)
+        return blamed or dict.fromkeys(kept, found[0])
 
-    def mismatch(self, kept: Bools) -> proof.Mismatch | None:
+    def culprits(self, wholes: Sequence[int]) -> dict[int, str]:
+        """Groups that make a difference, each by itself or all in the same way."""
+        found = self.differences({w: self.plan.kept[w] for w in wholes})
+        if not found or len(wholes) == 1:
+            return {w: found[0] for w in wholes if found}
+        first = self.differences({wholes[0]: self.plan.kept[wholes[0]]})
+        if first and len(found) == len(first) * len(wholes):
+            return dict.fromkeys(wholes, first[0])
+        half = len(wholes) // 2
+        both = self.culprits(wholes[:half]) | self.culprits(wholes[half:])
+        return both or dict.fromkeys(wholes, found[0])
+
+    def differences(self, kept: Bools) -> list[str]:
         """Where the function on smaller parameters is not what it should be."""
         small = self.smaller(kept, _shape_of_cut)
         try:
             again = prepare(self.fn, small, self.args, {})
         except Exception as error:  # whatever the user's function raises is the reason
             text = str(error).strip().split("\n", 1)[0]
-            why = f"the function cannot take fewer: {type(error).__name__}: {text}"
-            return proof.Mismatch(frozenset(), why)
+            return [f"the function cannot take fewer: {type(error).__name__}: {text}"]
         return proof.compare(self.model.program, kept, again.jaxpr)
 
     def cuts(self, kept: Bools) -> Cuts:

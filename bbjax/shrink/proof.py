@@ -9,8 +9,8 @@ differs names the groups that must keep their size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,95 +30,74 @@ _SIZES = frozenset(
 )
 
 
-class Mismatch(NamedTuple):
-    """Where two programs part.
-
-    Attributes:
-      wholes: groups that lose units, of the arrays there; empty if none is known.
-      why: what differs.
-    """
-
-    wholes: frozenset[int]
-    why: str
-
-
-def compare(
-    program: Program, kept: Mapping[int, np.ndarray], small: Any
-) -> Mismatch | None:
+def compare(program: Program, kept: Mapping[int, np.ndarray], small: Any) -> list[str]:
     """Where a program on smaller parameters parts from what it should be.
 
     Args:
       program: on the parameters as they were.
       kept: by group that loses units, which stay.
       small: closed jaxpr of the same function on the smaller parameters.
+
+    Returns:
+      What differs, place by place, up to where the two take different steps; empty if
+      they are the same.
     """
-    return _Comparison(program, kept).body(program.top, *jaxprs.opened(small))
+    comparison = _Comparison(program, kept)
+    comparison.body(program.top, *jaxprs.opened(small))
+    return comparison.found
 
 
 class _Comparison:
     def __init__(self, program: Program, kept: Mapping[int, np.ndarray]):
         self.extents, self.kept = program.extents, kept
+        self.found: list[str] = []
 
-    def body(
-        self, frame: Frame, small: Any, consts: tuple[Any, ...]
-    ) -> Mismatch | None:
-        """Two occurrences of a jaxpr, equation by equation."""
-        before, after = frame.jaxpr.eqns, small.eqns
+    def body(self, frame: Frame, small: Any, consts: tuple[Any, ...]) -> bool:
+        """Two occurrences of a jaxpr; whether they take the same steps."""
         for one, two in zip(frame.consts, consts, strict=False):
             if np.shape(one) != np.shape(two) or not _equal(one, two):
-                return Mismatch(
-                    frozenset(), "a constant of the function changes with it"
-                )
-        for index, (old, new) in enumerate(zip(before, after, strict=False)):
-            wrong = self.equation(frame, old, new, index)
-            if wrong is not None:
-                return wrong
-        if len(before) != len(after):
-            return Mismatch(frozenset(), "the function takes other steps")
-        return None
+                self.found.append("a constant of the function changes with it")
+        old, env = frame.jaxpr, dict[Any, Any]()
+        env.update(zip(old.constvars, small.constvars, strict=False))
+        env.update(zip(old.invars, small.invars, strict=False))
+        for index, (one, two) in enumerate(zip(old.eqns, small.eqns, strict=False)):
+            if not self.equation(frame, one, two, index, env):
+                return False
+            env.update(zip(one.outvars, two.outvars, strict=True))
+        if len(old.eqns) != len(small.eqns):
+            self.found.append("the function takes other steps")
+            return False
+        same = _wired(old.outvars, small.outvars, env)
+        if not same:
+            self.found.append("the function returns something else")
+        return same
 
-    def equation(self, frame: Frame, old: Any, new: Any, index: int) -> Mismatch | None:
-        """Two equations."""
+    def equation(self, frame, old, new, index, env) -> bool:
+        """Two equations; whether they are the same step."""
         name = old.primitive.name
-        atoms = [*old.invars, *old.outvars]
-        wholes = frozenset(
-            w
-            for atom in atoms
-            for d in ([] if jaxprs.is_literal(atom) else frame.dims[atom])
-            for w in self.extents.wholes(d)
-            if w in self.kept
-        )
         if new.primitive.name != name:
             why = f"the function does {new.primitive.name} where it did {name}"
-            return Mismatch(wholes, why)
+            self.found.append(why)
+            return False
+        if not _wired(old.invars, new.invars, env):
+            self.found.append(f"{name} takes other operands")
+            return False
         for one, two in zip(old.invars, new.invars, strict=True):
-            if jaxprs.is_literal(one) and jaxprs.is_literal(two):
-                if not _equal(one.val, two.val):
-                    was, now = _said(one), _said(two)
-                    why = f"{name} takes the number {now} where it took {was}"
-                    return Mismatch(wholes, why)
-            elif jaxprs.is_literal(one) != jaxprs.is_literal(two):
-                return Mismatch(wholes, f"{name} takes a number where it took an array")
+            if jaxprs.is_literal(one) and not _equal(one.val, two.val):
+                was, now = _said(one), _said(two)
+                self.found.append(f"{name} takes the number {now} where it took {was}")
         for key in old.params:
             if key not in _SIZES and not _equal(old.params[key], new.params.get(key)):
-                return Mismatch(wholes, f"{name} has another {key}")
-        wrong = self.bodies(frame, new, index) or self.sizes(frame, old, new, wholes)
-        if wrong is None and name == "slice":
-            wrong = self.starts(frame, old, new, wholes)
-        return wrong
+                self.found.append(f"{name} has another {key}")
+        inner = zip(_frames(frame, index), _bodies(new), strict=False)
+        if not all(self.body(body, *its) for body, its in inner):
+            return False
+        self.sizes(frame, old, new)
+        if name == "slice":
+            self.starts(frame, old, new)
+        return True
 
-    def bodies(self, frame: Frame, new: Any, index: int) -> Mismatch | None:
-        """The bodies of two equations."""
-        inner = _bodies(new)
-        for at, (_, body) in enumerate(
-            sorted((k, b) for k, b in frame.bodies.items() if k[0] == index)
-        ):
-            wrong = self.body(body, *inner[at])
-            if wrong is not None:
-                return wrong
-        return None
-
-    def sizes(self, frame, old, new, wholes) -> Mismatch | None:
+    def sizes(self, frame, old, new) -> None:
         """Shapes of the results of two equations."""
         for one, two in zip(old.outvars, new.outvars, strict=True):
             expected = self.shape(frame.dims[one])
@@ -127,10 +106,9 @@ class _Comparison:
                     f"{old.primitive.name} gives shape {two.aval.shape} where "
                     f"{expected} is left of {one.aval.shape}"
                 )
-                return Mismatch(wholes, why)
-        return None
+                self.found.append(why)
 
-    def starts(self, frame, old, new, wholes) -> Mismatch | None:
+    def starts(self, frame, old, new) -> None:
         """A slice has to begin at the entry that it began at."""
         dims = frame.dims[old.invars[0]]
         begins = zip(
@@ -138,8 +116,7 @@ class _Comparison:
         )
         for dim, one, two in begins:
             if int(self.select(dim)[:one].sum()) != two:
-                return Mismatch(wholes, "slice begins at another unit")
-        return None
+                self.found.append("slice begins at another unit")
 
     def shape(self, dims: Dims) -> tuple[int, ...]:
         """Sizes of what is kept."""
@@ -149,6 +126,19 @@ class _Comparison:
         """Which entries are kept, in one layer: all have as many."""
         found = self.extents.select(dim, self.kept)
         return found.reshape(-1, found.shape[-1])[0]
+
+
+def _wired(old: Sequence[Any], new: Sequence[Any], env: Mapping[Any, Any]) -> bool:
+    """Whether operands are those that they were."""
+    return len(old) == len(new) and all(
+        jaxprs.is_literal(two) if jaxprs.is_literal(one) else env.get(one) is two
+        for one, two in zip(old, new, strict=True)
+    )
+
+
+def _frames(frame: Frame, index: int) -> list[Frame]:
+    """Frames of the bodies of an equation."""
+    return [body for key, body in frame.bodies.items() if key[0] == index]
 
 
 def _bodies(eqn: Any) -> list[tuple[Any, tuple[Any, ...]]]:
