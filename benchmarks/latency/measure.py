@@ -10,9 +10,9 @@ convolutions) stands beside it. A program that waits for memory cannot be faster
 its bytes, so there is a second ideal: bytes of parameters, cache and inputs, dense over
 shrunk.
 
-Dense and masked models run the same executable on other values. Timed calls come in
-turns of several where one is short, so that a model that fits a cache finds itself
-there, as it would in service.
+Dense and masked models run the same executable on other values. A turn is several calls
+of one model in a row, so that a model that fits a cache finds itself there, as it would
+in service.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ import numpy as np
 
 import bbjax as bb
 from bbjax.shrink import costs
-from benchmarks.common import interleaved, spread
+from benchmarks.common import milliseconds, spread
 from benchmarks.latency import cut
 from benchmarks.latency.models import Task
 
@@ -134,32 +134,33 @@ def error(task: Task, found: Pruned) -> float:
 
 # Times ---------------------------------------------------------------------------
 def calls_per_turn(batch: int) -> int:
-    """One call, or several where one is short; on accelerators as a queue."""
-    return 1 if jax.default_backend() == "cpu" and batch > 1 else 10
+    """Several; more where one is short."""
+    return 3 if jax.default_backend() == "cpu" and batch > 1 else 10
 
 
-def repeated(call: Callable[[], Any], times: int) -> Callable[[], Any]:
-    """Several calls, on a CPU one after another: two at once would share its cores."""
-    waits = jax.default_backend() == "cpu"
+def turn(call: Callable[[], Any], count: int) -> float:
+    """Milliseconds of a call, of several in a row.
 
-    def run() -> Any:
-        for _ in range(times):
-            out = call()
-            if waits:
-                jax.block_until_ready(out)
-        return out
-
-    return run
+    On a CPU each is waited for, since two at once would share its cores, and the median
+    leaves out the first, which finds other models in the caches. An accelerator has
+    them as a queue, with one wait, so that dispatch is hidden as it is in service.
+    """
+    if jax.default_backend() != "cpu":
+        return milliseconds(lambda: [call() for _ in range(count)]) / count
+    return float(np.median([milliseconds(call) for _ in range(count)]))
 
 
-def times(
-    variants: Mapping[str, Variant], batch: int, rounds: int
-) -> dict[str, np.ndarray]:
+def in_turns(
+    calls: Mapping[Any, Callable[[], Any]], rounds: int, count: int
+) -> dict[Any, np.ndarray]:
     """Milliseconds of a call of each, by round."""
-    count = calls_per_turn(batch)
-    calls = {name: repeated(v.call, count) for name, v in variants.items()}
-    taken = interleaved(calls, rounds, warmup=2)
-    return {name: ms / count for name, ms in taken.items()}
+    taken: dict[Any, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        jax.block_until_ready(call())
+    for _ in range(rounds + 1):
+        for name, call in calls.items():
+            taken[name].append(turn(call, count))
+    return {name: np.array(ms[1:]) for name, ms in taken.items()}
 
 
 def figures(
@@ -199,7 +200,8 @@ def compare(task: Task, batch: int, rounds: int) -> dict[str, Any]:
     variants = {"dense": dense}
     for density, p in found.items():
         variants |= {f"masked {density}": p.masked, f"shrunk {density}": p.shrunk}
-    ms = times(variants, batch, rounds)
+    calls = {name: v.call for name, v in variants.items()}
+    ms = in_turns(calls, rounds, calls_per_turn(batch))
     return {
         "batch": batch,
         "dense_ms": spread(ms["dense"]),

@@ -9,11 +9,12 @@ of its shapes, tells the two apart:
     products  (ms of all products dense / shrunk) / ideal
     share     ms of all products / ms of the model
 
-`widths` times one dense layer and one convolution with n units in and out, for n around
-a power of two and for powers of two.
+`widths` times one dense layer and one convolution with n units in and out, for n as
+layers fall and around a power of two.
 """
 
 import collections
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,15 +25,16 @@ import numpy as np
 import bbjax as bb
 from bbjax import jaxprs
 from bbjax.shrink import costs
-from benchmarks.common import interleaved, spread
+from benchmarks.common import spread
 from benchmarks.latency import cut
-from benchmarks.latency.measure import DENSITIES, SEED, calls_per_turn, repeated
+from benchmarks.latency.measure import DENSITIES, SEED, in_turns
 from benchmarks.latency.models import Task, normal
 from benchmarks.latency.nets import conv
 
 NAMES = ("dot_general", "conv_general_dilated")
-AROUND = (120, 124, 126, 127, 128, 129, 130, 132, 136)
-POWERS = (16, 32, 64, 256)
+AROUND = (112, 120, 124, 126, 127, 128, 129, 130, 132, 136, 144)
+FALLING = (16, 24, 32, 48, 64, 96, 192, 256)
+CALLS = 5  # of a turn
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
@@ -79,7 +81,7 @@ def alone(kind: Any) -> Callable[[], Any]:
     rng = np.random.default_rng(0)
     arrays = [normal(rng, *shape) for shape in shapes]
     program = jax.jit(lambda *a: primitive.bind(*a, **params)).lower(*arrays).compile()
-    return repeated(lambda: program(*arrays), calls_per_turn(2))
+    return lambda: program(*arrays)
 
 
 def of_models(task: Task, rounds: int) -> dict[str, Any]:
@@ -92,8 +94,8 @@ def of_models(task: Task, rounds: int) -> dict[str, Any]:
         models[str(density)] = bb.shrink(task.fn, params, masks, inputs).params
     counts = {name: kinds(task, p, inputs) for name, p in models.items()}
     calls = {kind: alone(kind) for found in counts.values() for kind in found}
-    ms = interleaved(calls, rounds, warmup=2)
-    each = {kind: float(np.median(t)) / calls_per_turn(2) for kind, t in ms.items()}
+    ms = in_turns(calls, rounds, CALLS)
+    each = {kind: float(np.median(t)) for kind, t in ms.items()}
     return {
         name: sum(n * each[kind] for kind, n in found.items())
         for name, found in counts.items()
@@ -119,8 +121,8 @@ def explained(row: dict[str, Any], products: dict[str, float]) -> dict[str, Any]
 # Widths --------------------------------------------------------------------------
 def widths(rounds: int, small: bool) -> dict[str, Any]:
     """GFLOP/s of a dense layer and a convolution with n units in and out."""
-    batch, images = (8, 1) if small else (512, 16)
-    sizes = (8, 7) if small else (*AROUND, *POWERS)
+    batch, images = (8, 1) if small else (4096, 16)
+    sizes = (8, 7) if small else (*FALLING, *AROUND)
 
     def dense(n: int) -> tuple[Any, tuple[jax.Array, ...]]:
         return jnp.matmul, (jnp.ones((batch, n)), jnp.ones((n, n)))
@@ -136,11 +138,11 @@ def _rates(
     sizes: tuple[int, ...],
     rounds: int,
 ) -> dict[str, dict[str, float]]:
-    calls, flops, count = {}, {}, 10
+    calls, flops = {}, {}
     for n in sizes:
         fn, args = make(n)
         program = jax.jit(fn).lower(*args).compile()
         flops[n] = costs.flops(jax.make_jaxpr(fn)(*args))
-        calls[n] = repeated(lambda p=program, a=args: p(*a), count)
-    ms = interleaved(calls, rounds, warmup=2)
-    return {str(n): spread(1e-6 * flops[n] * count / t) for n, t in ms.items()}
+        calls[n] = functools.partial(program, *args)
+    ms = in_turns(calls, rounds, CALLS)
+    return {str(n): spread(1e-6 * flops[n] / t) for n, t in ms.items()}
