@@ -6,8 +6,8 @@
 Units of every free group are cut to densities .75, .5 and .25 (`cut.py`), `bb.shrink`
 makes the arrays smaller, and the jitted forward pass is timed at batch 1 and at a large
 batch beside the dense and the masked one (`measure.py`). Products alone and widths side
-by side say where the rest goes (`products.py`). Takes some minutes on 2 CPU cores,
-`--small` seconds, on toy sizes, whose times say nothing. Writes latency.json (on an
+by side say where the rest goes (`products.py`). Takes 8 minutes on 2 CPU cores,
+`--small` half a minute, on toy sizes, whose times say nothing. Writes latency.json (on an
 accelerator latency_<backend>.json) and the results of README.md.
 """
 
@@ -75,7 +75,7 @@ def main(given: list[str] | None = None) -> None:
     console, began, load = Console(width=120), time.perf_counter(), os.getloadavg()[0]
     on_cpu = jax.default_backend() == "cpu"
     size = "small" if args.small else "cpu" if on_cpu else "accelerator"
-    rounds = args.rounds or (2 if args.small else 41)
+    rounds = args.rounds or (2 if args.small else 31)
     report = {
         "command": "python -m benchmarks.latency" + " --small" * args.small,
         "small": args.small,
