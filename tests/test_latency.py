@@ -17,7 +17,7 @@ if not (ROOT / "benchmarks").is_dir():
 pytest.importorskip("rich")
 
 from benchmarks.claims.common.report import BEGIN, END  # noqa: E402
-from benchmarks.latency import cut, measure, models, page, products  # noqa: E402
+from benchmarks.latency import cut, measure, models, page, products, quiet  # noqa: E402
 
 TASKS = {task.name: task for task in models.tasks(models.MODELS, "small")}
 
@@ -49,6 +49,18 @@ def test_the_goal_is_judged_by_operations_at_the_large_batch():
     rows = {"mlp": {"large": {"densities": {"0.75": cell(0.95), "0.5": cell(0.4)}}}}
     found = page.met(rows, 0.9)
     assert found == {"met": ["mlp at 0.75 (0.95)"], "not met": ["mlp at 0.5 (0.40)"]}
+
+
+def test_what_others_take_is_counted(tmp_path):
+    began = quiet.Mark(total=100.0, busy=40.0, own=10.0)
+    ended = quiet.Mark(total=300.0, busy=150.0, own=100.0)
+    assert quiet.others(began, ended) == pytest.approx((110 - 90) / 200)
+    assert quiet.others(None, ended) is None
+    assert quiet.mark(tmp_path / "none") is None
+    stat = tmp_path / "stat"
+    stat.write_text("cpu 300 0 100 500 100 0 0 0 50 0\ncpu0 1 1\n")
+    found = quiet.mark(stat)  # in ticks, of which a second has some: shares are alike
+    assert found.busy / found.total == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -32,8 +32,8 @@ def results(report: dict[str, Any]) -> str:
     parts = [
         f"`{report['command']}`: {place}, {machine['cores']} cores, backend "
         f"{machine['backend']}, jax {machine['jax']}, float32, {report['rounds']} "
-        f"rounds, {report['seconds'] / 60:.1f} minutes, load "
-        f"{report['load']:.1f} before "
+        f"rounds, {report['seconds'] / 60:.1f} minutes, in which other processes took "
+        f"{_share(report['others'])} of the cores "
         f"([JSON](../results/{report['name']})).",
         goal(rows, report["goal"]),
         MEASURED,
@@ -48,6 +48,10 @@ def results(report: dict[str, Any]) -> str:
         _widths(report["widths"]),
     ]
     return "\n\n".join(parts)
+
+
+def _share(others: float | None) -> str:
+    return "an unknown share" if others is None else f"{100 * others:.1f} %"
 
 
 def met(rows: dict[str, Any], least: float) -> dict[str, list[str]]:
