@@ -1,0 +1,1 @@
+"""Latency of shrunk models: `python -m benchmarks.latency`."""
