@@ -150,10 +150,7 @@ class Extents:
             self._fixed.setdefault(whole, why)
 
     def tie(self, one: Dim, two: Dim) -> None:
-        """Makes two dims of the same size one and the same, unless both are fixed."""
-        wholes = (*self.wholes(one), *self.wholes(two))
-        if all(self.why_fixed(w) for w in wholes):
-            return
+        """Makes two dims of the same size one and the same."""
         left, right = list(self.factors(one)), list(self.factors(two))
         while left and right:
             x, y = left.pop(0), right.pop(0)
@@ -248,6 +245,8 @@ class Extents:
         if one == two:
             return
         if one in self._sum and two in self._sum:
+            if all(self.why_fixed(w) for w in self.wholes((one, two))):
+                return  # their parts need no more ties
             if self._depth == MOST:  # units shifted against themselves, one by one
                 self.fix((one, two), "tied to others of the same axis")
                 return
