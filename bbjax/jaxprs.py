@@ -53,6 +53,11 @@ def segment(
     return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))
 
 
+def has_body(eqn: Any) -> bool:
+    """Whether an equation is a call; the update of a scatter is none."""
+    return any(is_jaxpr(eqn.params.get(name)) for name in ("jaxpr", "call_jaxpr"))
+
+
 def body(eqn: Any) -> tuple[Any, tuple[Any, ...]]:
     """The only body of a call, with its constants."""
     for name in ("jaxpr", "call_jaxpr"):

@@ -203,7 +203,7 @@ def features(small: Any) -> dict[str, int | tuple[int, ...]]:
 def _take_sizes(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
     """Gives a layer the sizes of its parameters for the time of a call."""
     module = context.module
-    sizes = _SIZES.get(type(module))
+    sizes = next((s for kind, s in _SIZES.items() if isinstance(module, kind)), None)
     if sizes is None or not module.has_variable("params", sizes.name):
         return call(*args, **kwargs)
     array = nn.meta.unbox(module.get_variable("params", sizes.name))

@@ -172,14 +172,14 @@ class Extents:
 
     def reshaped(self, dims: Dims, shape: Sequence[int]) -> Dims:
         """Dims of a reshape: factors are handed out to the axes of the new shape."""
+        if 0 in shape:
+            return self.shape(shape, "an array without entries")
         left = list(self.factors(sum(dims, ())))
         found = []
         for n in shape:
             taken: list[int] = []
             need = n
             while need != 1:
-                if not left:  # an array without entries
-                    return self.shape(shape, "an array without entries")
                 head = left.pop(0)
                 size = self._sizes[head]
                 if need % size == 0:

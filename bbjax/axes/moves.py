@@ -15,7 +15,7 @@ from bbjax.axes.extents import Dim, Dims, Extents
 from bbjax.flow.transfer import ACROSS, ELEMENTWISE, RANDOM
 
 # Entry by entry, with any number of operands and as many results.
-EACH = ACROSS | {"optimization_barrier", "copy", "copy_p"}
+IDENTITY = frozenset("optimization_barrier copy copy_p device_put".split())
 SHAPING = frozenset(
     "transpose reshape squeeze expand_dims convert_element_type copy copy_p "
     "broadcast_in_dim stop_gradient sharding_constraint reshard mesh_cast".split()
@@ -63,7 +63,7 @@ def followed(step: Step) -> list[Dims]:
     """Dims of the results of an equation."""
     if step.name in ACROSS:
         return _reduced_each(step)
-    if step.name in EACH:
+    if step.name in IDENTITY:
         return list(step.ins)
     if step.name in ELEMENTWISE:
         return [elementwise(step)]
@@ -159,6 +159,26 @@ def _concatenated(step: Step) -> list[Dims]:
                 step.extents.tie(found[axis], dim)
     found[along] = step.extents.joined([dims[along] for dims in step.ins])
     return [tuple(found)]
+
+
+def _stacked(step: Step) -> list[Dims]:
+    found = step.ins[0]
+    for dims in step.ins[1:]:
+        for one, two in zip(found, dims, strict=True):
+            step.extents.tie(one, two)
+    along = step.params["axis"]
+    new = step.extents.new(step.shapes[0][along], "stack makes as many")
+    return [(*found[:along], new, *found[along:])]
+
+
+def _tiled(step: Step) -> list[Dims]:
+    reps = step.params["reps"]
+    return [
+        tuple(
+            d if r == 1 else step.extents.new(r, "tile repeats them") + d
+            for d, r in zip(step.ins[0], reps, strict=True)
+        )
+    ]
 
 
 def _split(step: Step) -> list[Dims]:
@@ -291,6 +311,8 @@ MOVES: dict[str, Callable[[Step], list[Dims]]] = {
     "expand_dims": _expanded,
     "rev": _reversed,
     "concatenate": _concatenated,
+    "stack": _stacked,
+    "tile": _tiled,
     "split": _split,
     "slice": _sliced,
     "pad": _padded,

@@ -117,6 +117,7 @@ def _scatter(step: Step) -> Dims:
     window = [i for i in range(len(operand)) if i not in gone]
     offset = dict(zip(numbers.update_window_dims, window, strict=True))
     why = f"{step.name} picks some of them"
+    step.fix(indices[:-1], f"{step.name} places them by index")
     places = iter(indices[:-1])
     for axis, dim in enumerate(updates):
         own = operand[offset[axis]] if axis in offset else next(places)

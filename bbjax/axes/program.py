@@ -99,6 +99,7 @@ def follow(closed: Any, paths: Sequence[str], results: Sequence[str] = ()) -> Pr
     follower = _Follower(extents)
     top = Frame(jaxpr, consts)
     outs = follower.body(top, dims, tags)
+    _fix_squares(extents, top)
     names = [path.rsplit("/", 1)[-1] for path in paths]
     for i, (out, atom) in enumerate(zip(outs, jaxpr.outvars, strict=True)):
         leaf = None if jaxprs.is_literal(atom) else top.blends.get(atom)
@@ -109,6 +110,18 @@ def follow(closed: Any, paths: Sequence[str], results: Sequence[str] = ()) -> Pr
             for dim in out:
                 extents.fix(dim, RETURNED)
     return Program(extents, top, tuple(dims[:leaves]), follower.heard, follower.drawn)
+
+
+def _fix_squares(extents: Extents, frame: Frame) -> None:
+    """Fixes units that an axis has in pairs with themselves."""
+    for dim in {d for dims in frame.dims.values() for d in dims if len(d) > 1}:
+        each = [set(extents.wholes((f,))) for f in extents.factors(dim)]
+        for i, one in enumerate(each):
+            for two in each[:i]:
+                for whole in one & two:
+                    extents.fix((whole,), "one axis has them in pairs with themselves")
+    for body in frame.bodies.values():
+        _fix_squares(extents, body)
 
 
 @dataclasses.dataclass

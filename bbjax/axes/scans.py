@@ -25,6 +25,12 @@ def scans_of_groups(program: Program) -> dict[int, Dims]:
             visit(body)
 
     visit(program.top)
+    for leaf, dims in enumerate(program.leaves):
+        for whole in {w for d in dims for w in program.extents.wholes(d)}:
+            scans = found.get(whole, ())
+            while len(stack_axes(program, leaf, scans)) < len(scans):
+                scans = scans[:-1]  # a parameter that several layers share
+            found[whole] = scans
     return found
 
 

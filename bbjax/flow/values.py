@@ -134,6 +134,8 @@ def reshape(value: Value, shape: Sequence[int]) -> tuple[tuple[Axis, ...], bool]
       The new axes, and whether an axis of the result merges units with something else
       (a chain of elementwise operations ends there).
     """
+    if 0 in shape:  # nothing is anywhere
+        return positions(shape), True
     queue = [p for axis in value.axes for p in axis if p.size != 1]
     axes: list[Axis] = []
     for n in shape:

@@ -22,9 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bbjax.axes.scans import scans_of_groups
+from bbjax.fitting import opened
 from bbjax.leaves import Leaves
 from bbjax.shrink import costs, proof
-from bbjax.shrink.cut import Cuts, cut, cuts
+from bbjax.shrink.cut import Cuts, cut, cuts, resharded
 from bbjax.shrink.model import Model
 from bbjax.shrink.plan import Bools, Plan, plan
 from bbjax.shrink.result import Change, Report, Shrunk
@@ -95,7 +96,8 @@ def _free(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def _masked(params: Any, masks: Mapping[str, Any]) -> tuple[Any, dict[str, np.ndarray]]:
     """Parameters with zeros where masks say so, and the masks, checked."""
-    leaves = Leaves.of(params)
+    tree, closed = opened(params)
+    leaves = Leaves.of(tree)
     checked = {}
     for path, mask in masks.items():
         if path not in leaves.by_path:
@@ -115,12 +117,12 @@ def _masked(params: Any, masks: Mapping[str, Any]) -> tuple[Any, dict[str, np.nd
             )
         leaves.keep_at(path, mask)
         checked[path] = np.asarray(mask)
-    return leaves.tree(), checked
+    return closed(leaves.tree()), checked
 
 
 def _model(prepared: Prepared, masked: Any, masks: Mapping[str, np.ndarray]) -> Model:
     found = followed(prepared)
-    leaves = Leaves.of(masked)
+    leaves = Leaves.of(opened(masked)[0])
     number = {path: i for i, path in enumerate(prepared.paths)}
     return Model(
         found.program,
@@ -185,12 +187,13 @@ class _Attempt:
 
     def smaller(self, kept: Bools, how: Callable[..., Any] = cut) -> Any:
         """The parameters without the units that go."""
-        leaves = Leaves.of(self.masked)
+        tree, closed = opened(self.masked)
+        leaves = Leaves.of(tree)
         for leaf, bias in self.plan.biases.items():
             leaves.put_at(self.model.paths[leaf], bias)
         for path, mine in self.cuts(kept).items():
             leaves.put_at(path, how(leaves.at(path), mine))
-        return _resized(leaves.tree())
+        return _resized(closed(leaves.tree()))
 
     def result(
         self,
@@ -201,8 +204,12 @@ class _Attempt:
         """What the user gets."""
         params, mine = self.smaller(self.plan.kept), self.cuts(self.plan.kept)
         after = prepare(self.fn, params, self.args, {}) if mine else prepared
-        small = Leaves.of(params)
+        small = Leaves.of(opened(params)[0])
         left = {p: cut(mask, mine.get(p, ())) for p, mask in masks.items()}
+        for leaf in self.plan.biases:  # what units said that left has to stay
+            path = self.model.paths[leaf]
+            if path in left:
+                left[path] = left[path] | (np.asarray(small.at(path)) != 0)
         report = Report(
             _both(_count, self.model.arrays, [small.at(p) for p in self.model.paths]),
             _both(costs.flops, prepared.jaxpr, after.jaxpr),
@@ -244,7 +251,9 @@ class _Attempt:
 
 def _shape_of_cut(array: Any, mine: tuple[Any, ...]) -> Any:
     """A parameter cut, without its values."""
-    return jax.eval_shape(functools.partial(cut, mine=mine), array)
+    whole = jax.ShapeDtypeStruct(jnp.shape(array), array.dtype)
+    shape = jax.eval_shape(functools.partial(cut, mine=mine), whole).shape
+    return jax.ShapeDtypeStruct(shape, array.dtype, sharding=resharded(array, shape))
 
 
 def _resized(params: Any) -> Any:

@@ -38,6 +38,6 @@ def _of(eqn: Any) -> int:
         return max(flops(b) for b in eqn.params["branches"])
     if name == "while":
         return flops(eqn.params["body_jaxpr"])
-    if any(jaxprs.is_jaxpr(v) for v in eqn.params.values()):
+    if jaxprs.has_body(eqn):
         return flops(jaxprs.body(eqn)[0])
     return 0

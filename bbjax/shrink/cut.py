@@ -7,12 +7,14 @@ many.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from bbjax.axes.extents import Dims
 from bbjax.shrink.model import Model
@@ -39,21 +41,32 @@ def cuts(
 
 
 def cut(array: Any, mine: tuple[Cut, ...]) -> Any:
-    """An array of a parameter's shape, cut as the parameter is."""
-    here = _alone(array)
-    found = np.asarray(array) if here is not None else array
-    for axis, at, indices in mine:
-        found = _along(found, axis, at, indices)
-    return found if here is None else jax.device_put(found, here)
+    """An array of a parameter's shape, cut as the parameter is.
 
-
-def _alone(array: Any) -> jax.Device | None:
-    """The CPU that holds an array by itself: there numpy cuts, and compiles nothing."""
+    Concrete arrays are cut on the host, which compiles nothing for new shapes, and go
+    back to their devices.
+    """
     if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer):
+        for axis, at, indices in mine:
+            array = _along(array, axis, at, indices)
+        return array
+    found = cut(np.asarray(array), mine)
+    sharding = resharded(array, found.shape)
+    return jax.device_put(found, sharding or next(iter(array.devices())))
+
+
+def resharded(array: Any, shape: tuple[int, ...]) -> NamedSharding | None:
+    """The sharding of an array, for another shape: axes that still divide keep it."""
+    sharding = getattr(array, "sharding", None)
+    if not isinstance(sharding, NamedSharding):
         return None
-    devices = array.devices()
-    alone = len(devices) == 1 and {d.platform for d in devices} == {"cpu"}
-    return next(iter(devices)) if alone else None
+    spec = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
+    kept = []
+    for names, size in zip(spec, shape, strict=True):
+        named = names if isinstance(names, tuple) else (names,) if names else ()
+        share = math.prod(sharding.mesh.shape[name] for name in named)
+        kept.append(names if size % share == 0 else None)
+    return NamedSharding(sharding.mesh, PartitionSpec(*kept))
 
 
 def _along(array: Any, axis: int, at: tuple[int, ...], indices: np.ndarray) -> Any:

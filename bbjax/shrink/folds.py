@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from bbjax.axes.extents import Dims
@@ -62,4 +62,7 @@ def folded(model: Model, fold: Fold, bias: Any) -> Any:
     order = [a for a in range(weights.ndim) if a in (*kernel.stack, *kernel.fan_out)]
     units = [order.index(a) for a in (*kernel.stack, *kernel.fan_out)]
     added = added.transpose(units).reshape(bias.shape)
-    return jnp.asarray((np.asarray(bias).astype(np.float64) + added), bias.dtype)
+    found = (np.asarray(bias).astype(np.float64) + added).astype(bias.dtype)
+    if not isinstance(bias, jax.Array):
+        return found
+    return jax.device_put(found, bias.sharding)

@@ -23,6 +23,7 @@ import numpy as np
 from bbjax.axes.extents import Dims, Extents
 
 Bind = Callable[..., Any]
+Tag = tuple[str, int]
 
 
 class Entries(NamedTuple):
@@ -61,11 +62,14 @@ class Known:
       by: entries by group of units; a group that lies on two axes is not there.
       number: the constant of the function that it is everywhere, if any.
       held: the parameter that it is, if any.
+      tag: `("leaf", number)` of the parameter that it is, moved or spread; or
+        `("sum", number)` of the product that it is the result of.
     """
 
     by: dict[int, Entries] = dataclasses.field(default_factory=dict)
     number: np.ndarray | None = None
     held: Held | None = None
+    tag: Tag | None = None
 
     def entries(self, whole: int, size: int) -> Entries | None:
         """What is known of the units of a group."""
@@ -131,6 +135,8 @@ def _of_held(
     if not lone:
         return Entries(np.zeros(size, np.float32), gone, gone) if gone.any() else None
     value = np.asarray(held.value()).reshape(-1)
+    if np.iscomplexobj(value):
+        return Entries(np.zeros(size, value.dtype), gone, gone)
     ordered = np.zeros(size, value.dtype)
     ordered[at[mine]] = value[mine]
     return Entries(np.where(gone, 0, ordered), np.ones(size, bool), gone)
@@ -215,6 +221,8 @@ def _zeros(
 def _computed(bind: Bind, entries: Sequence[Entries], found: Entries) -> Entries:
     """Where all operands are known, so is the result."""
     known = np.logical_and.reduce([e.known for e in entries])
+    if any(np.iscomplexobj(e.value) for e in (found, *entries)):
+        return found  # only zeros are followed
     if not (known & ~found.known).any():
         return found
     firm = np.logical_and.reduce([e.firm for e in entries])

@@ -166,7 +166,8 @@ class _Decision:
         if fixed:
             self.stay(whole, useless, fixed)
             return
-        goes = _as_many(goes)
+        before = self.before.get(whole, np.ones_like(goes))
+        goes = _as_many(goes, ~before)
         if not goes.any():
             self.stay(whole, useless, why)
             return
@@ -193,8 +194,11 @@ class _Decision:
         kernel = self.model.kernels.get(found.leaf) if found.leaf is not None else None
         if found.hinders:
             return gone, quiet, found.hinders
-        if kernel is None or not kernel.bias or kernel.groups > 1:
+        bias = None if found.bias is None else self.model.paths[found.bias]
+        if kernel is None or kernel.groups > 1 or not bias or bias != kernel.bias:
             return gone, quiet, "there is no bias to hold what they add"
+        if np.dtype(kernel.dtype).kind == "c":
+            return gone, quiet, "what they add is complex"
         return gone, quiet, self.differing(found)
 
     def differing(self, found: Sum) -> str:
@@ -208,11 +212,11 @@ class _Decision:
                 np.where(one.known, one.value, 0), np.where(two.known, two.value, 0)
             ):
                 return "the reading kernel is used twice, and they add different values"
-        assert found.leaf is not None
-        if len(stack_axes(self.model.program, found.leaf, found.scans)) < len(
-            found.scans
-        ):
-            return "the reading kernel is used in several layers"
+        for leaf in (found.leaf, found.bias):
+            assert leaf is not None
+            axes = stack_axes(self.model.program, leaf, found.scans)
+            if len(axes) < len(found.scans):
+                return "the reading kernel or its bias is used in several layers"
         return ""
 
     def fold(self, whole: int, found: Sum, goes: np.ndarray) -> None:
@@ -234,7 +238,12 @@ class _Decision:
             self.folds.append(fold)
 
 
-def _as_many(goes: np.ndarray) -> np.ndarray:
-    """As many units in every layer, the last ones first to stay; one stays in all."""
+def _as_many(goes: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """As many units in every layer, the last ones first to stay; one stays in all.
+
+    Units that went before go again: what they said may be in a bias by now.
+    """
     most = min(int(goes.sum(axis=-1).min()), goes.shape[-1] - 1)
-    return goes & (np.cumsum(goes, axis=-1) <= most)
+    others = goes & ~before
+    left = most - before.sum(axis=-1, keepdims=True)
+    return before | (others & (np.cumsum(others, axis=-1) <= left))

@@ -79,7 +79,8 @@ class _Comparison:
             why = f"the function does {new.primitive.name} where it did {name}"
             self.found.append(why)
             return False
-        if not _wired(old.invars, new.invars, env):
+        wired = _wired(old.invars, new.invars, env)
+        if not wired or len(old.outvars) != len(new.outvars):
             self.found.append(f"{name} takes other operands")
             return False
         for one, two in zip(old.invars, new.invars, strict=True):
@@ -125,7 +126,7 @@ class _Comparison:
     def select(self, dim: Any) -> np.ndarray:
         """Which entries are kept, in one layer: all have as many."""
         found = self.extents.select(dim, self.kept)
-        return found.reshape(-1, found.shape[-1])[0]
+        return found[(0,) * (found.ndim - 1)]
 
 
 def _wired(old: Sequence[Any], new: Sequence[Any], env: Mapping[Any, Any]) -> bool:
@@ -148,7 +149,7 @@ def _bodies(eqn: Any) -> list[tuple[Any, tuple[Any, ...]]]:
     if eqn.primitive.name == "while":
         names = ("cond_jaxpr", "body_jaxpr")
         return [jaxprs.opened(eqn.params[n]) for n in names]
-    if any(jaxprs.is_jaxpr(v) for v in eqn.params.values()):
+    if jaxprs.has_body(eqn):
         return [jaxprs.body(eqn)]
     return []
 

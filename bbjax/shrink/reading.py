@@ -17,15 +17,16 @@ import numpy as np
 
 from bbjax import jaxprs
 from bbjax.axes.extents import Dims
-from bbjax.axes.moves import SHAPING
+from bbjax.axes.moves import IDENTITY, SHAPING
 from bbjax.axes.program import INLINE, Frame, Program
 from bbjax.flow.transfer import ELEMENTWISE
+from bbjax.shrink import operations
 from bbjax.shrink.known import (
     NOTHING,
     Entries,
     Held,
     Known,
-    alike,
+    Tag,
     along,
     elementwise,
     join,
@@ -50,6 +51,9 @@ class Sum(NamedTuple):
         nothing is known.
       leaf: the kernel whose rows they are, if the other operand is one.
       hinders: why a constant cannot go into its bias; empty if it can.
+      product: number of the product.
+      bias: the parameter that is added to the product, and to nothing else but other
+        products of the kernel, if there is one.
     """
 
     whole: int
@@ -59,6 +63,8 @@ class Sum(NamedTuple):
     constant: Entries | None
     leaf: int | None
     hinders: str
+    product: int
+    bias: int | None = None
 
 
 def read(program: Program, held: Sequence[Held]) -> list[Sum]:
@@ -69,10 +75,10 @@ def read(program: Program, held: Sequence[Held]) -> list[Sum]:
       held: every parameter, with its mask.
     """
     reader = _Reader(program)
-    args = [Known(held=h) for h in held]
+    args = [Known(held=h, tag=("leaf", i)) for i, h in enumerate(held)]
     args += [NOTHING] * (len(program.top.jaxpr.invars) - len(args))
-    reader.body(program.top, args, ())
-    return reader.sums
+    reader.end("a result", reader.body(program.top, args, ()))
+    return [found._replace(bias=reader.bias(found)) for found in reader.sums]
 
 
 @dataclasses.dataclass
@@ -80,16 +86,57 @@ class _Reader:
     program: Program
     sums: list[Sum] = dataclasses.field(default_factory=list)
     quiet: int = 0  # while a scan is read only to find what its carry is
+    ends: dict[Tag, list[tuple[str, Tag | None]]] = dataclasses.field(
+        default_factory=dict
+    )
+    kernels: list[int | None] = dataclasses.field(default_factory=list)
+
+    # Tags ------------------------------------------------------------------------
+    def end(self, name: str, knowns: Sequence[Known]) -> None:
+        """Notes what becomes of tagged arrays, with the other operand's tag."""
+        tags = [known.tag for known in knowns]
+        for i, tag in enumerate(tags):
+            if tag is not None and not self.quiet:
+                other = tags[1 - i] if len(tags) == 2 else None
+                self.ends.setdefault(tag, []).append((name, other))
+
+    def bias(self, found: Sum) -> int | None:
+        """The parameter that is added to a product and has no other use."""
+        ends = self.ends.get(("sum", found.product), [])
+        if len(ends) != 1 or ends[0][0] not in ("add", "add_any"):
+            return None
+        leaf = ends[0][1]
+        if leaf is None or leaf[0] != "leaf":
+            return None
+        for name, other in self.ends[leaf]:
+            if name not in ("add", "add_any") or other is None or other[0] != "sum":
+                return None
+            if self.kernels[other[1]] != found.leaf:
+                return None
+        return leaf[1]
+
+    def carried_tag(self, eqn: Any, known: Known) -> Tag | None:
+        """The tag of a result that is its operand, moved, spread or cast."""
+        name = eqn.primitive.name
+        if known.tag is None or name not in SHAPING or name == "stop_gradient":
+            return None
+        if name == "broadcast_in_dim" and known.tag[0] == "sum":
+            return None
+        kinds = [v.aval.dtype for v in (eqn.invars[0], eqn.outvars[0])]
+        cast = name == "convert_element_type"
+        if cast and not all(jnp.issubdtype(k, jnp.floating) for k in kinds):
+            return None
+        return known.tag
 
     def body(self, frame: Frame, args: Sequence[Known], layer: Layer) -> list[Known]:
         env: dict[Any, Known] = {}
         for var, const in zip(frame.jaxpr.constvars, frame.consts, strict=False):
-            env[var] = _constant(const)
+            env[var] = operations.constant(const)
         env.update(zip(frame.jaxpr.invars, args, strict=True))
 
         def look(atom: Any) -> Known:
             if jaxprs.is_literal(atom):
-                return _constant(atom.val)
+                return operations.constant(atom.val)
             return env.get(atom, NOTHING)
 
         for index, eqn in enumerate(frame.jaxpr.eqns):
@@ -104,15 +151,21 @@ class _Reader:
             if name in INLINE:
                 return self.body(frame.bodies[index, 0], ins, layer)
             return _CALLS[name](self, frame, eqn, ins, index, layer)
+        tag = self.carried_tag(eqn, ins[0]) if ins else None
+        if tag is None:
+            self.end(name, ins)
         if name in ("dot_general", "conv_general_dilated"):
             return [self.product(frame, eqn, ins, layer)]
+        if name in IDENTITY:
+            return list(ins)
         dims = [self.dims(frame, a) for a in eqn.invars]
         if name in SHAPING and ins[0].held is not None and name != "broadcast_in_dim":
-            return [Known(held=_moved(eqn, ins[0].held))]
+            return [Known(held=operations.moved(eqn, ins[0].held), tag=tag)]
         knowns = [
             spread(self.program.extents, k, d) for k, d in zip(ins, dims, strict=True)
         ]
-        return [self.plain(frame, eqn, knowns, var) for var in eqn.outvars]
+        outs = [self.plain(frame, eqn, knowns, var) for var in eqn.outvars]
+        return [dataclasses.replace(k, tag=tag) for k in outs] if tag else outs
 
     def dims(self, frame: Frame, atom: Any) -> Dims:
         """Dims of an operand; a number has none."""
@@ -127,13 +180,19 @@ class _Reader:
         wholes = {w: extents.size((w,)) for w in once(extents, frame.dims[var])}
         if name in ELEMENTWISE:
             dtypes = [a.aval.dtype for a in (*eqn.invars, var)]
-            return elementwise(name, _binding(eqn), ins, wholes, dtypes)
-        if name in _MOVES:
-            return _only(ins[0], wholes, name == "broadcast_in_dim")
-        if name in _JOINS:
-            return _only(_joined(extents, frame, eqn, ins, wholes), wholes, False)
-        if name in _COUNTED:
-            return _only(_times(ins[0], _COUNTED[name](eqn)), wholes, False)
+            return elementwise(name, operations.binding(eqn), ins, wholes, dtypes)
+        if name == "gather":
+            return operations.only(operations.picked(eqn, ins[0]), wholes)
+        if name in operations.MOVES:
+            return operations.only(ins[0], wholes, name == "broadcast_in_dim")
+        if name in operations.JOINS:
+            return operations.only(
+                operations.joined(extents, frame, eqn, ins, wholes), wholes, False
+            )
+        if name in operations.COUNTED:
+            return operations.only(
+                operations.times(ins[0], operations.COUNTED[name](eqn)), wholes, False
+            )
         return NOTHING
 
     # Products --------------------------------------------------------------------
@@ -142,7 +201,7 @@ class _Reader:
         dims = [self.dims(frame, a) for a in eqn.invars]
         extents = self.program.extents
         summed = set()
-        for left, right in _contracted(eqn):
+        for left, right in operations.contracted(eqn):
             both = {*extents.wholes(dims[0][left])} & {*extents.wholes(dims[1][right])}
             for whole in sorted(both):
                 self.sum(frame, eqn, ins, dims, (left, right), whole, layer)
@@ -156,8 +215,17 @@ class _Reader:
                     continue
                 no = np.zeros_like(entries.value)
                 zero = Entries(no, entries.zero, entries.gone)
-                found[whole] = _either(found.get(whole), zero)
-        return Known({w: e for w, e in found.items() if e.known.any()})
+                found[whole] = operations.either(found.get(whole), zero)
+        tag = ("sum", len(self.kernels))
+        self.kernels.append(self.kernel_of(frame, eqn, ins)[1])
+        return Known({w: e for w, e in found.items() if e.known.any()}, tag=tag)
+
+    def kernel_of(self, frame, eqn, ins) -> tuple[int | None, int | None]:
+        """Which operand of a product is a kernel, and its number."""
+        side = next((s for s in (1, 0) if ins[s].held is not None), None)
+        if side is None or jaxprs.is_literal(eqn.invars[side]):
+            return None, None
+        return side, frame.leaves.get(eqn.invars[side])
 
     def sum(self, frame, eqn, ins, dims, axes, whole, layer) -> None:
         """Notes one sum."""
@@ -169,32 +237,42 @@ class _Reader:
         for entries in sides:
             if entries is not None:
                 gone |= entries.gone
-        leaves = [
-            None if jaxprs.is_literal(a) else frame.leaves.get(a) for a in eqn.invars
-        ]
-        kernel = next((s for s in (1, 0) if ins[s].held is not None), None)
-        constant, leaf, hinders = None, None, "both operands change with the input"
+        kernel, leaf = self.kernel_of(frame, eqn, ins)
+        constant, hinders = None, "both operands change with the input"
         if kernel is not None:
-            constant, leaf = sides[1 - kernel], leaves[kernel]
-            hinders = _hinders(eqn)
-        self.sums.append(Sum(whole, layer, frame.scans, gone, constant, leaf, hinders))
+            constant, hinders = sides[1 - kernel], operations.hinders_of(eqn)
+        number = len(self.kernels)
+        self.sums.append(
+            Sum(whole, layer, frame.scans, gone, constant, leaf, hinders, number)
+        )
 
     # Calls -----------------------------------------------------------------------
     def scan(self, frame, eqn, ins, index, layer) -> list[Known]:
         held, carried = jaxprs.scan_counts(eqn)
         fixed = held + carried
         body = frame.bodies[index, 0]
-        carry = list(ins[held:fixed])
+        ins = [self.without_sum("scan", k) for k in ins]
+        self.end("scan", ins[held:fixed])
+        carry = [dataclasses.replace(k, tag=None) for k in ins[held:fixed]]
         length = eqn.params["length"]
         stacked = len(body.scans) > len(frame.scans)
         if not stacked:
             carry = self.settled(body, ins[:held], carry, len(ins) - fixed, layer)
         order = range(length)[:: -1 if eqn.params["reverse"] else 1]
         for step in order if stacked else [None]:
-            xs = [_slice(k, step) for k in ins[fixed:]]
+            xs = [operations.layer_of(k, step) for k in ins[fixed:]]
             inner = layer if step is None else (*layer, step)
-            carry = self.body(body, [*ins[:held], *carry, *xs], inner)[:carried]
+            outs = self.body(body, [*ins[:held], *carry, *xs], inner)
+            self.end("scan", outs)
+            carry = [dataclasses.replace(k, tag=None) for k in outs[:carried]]
         return [*carry, *[NOTHING] * (len(eqn.outvars) - carried)]
+
+    def without_sum(self, name: str, known: Known) -> Known:
+        """A product that goes where it may be used many times."""
+        if known.tag is None or known.tag[0] != "sum":
+            return known
+        self.end(name, [known])
+        return dataclasses.replace(known, tag=None)
 
     def settled(self, body, held, carry, rest, layer) -> list[Known]:
         """What is known of a carry at every step."""
@@ -221,6 +299,7 @@ class _Reader:
         for i in range(len(eqn.params["branches"])):
             branch = frame.bodies[index, i]
             outs = self.body(branch, ins[1:], layer)
+            self.end("cond", outs)
             dims = [self.dims(branch, a) for a in branch.jaxpr.outvars]
             results.append(
                 [spread(extents, k, d) for k, d in zip(outs, dims, strict=True)]
@@ -232,9 +311,12 @@ class _Reader:
 
     def loop(self, frame, eqn, ins, index, layer) -> list[Known]:
         skip, held = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+        ins = [self.without_sum("while", k) for k in ins]
+        self.end("while", ins[skip + held :])
         state = [NOTHING] * (len(ins) - skip - held)
-        self.body(frame.bodies[index, 0], [*ins[:skip], *state], layer)
-        self.body(frame.bodies[index, 1], [*ins[skip : skip + held], *state], layer)
+        for number, fixed in enumerate((ins[:skip], ins[skip : skip + held])):
+            outs = self.body(frame.bodies[index, number], [*fixed, *state], layer)
+            self.end("while", outs)
         return state
 
 
@@ -243,142 +325,13 @@ _CALLS: dict[str, Callable[..., list[Known]]] = {
     "cond": _Reader.cond,
     "while": _Reader.loop,
 }
-# Every entry of the result is an entry of the operand with the same units.
-_MOVES = SHAPING | frozenset(
-    "slice split gather dynamic_slice rev reduce_max reduce_min reduce_and reduce_or "
-    "sort".split()
-)
-_JOINS = frozenset("concatenate pad dynamic_update_slice".split())
-
-
-def _sizes(eqn: Any, axes: Sequence[int]) -> int:
-    return int(np.prod([eqn.invars[0].aval.shape[a] for a in axes]))
-
-
-def _window(eqn: Any) -> int:
-    """Entries in a window; 0 where windows at the border have fewer."""
-    padded = any(tuple(p) != (0, 0) for p in eqn.params["padding"])
-    return 0 if padded else int(np.prod(eqn.params["window_dimensions"]))
-
-
-# How many entries of one value are summed; 0 where it is not always as many.
-_COUNTED: dict[str, Callable[[Any], int]] = {
-    "reduce_sum": lambda eqn: _sizes(eqn, eqn.params["axes"]),
-    "reduce_window_sum": _window,
-    "cumsum": lambda eqn: 0,
-}
-
-
-def _times(known: Known, count: int) -> Known:
-    """A sum of equal entries."""
-    found = {}
-    for whole, e in known.by.items():
-        fine = e.known if count else e.zero
-        value = e.value * np.asarray(count, e.value.dtype)
-        found[whole] = Entries(np.where(e.zero, e.value, value), fine, e.firm & fine)
-    return Known(found)
-
-
-def _only(known: Known, wholes: dict[int, int], number: bool) -> Known:
-    by = {w: e for w, e in known.by.items() if w in wholes and e.known.any()}
-    return Known(by, known.number if number else None)
-
-
-def _joined(extents, frame, eqn, ins, wholes) -> Known:
-    """Entries of several operands: units that only one has are as they are there."""
-    dims = [
-        extents.shape(np.shape(a.val)) if jaxprs.is_literal(a) else frame.dims[a]
-        for a in eqn.invars
-    ]
-    count = {"concatenate": len(ins)}.get(eqn.primitive.name, 2)
-    operands = list(zip(ins, dims, strict=True))[:count]
-    found = {}
-    for whole, size in wholes.items():
-        holders = [k for k, d in operands if whole in once(extents, d)]
-        having = [k.entries(whole, size) for k in holders]
-        if eqn.primitive.name == "pad" and _pads(eqn, extents, dims[0], whole):
-            having.append(ins[1].entries(whole, size))
-        entries = alike(having)
-        if entries is not None:
-            found[whole] = entries
-    return Known(found)
-
-
-def _pads(eqn: Any, extents: Any, dims: Dims, whole: int) -> bool:
-    """Whether padding adds entries to the units of a group."""
-    axis = once(extents, dims).get(whole)
-    config = eqn.params["padding_config"]
-    return any(tuple(c) != (0, 0, 0) for i, c in enumerate(config) if i != axis)
-
-
-def _either(one: Entries | None, two: Entries) -> Entries:
-    if one is None:
-        return two
-    return Entries(one.value, one.known | two.known, one.firm | two.firm)
 
 
 def _same(one: Known, two: Known) -> bool:
+    if (one.number is None) != (two.number is None) or one.number != two.number:
+        return False
     return one.by.keys() == two.by.keys() and all(
         np.array_equal(a, b, equal_nan=True)
         for w, e in one.by.items()
         for a, b in zip(e[1:], two.by[w][1:], strict=True)
     )
-
-
-def _constant(value: Any) -> Known:
-    """A constant of the function, if it is one number."""
-    if np.ndim(value) == 0 and jnp.issubdtype(jnp.result_type(value), jnp.number):
-        return Known(number=np.asarray(value))
-    return NOTHING
-
-
-def _slice(known: Known, step: int | None) -> Known:
-    """A layer of a stacked operand."""
-    if known.held is None or step is None:
-        return NOTHING
-    value, mask = known.held
-    return Known(held=Held(lambda: value()[step], None if mask is None else mask[step]))
-
-
-def _moved(eqn: Any, held: Held) -> Held:
-    """A parameter after a move or a cast."""
-    name, params = eqn.primitive.name, eqn.params
-    aval = eqn.outvars[0].aval
-
-    def move(array: np.ndarray) -> np.ndarray:
-        if name == "transpose":
-            return np.transpose(array, params["permutation"])
-        return np.reshape(array, aval.shape)
-
-    mask = None if held.mask is None else move(held.mask)
-    return Held(lambda: move(np.asarray(held.value())).astype(aval.dtype), mask)
-
-
-def _binding(eqn: Any) -> Callable[..., Any]:
-    """The operation of an equation, for arrays of one axis."""
-    params = {k: v for k, v in eqn.params.items() if k not in ("sharding",)}
-    if "sharding" in eqn.params:
-        params["sharding"] = None
-    return lambda *arrays: eqn.primitive.bind(*arrays, **params)
-
-
-def _contracted(eqn: Any) -> list[tuple[int, int]]:
-    """Pairs of axes that a product runs over."""
-    numbers = eqn.params["dimension_numbers"]
-    if eqn.primitive.name == "dot_general":
-        return list(zip(*numbers[0], strict=True))
-    return [(numbers.lhs_spec[1], numbers.rhs_spec[1])]
-
-
-def _hinders(eqn: Any) -> str:
-    """Why the reader's bias cannot hold what a constant unit adds."""
-    params = eqn.params
-    if eqn.primitive.name == "dot_general":
-        return ""
-    if params["feature_group_count"] > 1 or params["batch_group_count"] > 1:
-        return "the reading convolution is grouped"
-    if any(tuple(p) != (0, 0) for p in params["padding"]):
-        return "the reading convolution pads, so that they add less at the border"
-    if any(d != 1 for d in params["lhs_dilation"]):
-        return "the reading convolution is transposed"
-    return ""

@@ -8,6 +8,7 @@ pruning state keeps its masks, running means and dormant weights of what stays. 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,11 +53,26 @@ def _is_pruning(value: Any) -> bool:
 def _cut_leaf(path: str, leaf: Any, cuts: Cuts, shapes: Shapes) -> Any:
     """A leaf that belongs to a parameter, cut as that one is."""
     parts = path.split("/")
-    for start in range(len(parts)):  # the longest path that fits is the parameter's
-        name = "/".join(parts[start:])
-        if name in shapes and jnp.shape(leaf) == shapes[name]:
-            return cut(leaf, cuts.get(name, ()))
-    return leaf
+    suffixes = ["/".join(parts[start:]) for start in range(len(parts))]
+    name = next((s for s in (*suffixes, "") if s in shapes), None)
+    if name is None or name not in cuts:
+        return leaf
+    shape, found = shapes[name], jnp.shape(leaf)
+    lead = len(found) - len(shape)
+    if lead >= 0 and found[lead:] == shape:  # a memory of several steps has them first
+        moved = ((axis + lead, _plus(at, lead), i) for axis, at, i in cuts[name])
+        return cut(leaf, tuple(moved))
+    if math.prod(found) == 1:
+        return leaf
+    raise ValueError(
+        f"expected an optimizer state with arrays of the parameters' shapes, got "
+        f"{found} at {path!r} for {name!r} of shape {shape}; make the state of this "
+        "optimizer anew for the smaller parameters"
+    )
+
+
+def _plus(axes: tuple[int, ...], lead: int) -> tuple[int, ...]:
+    return tuple(axis + lead for axis in axes)
 
 
 def _cut_pruning(state: PruneState, cuts: Cuts, units: Units) -> PruneState:
