@@ -170,6 +170,11 @@ class Extents:
             left = list(self.factors(tuple(left)))
             right = list(self.factors(tuple(right)))
 
+    def tie_each(self, one: Dims, two: Dims) -> None:
+        """Ties the axes of two arrays of one shape."""
+        for a, b in zip(one, two, strict=True):
+            self.tie(a, b)
+
     def reshaped(self, dims: Dims, shape: Sequence[int]) -> Dims:
         """Dims of a reshape: factors are handed out to the axes of the new shape."""
         if 0 in shape:

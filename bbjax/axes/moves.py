@@ -8,7 +8,7 @@ the operation.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from bbjax.axes.extents import Dim, Dims, Extents
@@ -164,8 +164,7 @@ def _concatenated(step: Step) -> list[Dims]:
 def _stacked(step: Step) -> list[Dims]:
     found = step.ins[0]
     for dims in step.ins[1:]:
-        for one, two in zip(found, dims, strict=True):
-            step.extents.tie(one, two)
+        step.extents.tie_each(found, dims)
     along = step.params["axis"]
     new = step.extents.new(step.shapes[0][along], "stack makes as many")
     return [(*found[:along], new, *found[along:])]
@@ -240,8 +239,7 @@ def _along(step: Step) -> list[Dims]:
     axis = named[0]
     step.mixed([axis % len(step.ins[0])], "runs along its units")
     for other in step.ins[1:]:
-        for one, two in zip(step.ins[0], other, strict=True):
-            step.extents.tie(one, two)
+        step.extents.tie_each(step.ins[0], other)
     return [step.ins[0] for _ in step.shapes]
 
 
@@ -331,8 +329,3 @@ MOVES: dict[str, Callable[[Step], list[Dims]]] = {
         "reduce_window_sum reduce_window_max reduce_window_min".split(), _windowed
     ),
 }
-
-
-def shaped(dims: Sequence[Dim], extents: Extents) -> tuple[int, ...]:
-    """Sizes of dims."""
-    return tuple(extents.size(d) for d in dims)

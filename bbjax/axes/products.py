@@ -7,6 +7,8 @@ channels `group * input` before and `group * output` after it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bbjax.axes.extents import Dim, Dims
 from bbjax.axes.moves import Step
 
@@ -70,22 +72,22 @@ def _gather(step: Step) -> Dims:
     """Whole slices pass; what is picked by index is fixed."""
     numbers, sizes = step.params["dimension_numbers"], step.params["slice_sizes"]
     operand, indices = step.ins[:2]
-    batching = dict(
-        zip(
-            numbers.operand_batching_dims,
-            numbers.start_indices_batching_dims,
-            strict=True,
-        )
-    )
+    theirs = numbers.start_indices_batching_dims
+    batching = dict(zip(numbers.operand_batching_dims, theirs, strict=True))
     gone = {*numbers.collapsed_slice_dims, *batching}
-    window = [i for i in range(len(operand)) if i not in gone]
-    offset = dict(zip(numbers.offset_dims, window, strict=True))
+    offset = _offset(numbers.offset_dims, operand, gone)
     for i, dim in enumerate(operand):
         if i in batching:
             step.extents.tie(dim, indices[batching[i]])
         elif sizes[i] != step.extents.size(dim):
             step.extents.fix(dim, "gather picks some of them")
     return _windows(step, offset, operand, indices, "gather picks as many")
+
+
+def _offset(axes: Sequence[int], operand: Dims, gone: set[int]) -> dict[int, int]:
+    """The axis of the operand that each axis of a slice is."""
+    window = [i for i in range(len(operand)) if i not in gone]
+    return dict(zip(axes, window, strict=True))
 
 
 def _windows(
@@ -106,16 +108,10 @@ def _scatter(step: Step) -> Dims:
     """Whole slices are replaced or added to; what is picked by index is fixed."""
     numbers = step.params["dimension_numbers"]
     operand, indices, updates = step.ins[:3]
-    batching = dict(
-        zip(
-            numbers.operand_batching_dims,
-            numbers.scatter_indices_batching_dims,
-            strict=True,
-        )
-    )
+    theirs = numbers.scatter_indices_batching_dims
+    batching = dict(zip(numbers.operand_batching_dims, theirs, strict=True))
     gone = {*numbers.inserted_window_dims, *batching}
-    window = [i for i in range(len(operand)) if i not in gone]
-    offset = dict(zip(numbers.update_window_dims, window, strict=True))
+    offset = _offset(numbers.update_window_dims, operand, gone)
     why = f"{step.name} picks some of them"
     step.fix(indices[:-1], f"{step.name} places them by index")
     places = iter(indices[:-1])

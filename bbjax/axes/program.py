@@ -105,7 +105,7 @@ def follow(closed: Any, paths: Sequence[str], results: Sequence[str] = ()) -> Pr
         leaf = None if jaxprs.is_literal(atom) else top.blends.get(atom)
         name = results[i].rsplit("/", 1)[-1] if i < len(results) else None
         if leaf is not None and names[leaf] == name:
-            follower.tied(out, dims[leaf])
+            extents.tie_each(out, dims[leaf])
         else:
             for dim in out:
                 extents.fix(dim, RETURNED)
@@ -247,7 +247,7 @@ class _Follower:
                 self.extents.tie(lead, dims[0])
         outs = self.enter(frame, (index, 0), jaxprs.body(eqn), args, tags, lead)
         for before, after in zip(ins[held:fixed], outs[:carried], strict=True):
-            self.tied(before, after)
+            self.extents.tie_each(before, after)
         length = eqn.params["length"]
         return [
             *outs[:carried],
@@ -266,7 +266,7 @@ class _Follower:
         ]
         for other in results[1:]:
             for one, two in zip(results[0], other, strict=True):
-                self.tied(one, two)
+                self.extents.tie_each(one, two)
         return results[0]
 
     def loop(self, frame, eqn, ins, index) -> list[Dims]:
@@ -291,7 +291,7 @@ class _Follower:
             [*tags[skip : skip + held], *none],
         )
         for before, after in zip(state, outs, strict=True):
-            self.tied(before, after)
+            self.extents.tie_each(before, after)
         return list(state)
 
     def closed(self, eqn, ins) -> list[Dims]:
@@ -301,8 +301,3 @@ class _Follower:
             for dim in dims:
                 self.extents.fix(dim, why)
         return [self.extents.shape(v.aval.shape, why) for v in eqn.outvars]
-
-    def tied(self, one: Dims, two: Dims) -> None:
-        """Ties the axes of two arrays of one shape."""
-        for a, b in zip(one, two, strict=True):
-            self.extents.tie(a, b)

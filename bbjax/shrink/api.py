@@ -25,7 +25,7 @@ from bbjax.axes.scans import scans_of_groups
 from bbjax.fitting import opened
 from bbjax.leaves import Leaves
 from bbjax.shrink import costs, proof
-from bbjax.shrink.cut import Cuts, cut, cuts, resharded
+from bbjax.shrink.cut import cut, cuts, resharded
 from bbjax.shrink.model import Model
 from bbjax.shrink.plan import Bools, Plan, plan
 from bbjax.shrink.result import Change, Report, Shrunk
@@ -131,6 +131,7 @@ def _model(prepared: Prepared, masked: Any, masks: Mapping[str, np.ndarray]) -> 
         {number[path]: mask for path, mask in masks.items()},
         {number[k.path]: k for k in found.units.kernels},
         {w: found.units.graph[n] for w, n in found.numbers.items()},
+        scans_of_groups(found.program),
     )
 
 
@@ -181,17 +182,13 @@ class _Attempt:
             return [f"the function cannot take fewer: {type(error).__name__}: {text}"]
         return proof.compare(self.model.program, kept, again.jaxpr)
 
-    def cuts(self, kept: Bools) -> Cuts:
-        """How parameters are cut."""
-        return cuts(self.model, scans_of_groups(self.model.program), kept)
-
     def smaller(self, kept: Bools, how: Callable[..., Any] = cut) -> Any:
         """The parameters without the units that go."""
         tree, closed = opened(self.masked)
         leaves = Leaves.of(tree)
         for leaf, bias in self.plan.biases.items():
             leaves.put_at(self.model.paths[leaf], bias)
-        for path, mine in self.cuts(kept).items():
+        for path, mine in cuts(self.model, kept).items():
             leaves.put_at(path, how(leaves.at(path), mine))
         return _resized(closed(leaves.tree()))
 
@@ -202,7 +199,7 @@ class _Attempt:
         refused: Mapping[int, str],
     ) -> Shrunk:
         """What the user gets."""
-        params, mine = self.smaller(self.plan.kept), self.cuts(self.plan.kept)
+        params, mine = self.smaller(self.plan.kept), cuts(self.model, self.plan.kept)
         after = prepare(self.fn, params, self.args, {}) if mine else prepared
         small = Leaves.of(opened(params)[0])
         left = {p: cut(mask, mine.get(p, ())) for p, mask in masks.items()}

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bbjax.axes.extents import Dims
 from bbjax.shrink.model import Model
 from bbjax.shrink.plan import axis_kept
 
@@ -25,14 +24,12 @@ Cut = tuple[int, tuple[int, ...], np.ndarray]
 Cuts = dict[str, tuple[Cut, ...]]
 
 
-def cuts(
-    model: Model, local: Mapping[int, Dims], kept: Mapping[int, np.ndarray]
-) -> Cuts:
+def cuts(model: Model, kept: Mapping[int, np.ndarray]) -> Cuts:
     """Cuts of every parameter that gets smaller, by path."""
     found: Cuts = {}
     for leaf, path in enumerate(model.paths):
         for axis in range(len(model.program.leaves[leaf])):
-            mine = axis_kept(model, local, leaf, axis, kept)
+            mine = axis_kept(model, leaf, axis, kept)
             if mine is not None:
                 at, keep = mine
                 indices = np.nonzero(keep)[-1].reshape(*keep.shape[:-1], -1)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from bbjax.axes.extents import Dims
 from bbjax.axes.groups import Group
 from bbjax.axes.program import Program
 from bbjax.kernel import Kernel
@@ -24,6 +25,7 @@ class Model:
       masks: by number of the parameter, True where kept.
       kernels: by number of the parameter.
       groups: by whole factor, in the order of `units.graph`.
+      scans: by whole factor, the scans whose layers have units of their own.
     """
 
     program: Program
@@ -32,3 +34,4 @@ class Model:
     masks: Mapping[int, np.ndarray]
     kernels: Mapping[int, Kernel]
     groups: Mapping[int, Group]
+    scans: Mapping[int, Dims]

@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bbjax.axes.extents import Dims
-from bbjax.axes.scans import scans_of_groups, stack_axes
+from bbjax.axes.scans import stack_axes
 from bbjax.shrink.folds import Fold, folded
 from bbjax.shrink.known import Held
 from bbjax.shrink.model import Model
@@ -52,7 +51,6 @@ def plan(model: Model, refused: Mapping[int, str]) -> Plan:
       model: with masks.
       refused: groups that must keep their size, with the reason.
     """
-    local = scans_of_groups(model.program)
     masks = dict(model.masks)
     arrays = list(model.arrays)
     kept: Bools = {}
@@ -60,7 +58,7 @@ def plan(model: Model, refused: Mapping[int, str]) -> Plan:
         sums = read(
             model.program, [_held(a, masks.get(i)) for i, a in enumerate(arrays)]
         )
-        decided = _Decision(model, sums, local, refused, kept)
+        decided = _Decision(model, sums, refused, kept)
         if not decided.anew():
             changed = {i for i, a in enumerate(arrays) if a is not model.arrays[i]}
             return Plan(kept, {i: arrays[i] for i in changed}, decided.stayed)
@@ -69,7 +67,7 @@ def plan(model: Model, refused: Mapping[int, str]) -> Plan:
             bias = model.paths.index(model.kernels[fold.leaf].bias)
             arrays[bias] = folded(model, fold, arrays[bias])
         for leaf in range(len(arrays)):
-            mask = kept_entries(model, local, leaf, kept)
+            mask = kept_entries(model, leaf, kept)
             if mask is not None:
                 own = model.masks.get(leaf)
                 masks[leaf] = mask if own is None else own & mask
@@ -80,13 +78,13 @@ def _held(array: Any, mask: np.ndarray | None) -> Held:
 
 
 def kept_entries(
-    model: Model, local: Mapping[int, Dims], leaf: int, kept: Mapping[int, np.ndarray]
+    model: Model, leaf: int, kept: Mapping[int, np.ndarray]
 ) -> np.ndarray | None:
     """A mask of a parameter; None if it loses nothing."""
     found = None
     dims = model.program.leaves[leaf]
     for axis in range(len(dims)):
-        mine = axis_kept(model, local, leaf, axis, kept)
+        mine = axis_kept(model, leaf, axis, kept)
         if mine is None:
             continue
         at, keep = mine
@@ -99,11 +97,7 @@ def kept_entries(
 
 
 def axis_kept(
-    model: Model,
-    local: Mapping[int, Dims],
-    leaf: int,
-    axis: int,
-    kept: Mapping[int, np.ndarray],
+    model: Model, leaf: int, axis: int, kept: Mapping[int, np.ndarray]
 ) -> tuple[tuple[int, ...], np.ndarray] | None:
     """What is kept along an axis of a parameter: stack axes, and `stack + (size,)`."""
     extents = model.program.extents
@@ -112,7 +106,7 @@ def axis_kept(
     if not mine:
         return None
     keep = extents.select(dims[axis], kept)
-    scans = max((local.get(w, ()) for w in mine), key=len)
+    scans = max((model.scans.get(w, ()) for w in mine), key=len)
     return stack_axes(model.program, leaf, scans[: keep.ndim - 1]), keep
 
 
@@ -123,16 +117,10 @@ class _Decision:
         self,
         model: Model,
         sums: Sequence[Sum],
-        local: Mapping[int, Dims],
         refused: Mapping[int, str],
         before: Bools,
     ):
-        self.model, self.local, self.refused, self.before = (
-            model,
-            local,
-            refused,
-            before,
-        )
+        self.model, self.refused, self.before = model, refused, before
         self.sums: dict[int, list[Sum]] = {}
         for found in sums:
             self.sums.setdefault(found.whole, []).append(found)
@@ -151,8 +139,8 @@ class _Decision:
         """What a group loses."""
         extents = self.model.program.extents
         fixed = extents.why_fixed(whole) or self.refused.get(whole, "")
-        depth = len(self.local.get(whole, ()))
-        lead = tuple(extents.size(s) for s in self.local.get(whole, ()))
+        lead = tuple(extents.size(s) for s in self.model.scans.get(whole, ()))
+        depth = len(lead)
         size = extents.size((whole,))
         useless = np.ones((*lead, size), bool)
         goes = np.ones((*lead, size), bool)
