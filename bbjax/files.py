@@ -32,7 +32,7 @@ from bbjax.exchange import (
     roles_of,
     write,
 )
-from bbjax.fitting import check_parameters, fit, fit_units, named_leaves, nested, opened
+from bbjax.fitting import check_parameters, fit, fit_units, named_leaves, nested
 from bbjax.packing import (
     OTHER,
     Entry,
@@ -139,8 +139,8 @@ def save(
       ([[1.0, 0.0, 3.0]], [[True, False, True]], {'step': 7})
     """
     safetensors = _safetensors()
-    leaves, _ = named_leaves(opened(params)[0])
-    leaves = {path: leaf for path, leaf in leaves.items() if describe(leaf) != OTHER}
+    named = named_leaves(params).named()
+    leaves = {path: leaf for path, leaf in named.items() if describe(leaf) != OTHER}
     kept = {} if masks is None else on_host(masks)
     _check_masks(leaves, kept)
     if units is not None:

@@ -9,8 +9,7 @@ All differences are found before anything is placed on a device or returned.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,42 +17,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from bbjax.exchange import other_roles, refuse_misfits, roles_of
-from bbjax.leaves import leaves_by_path
+from bbjax.leaves import Leaves
 from bbjax.packing import OTHER, Entry, describe, described, is_number
 from bbjax.units import Units
 
-Closed = Callable[[Any], Any]
 
-
-def opened(tree: Any) -> tuple[Any, Closed]:
-    """An NNX module as its state and a way back; other trees as they are."""
-    if "flax.nnx" in sys.modules:  # a user of NNX has imported it
-        from bbjax import nnx
-
-        return nnx.opened(tree)
-    return tree, lambda tree: tree
-
-
-def named_leaves(tree: Any) -> tuple[dict[str, Any], Any]:
-    """Leaves of a tree by path, and its structure.
+def named_leaves(tree: Any) -> Leaves:
+    """Leaves of a tree, each with a path of its own.
 
     Raises:
       ValueError: two leaves of one path.
 
     Example:
-      >>> named_leaves({"mlp": [1.0, 2.0]})[0]
+      >>> named_leaves({"mlp": [1.0, 2.0]}).named()
       {'mlp/0': 1.0, 'mlp/1': 2.0}
     """
-    keyed, structure = leaves_by_path(tree)
-    named = dict(keyed)
-    if len(named) < len(keyed):
-        paths = [path for path, _ in keyed]
+    leaves = Leaves.of(tree)
+    if len(leaves.by_path) < len(leaves.leaves):
+        paths = leaves.paths
         twice = sorted({path for path in paths if paths.count(path) > 1})
         raise ValueError(
             f"expected one leaf for each path, got several at {twice}; rename the keys "
             "that contain '/'"
         )
-    return named, structure
+    return leaves
 
 
 # Trees ---------------------------------------------------------------------------
@@ -75,8 +62,8 @@ def fit(values: Mapping[str, Any], entries: Mapping[str, Entry], like: Any, name
       >>> fit(values, {"0": pack("0", values["0"])[0]}, (np.zeros(2),), "file")
       (array([1., 1.]),)
     """
-    tree, closed = opened(like)
-    leaves, structure = named_leaves(tree)
+    tree = named_leaves(like)
+    leaves = tree.named()
     here = {path: describe(leaf) for path, leaf in leaves.items()}
     wanted = [path for path, words in here.items() if words != OTHER]
     found = [f"{p}: missing in the file" for p in wanted if p not in entries]
@@ -88,8 +75,9 @@ def fit(values: Mapping[str, Any], entries: Mapping[str, Entry], like: Any, name
         elif _too_wide(leaves[path]):
             found.append(f"{path}: {here[path]} needs the option jax_enable_x64")
     refuse_misfits(found, "parameters like these", name)
-    put = [_placed(values.get(p, leaf), leaf) for p, leaf in leaves.items()]
-    return closed(jax.tree_util.tree_unflatten(structure, put))
+    for path, leaf in leaves.items():
+        tree.put_at(path, _placed(values.get(path, leaf), leaf))
+    return tree.tree()
 
 
 def _too_wide(leaf: Any) -> bool:

@@ -2,14 +2,18 @@
 
 Parameters, updates and gradients are trees of any kind (dicts, NNX states, Equinox
 modules); kernels are known by path. Leaves that are not asked for are handed back
-untouched, as the very same objects.
+untouched, as the very same objects. NNX modules, alone or in such a tree, are opened
+as their states, where an array that stands in several places is one leaf, and made
+again around what was replaced.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,16 +26,27 @@ from bbjax.units import Kernel
 class Leaves:
     """Leaves of a tree by path."""
 
-    by_path: dict[str, int]
+    paths: list[str]
     leaves: list[Any]
     structure: Any
+    closed: Callable[[Any], Any]
 
     @classmethod
     def of(cls, tree: Any) -> Leaves:
         """The leaves of a tree; subtrees without leaves are skipped."""
+        tree, closed = opened(tree)
         keyed, structure = leaves_by_path(tree)
-        by_path = {path: i for i, (path, _) in enumerate(keyed)}
-        return cls(by_path, [leaf for _, leaf in keyed], structure)
+        paths, leaves = [path for path, _ in keyed], [leaf for _, leaf in keyed]
+        return cls(paths, leaves, structure, closed)
+
+    @functools.cached_property
+    def by_path(self) -> dict[str, int]:
+        """The number of each leaf; the last one's where paths repeat."""
+        return {path: number for number, path in enumerate(self.paths)}
+
+    def named(self) -> dict[str, Any]:
+        """The leaves by path."""
+        return dict(zip(self.paths, self.leaves, strict=True))
 
     def get(self, kernel: Kernel, what: str) -> Any:
         """The leaf of a kernel; `what` names the tree in messages.
@@ -87,7 +102,16 @@ class Leaves:
 
     def tree(self) -> Any:
         """The tree again, with what was replaced."""
-        return jax.tree_util.tree_unflatten(self.structure, self.leaves)
+        return self.closed(jax.tree_util.tree_unflatten(self.structure, self.leaves))
+
+
+def opened(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """NNX modules as their states, other trees as they are; and a way back."""
+    if "flax.nnx" in sys.modules:  # a user of NNX has imported it
+        from bbjax import nnx
+
+        return nnx.opened(tree)
+    return tree, lambda tree: tree
 
 
 def leaves_by_path(tree: Any) -> tuple[list[tuple[str, Any]], Any]:

@@ -62,9 +62,7 @@ def functional(
       >>> pure.finish(pure.fn(pure.params, *pure.args)).shape
       (1, 3)
     """
-    everything = (params, args, kwargs)
-    leaves, tree = jax.tree_util.tree_flatten(everything, is_leaf=_is_object)
-    places = [i for i, leaf in enumerate(leaves) if _is_object(leaf)]
+    leaves, tree, places = _places((params, args, kwargs))
     if not places:
         return None
     objects = [leaves[i] for i in places]
@@ -72,7 +70,7 @@ def functional(
     arrays: dict[Any, Any] = nnx.to_pure_dict(state)
 
     def pure(first, *rest, **named):
-        given = tree.flatten_up_to((first, rest, named))  # type: ignore[attr-defined]
+        given = tree.flatten_up_to((first, rest, named))
         values: dict[Any, Any] = {n: given[i] for n, i in enumerate(places)}
         copy = nnx.clone(state)
         nnx.replace_by_pure_dict(copy, values)
@@ -94,10 +92,11 @@ def functional(
 
 
 def opened(params: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """An object as its state, where shared arrays are once; and from a state back.
+    """Objects as their states, where shared arrays are once; and from states back.
 
     Args:
-      params: an object, or anything else, which stays what it is.
+      params: an object, a tree that may hold some, or anything else, which stays what
+        it is.
 
     Example:
       >>> import jax.numpy as jnp
@@ -106,10 +105,32 @@ def opened(params: Any) -> tuple[Any, Callable[[Any], Any]]:
       >>> float(model(jnp.ones((1, 2))).sum())
       0.0
     """
-    if not _is_object(params):
+    if _is_object(params):
+        graph, state = nnx.split(params)
+        return state, lambda tree: nnx.merge(graph, tree)
+    leaves, tree, places = _places(params)
+    if not places:
         return params, lambda tree: tree
-    graph, state = nnx.split(params)
-    return state, lambda tree: nnx.merge(graph, tree)
+    graph, state = nnx.split([leaves[i] for i in places])
+    for n, i in enumerate(places):
+        leaves[i] = state.get(n, nnx.State({}))
+
+    def closed(states: Any) -> Any:
+        given = tree.flatten_up_to(states)
+        filled = {n: given[i] for n, i in enumerate(places) if n in state}
+        rebuilt = nnx.merge(graph, nnx.State(filled))
+        for i, value in zip(places, rebuilt, strict=True):
+            given[i] = value
+        return jax.tree_util.tree_unflatten(tree, given)
+
+    return jax.tree_util.tree_unflatten(tree, leaves), closed
+
+
+def _places(tree: Any) -> tuple[list[Any], Any, list[int]]:
+    """Leaves of a tree, where an object is one; its structure; which are objects."""
+    leaves, structure = jax.tree_util.tree_flatten(tree, is_leaf=_is_object)
+    places = [i for i, leaf in enumerate(leaves) if _is_object(leaf)]
+    return leaves, structure, places
 
 
 def _is_object(value: Any) -> bool:

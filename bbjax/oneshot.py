@@ -27,7 +27,6 @@ import jax.numpy as jnp
 from bbjax import needs, settings
 from bbjax.allocation import Budgets, Density, budgets
 from bbjax.calibrate import Meter
-from bbjax.fitting import opened
 from bbjax.leaves import Leaves
 from bbjax.on import On, positive
 from bbjax.patterns import Pattern
@@ -210,8 +209,7 @@ def apply_masks(params: Any, masks: Mapping[str, Any]) -> Any:
       >>> apply_masks({"w": jnp.ones(3)}, {"w": jnp.array([True, False, True])})
       {'w': Array([1., 0., 1.], dtype=float32)}
     """
-    inside, closed = opened(params)  # an NNX module may have an array in two places
-    tree = Leaves.of(inside)
+    tree = Leaves.of(params)
     wrong = []
     for path, mask in masks.items():
         leaf = tree.at(path) if path in tree.by_path else None
@@ -225,7 +223,7 @@ def apply_masks(params: Any, masks: Mapping[str, Any]) -> Any:
         )
     for path, mask in masks.items():
         tree.keep_at(path, mask)
-    return closed(tree.tree())
+    return tree.tree()
 
 
 def both(first: Masks, second: Mapping[str, Any]) -> Masks:

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bbjax.axes.groups import Group, Member
+from bbjax.budget import check_int
 from bbjax.compare import on_host
 from bbjax.leaves import Leaves
 from bbjax.units import Units
@@ -30,6 +31,7 @@ from bbjax.units import Units
 __all__ = ["activity", "cut", "group_magnitude", "traffic"]
 
 Scores = dict[str, np.ndarray]
+_MOST = 2**31 - 1
 
 
 def free_groups(units: Units) -> dict[str, Group]:
@@ -222,6 +224,7 @@ def cut(
     *,
     least: float | None = None,
     scope: Literal["group", "global"] = "group",
+    multiple_of: int | Mapping[str, int] = 1,
 ) -> dict[str, np.ndarray]:
     """Masks without the units of the lowest scores, all that belongs to them cut.
 
@@ -235,6 +238,8 @@ def cut(
         budget `b` have a `traffic` score below `-b`.
       scope: `"group"`: every group and layer by itself; `"global"`: units of all groups
         compete, and as many stay in all. Layers of a scan keep one number of units.
+      multiple_of: numbers of units that hardware likes: the number that stays is the
+        next such multiple, or all; for all groups, or by name of those it is for.
 
     Returns:
       By path, bool arrays of the parameters' shapes, for `bb.shrink`, `bb.hold` and
@@ -242,7 +247,7 @@ def cut(
 
     Raises:
       ValueError: neither or both of density and least, a density outside [0, 1], an
-        unknown group or scope, scores of another shape.
+        unknown group or scope, scores of another shape, a multiple below 1.
 
     Example:
       >>> import bbjax as bb, jax, jax.numpy as jnp
@@ -256,6 +261,7 @@ def cut(
     """
     known = free_groups(units)
     _check(known, scores, density, least, scope)
+    steps = _steps(known, multiple_of)
     if least is not None:
         counts = {n: (s >= least).sum(axis=-1).max() for n, s in scores.items()}
     elif scope == "global":
@@ -267,8 +273,26 @@ def cut(
     for name, score in scores.items():
         best = np.argsort(-score, axis=-1, kind="stable")
         rank = np.argsort(best, axis=-1, kind="stable")
-        _mask(known[name], rank < max(int(counts[name]), 1), masks)
+        step, stay = steps[name], max(int(counts[name]), 1)
+        _mask(known[name], rank < -(-stay // step) * step, masks)
     return masks
+
+
+def _steps(known: Mapping[str, Group], multiple_of: Any) -> dict[str, int]:
+    """What the number of units of every group is to be a multiple of."""
+    steps = dict.fromkeys(known, 1)
+    if isinstance(multiple_of, Mapping):
+        if unknown := sorted(multiple_of.keys() - known.keys()):
+            raise ValueError(
+                f"expected multiples for groups that can shrink, got {unknown}; they "
+                f"are {list(known)[:8]}"
+            )
+        steps |= multiple_of
+    else:
+        steps = dict.fromkeys(known, multiple_of)
+    for name, step in steps.items():
+        check_int("multiple_of", step, 1, _MOST, f"got it for the units of {name!r}")
+    return steps
 
 
 def _shares(scores: Mapping[str, np.ndarray], density: Any) -> Mapping[str, Any]:

@@ -228,6 +228,57 @@ def test_objects_that_share_an_array_still_share_it(batch):
     )
 
 
+class Tied(nnx.Module):
+    """Two layers with one kernel."""
+
+    def __init__(self, rngs):
+        self.a = nnx.Linear(8, 12, rngs=rngs)
+        self.b = nnx.Linear(12, 8, rngs=rngs)
+        self.c = nnx.Linear(8, 12, rngs=rngs)
+        self.c.kernel = self.a.kernel
+        self.out = nnx.Linear(12, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.b(nnx.relu(self.a(x))))
+        return self.out(nnx.relu(self.c(x)))
+
+
+WAYS = {
+    "prune": lambda fn, model, units, x: bb.prune(
+        model, units.select("a/kernel"), bb.rules.magnitude(), density=0.5
+    ),
+    "prune_in_order": lambda fn, model, units, x: bb.prune_in_order(
+        fn, model, units.select("a/kernel"), bb.rules.magnitude(), [(x,)], 0.5
+    ),
+    "relieve": lambda fn, model, units, x: bb.relieve(
+        fn, model, units, [(x,)], alpha_dense=0.5
+    ),
+    "personalise": lambda fn, model, units, x: bb.personalise(
+        fn, model, units, [(x,)], remove=0.5
+    ),
+}
+
+
+@pytest.mark.parametrize("within", ["alone", "in a tree"])
+@pytest.mark.parametrize("way", sorted(WAYS))
+def test_pruned_modules_go_on_sharing_an_array(batch, way, within):
+    inside = within == "in a tree"
+    model, key = Tied(nnx.Rngs(0)), "net/a/kernel" if inside else "a/kernel"
+    params = {"net": model, "other": nnx.Linear(3, 2, rngs=nnx.Rngs(1))}
+
+    def fn(params, x):
+        return params["other"](params["net"](x)) if inside else params(x)
+
+    given = params if inside else model
+    units = bb.trace(fn, given, batch[0])
+    pruned, masks, *_ = WAYS[way](fn, given, units, batch[0])
+    tied = pruned["net"] if inside else pruned
+    assert tied.a.kernel is tied.c.kernel
+    kernel, mask = np.asarray(tied.a.kernel[...]), np.asarray(masks[key])
+    assert 0 < mask.sum() < mask.size
+    np.testing.assert_array_equal(kernel, np.where(mask, model.a.kernel[...], 0))
+
+
 @pytest.mark.parametrize(
     "make_optimizer",
     [

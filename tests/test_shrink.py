@@ -472,12 +472,28 @@ def test_examples_may_be_shapes():
     [
         ({"w": np.ones(3, bool)}, ValueError, "got one for 'w', which is none"),
         ({"up": np.ones((3, 5), bool)}, ValueError, r"mask of shape \(3, 6\) for 'up'"),
-        ({"up": np.ones((3, 6))}, TypeError, "expected a bool mask for 'up', got floa"),
+        ({"up": np.ones((3, 6))}, TypeError, "expected a bool mask at 'up', got floa"),
+        (None, TypeError, "expected masks by path, got NoneType"),
+        (
+            {"up": jax.ShapeDtypeStruct((3, 6), bool)},
+            TypeError,
+            "expected masks with values, got a shape at 'up'",
+        ),
     ],
 )
 def test_wrong_masks_are_refused(masks, error, text):
     with pytest.raises(error, match=text):
         bb.shrink(mlp, MLP, masks, X)
+
+
+def test_parameters_without_values_are_refused():
+    masks = cut(MLP, down=[1])
+    with pytest.raises(TypeError, match="parameters with values, got a shape at "):
+        bb.shrink(mlp, jax.eval_shape(lambda: MLP), masks, X)
+    with pytest.raises(TypeError, match="got a traced one at .*outside jax.jit"):
+        jax.jit(lambda params: bb.shrink(mlp, params, masks, X).params)(MLP)
+    with pytest.raises(TypeError, match="masks with values, got a traced one at "):
+        jax.jit(lambda masks: bb.shrink(mlp, MLP, masks, X).params)(masks)
 
 
 def test_a_tree_without_what_was_cut_is_refused():

@@ -131,6 +131,45 @@ def test_shrinking_removes_what_was_cut_and_nothing_else(name, density):
     )
 
 
+@pytest.mark.parametrize(
+    ("density", "multiple_of", "stay"),
+    [
+        (0.5, 1, 3),
+        (0.5, 2, 4),  # the next one, not the nearest
+        (0.6, 2, 4),
+        (0.0, 4, 4),
+        (0.8, 4, 6),  # all there are
+        (0.1, 128, 6),
+        (0.5, {"up[1]": 5}, 5),
+        (0.5, {}, 3),
+    ],
+)
+def test_sizes_that_hardware_likes(units, density, multiple_of, stay):
+    scores = {"up[1]": np.array([3.0, 6.0, 1.0, 5.0, 2.0, 4.0])}
+    masks = bb.unitwise.cut(units, scores, density, multiple_of=multiple_of)
+    np.testing.assert_array_equal(masks["b"], scores["up[1]"] > 6 - stay)
+    least = 6 - round(density * 6) + 1
+    again = bb.unitwise.cut(units, scores, least=least, multiple_of=multiple_of)
+    np.testing.assert_array_equal(masks["b"], again["b"])
+
+
+@pytest.mark.parametrize(
+    ("multiple_of", "error", "text"),
+    [
+        (0, ValueError, r"multiple_of: expected an int in \[1, .*, got 0; got it for"),
+        (8.0, TypeError, r"multiple_of: expected an int .* got 8.0; .* of 'up\[1\]'"),
+        (
+            {"down[1]": 8},
+            ValueError,
+            r"multiples for groups that can shrink, got \['d",
+        ),
+    ],
+)
+def test_other_multiples_are_refused(units, multiple_of, error, text):
+    with pytest.raises(error, match=text):
+        bb.unitwise.cut(units, {"up[1]": np.ones(6)}, 0.5, multiple_of=multiple_of)
+
+
 def test_groups_compete_for_a_global_density(params):
     model = HARD["densenet"]
     params = model.made()

@@ -14,7 +14,6 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -35,7 +34,7 @@ def dtypes(params: Any, looks: Iterable[Look]) -> dict[str, Any]:
 
 def model(params: Any, kernels: Sequence[KernelFacts]) -> Model:
     """All parameters, with the masked kernels as they are stored."""
-    sizes = [(math.prod(jnp.shape(leaf)), leaf) for leaf in jax.tree.leaves(params)]
+    sizes = [(math.prod(jnp.shape(leaf)), leaf) for leaf in Leaves.of(params).leaves]
     count = sum(size for size, _ in sizes)
     dense = sum(size * jnp.result_type(leaf).itemsize for size, leaf in sizes)
     saved = sum(kernel.dense_bytes - kernel.sparse_bytes for kernel in kernels)

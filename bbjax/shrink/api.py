@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bbjax.axes.scans import scans_of_groups
-from bbjax.fitting import opened
+from bbjax.compare import on_host
 from bbjax.leaves import Leaves
 from bbjax.shrink import costs, proof
 from bbjax.shrink.cut import cut, cuts, resharded
@@ -59,7 +59,7 @@ def shrink(
 
     Raises:
       ValueError: a path that is no parameter's, or a mask of another shape.
-      TypeError: a mask that is not bool.
+      TypeError: a mask that is not bool; parameters or masks without values.
 
     Example:
       >>> import bbjax as bb, jax
@@ -96,19 +96,15 @@ def _free(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def _masked(params: Any, masks: Mapping[str, Any]) -> tuple[Any, dict[str, np.ndarray]]:
     """Parameters with zeros where masks say so, and the masks, checked."""
-    tree, closed = opened(params)
-    leaves = Leaves.of(tree)
+    leaves = Leaves.of(params)
+    _refuse_abstract(leaves.named(), "parameters")
+    _refuse_abstract(masks, "masks")
     checked = {}
-    for path, mask in masks.items():
+    for path, mask in (on_host(masks) if masks else {}).items():
         if path not in leaves.by_path:
             raise ValueError(
                 f"expected masks of parameters, got one for {path!r}, which is none; "
                 f"the parameters are {list(leaves.by_path)[:8]}"
-            )
-        if not jnp.issubdtype(jnp.result_type(mask), jnp.bool_):
-            raise TypeError(
-                f"expected a bool mask for {path!r}, got {jnp.result_type(mask)}; True "
-                "says that a weight is kept"
             )
         if jnp.shape(mask) != jnp.shape(leaves.at(path)):
             raise ValueError(
@@ -116,13 +112,28 @@ def _masked(params: Any, masks: Mapping[str, Any]) -> tuple[Any, dict[str, np.nd
                 f"got {jnp.shape(mask)}; masks have the shapes of the parameters"
             )
         leaves.keep_at(path, mask)
-        checked[path] = np.asarray(mask)
-    return closed(leaves.tree()), checked
+        checked[path] = mask
+    return leaves.tree(), checked
+
+
+def _refuse_abstract(arrays: Mapping[str, Any], what: str) -> None:
+    if not isinstance(arrays, Mapping):
+        raise TypeError(
+            f"expected {what} by path, got {type(arrays).__name__}; pass what "
+            "bb.masks, bb.prune or bb.unitwise.cut returned"
+        )
+    for path, array in arrays.items():
+        if isinstance(array, jax.core.Tracer | jax.ShapeDtypeStruct):
+            kind = "a traced one" if isinstance(array, jax.core.Tracer) else "a shape"
+            raise TypeError(
+                f"expected {what} with values, got {kind} at {path!r}; shrink outside "
+                "jax.jit: the values decide the sizes of arrays"
+            )
 
 
 def _model(prepared: Prepared, masked: Any, masks: Mapping[str, np.ndarray]) -> Model:
     found = followed(prepared)
-    leaves = Leaves.of(opened(masked)[0])
+    leaves = Leaves.of(masked)
     number = {path: i for i, path in enumerate(prepared.paths)}
     return Model(
         found.program,
@@ -184,13 +195,12 @@ class _Attempt:
 
     def smaller(self, kept: Bools, how: Callable[..., Any] = cut) -> Any:
         """The parameters without the units that go."""
-        tree, closed = opened(self.masked)
-        leaves = Leaves.of(tree)
+        leaves = Leaves.of(self.masked)
         for leaf, bias in self.plan.biases.items():
             leaves.put_at(self.model.paths[leaf], bias)
         for path, mine in cuts(self.model, kept).items():
             leaves.put_at(path, how(leaves.at(path), mine))
-        return _resized(closed(leaves.tree()))
+        return _resized(leaves.tree())
 
     def result(
         self,
@@ -201,7 +211,7 @@ class _Attempt:
         """What the user gets."""
         params, mine = self.smaller(self.plan.kept), cuts(self.model, self.plan.kept)
         after = prepare(self.fn, params, self.args, {}) if mine else prepared
-        small = Leaves.of(opened(params)[0])
+        small = Leaves.of(params)
         left = {p: cut(mask, mine.get(p, ())) for p, mask in masks.items()}
         for leaf in self.plan.biases:  # what units said that left has to stay
             path = self.model.paths[leaf]

@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from bbjax.fitting import opened
 from bbjax.leaves import Leaves
 from bbjax.shrink.cut import Cuts, cut
 from bbjax.shrink.states import cut_state
@@ -120,7 +119,6 @@ class Shrunk:
           >>> small.cut({"up": jnp.ones((3, 2)), "down": jnp.ones((2, 1))})["up"].shape
           (3, 1)
         """
-        tree, closed = opened(tree)
         leaves = Leaves.of(tree)
         missing = [path for path in self.cuts if path not in leaves.by_path]
         if missing:
@@ -130,7 +128,7 @@ class Shrunk:
             )
         for path, mine in self.cuts.items():
             leaves.put_at(path, cut(leaves.at(path), mine))
-        return closed(leaves.tree())
+        return leaves.tree()
 
     def cut_state(self, opt_state: Any) -> Any:
         """An optimizer state for the smaller parameters: training goes on.
