@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from bbjax.rules.base import side_of
-from bbjax.state import PruneState, budgeted, names, read_mean, unpack
+from bbjax.state import PruneState, budgeted, find, names, read_mean, unpack
 from bbjax.units import Actuator, Kernel
 
 DEAD = 1e-3
@@ -53,9 +53,14 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
       >>> float(bb.metrics(tx.init({"w": jnp.ones((2, 3))}))["overall/density_got"])
       1.0
     """
+    return _all(find(opt_state))
+
+
+@jax.jit  # outside jit, too: small operations one by one compile for seconds
+def _all(states: tuple[PruneState, ...]) -> dict[str, jax.Array]:
     result: dict[str, jax.Array] = {}
     parts = []
-    for state, kernel, actuators in budgeted(opt_state):
+    for state, kernel, actuators in budgeted(states):
         for actuator, name in names(kernel, actuators).items():
             part = _measure(state, kernel, actuator)
             parts.append(part)

@@ -113,10 +113,10 @@ def test_every_product_of_a_model_is_timed():
 
 
 def test_the_page_says_what_the_saved_runs_say():
-    found = page.saved()
+    found = page.PAGE.saved()
     if not found:
         pytest.skip("there is no saved run")
-    part = page.PAGE.read_text().split(BEGIN, 1)[1].split(END, 1)[0].strip()
+    part = page.PAGE.path.read_text().split(BEGIN, 1)[1].split(END, 1)[0].strip()
     assert part == "\n\n".join(page.results(report) for report in found).strip()
     for report in found:
         assert not report["small"] and set(report["models"]) == set(models.MODELS)

@@ -41,12 +41,6 @@ def run(names: list[str], size: str, rounds: int, console: Console) -> dict[str,
     }
 
 
-def file_name() -> str:
-    """Where a run leaves its numbers: a device does not overwrite another's."""
-    backend = jax.default_backend()
-    return "latency" if backend == "cpu" else f"latency_{backend}"
-
-
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -70,7 +64,7 @@ def main(given: list[str] | None = None) -> None:
     """Measures, prints and writes."""
     args = arguments(given)
     if args.redraw:
-        page.publish()
+        page.PAGE.publish()
         return
     console, began, start = Console(width=120), time.perf_counter(), quiet.mark()
     on_cpu = jax.default_backend() == "cpu"
@@ -85,24 +79,15 @@ def main(given: list[str] | None = None) -> None:
     report["others"] = quiet.others(start, quiet.mark())
     place = args.out or RESULTS
     publish = args.out is None and set(args.models) == set(models.MODELS)
-    if args.out is None and not (publish and undisturbed(report["others"])):
+    if args.out is None and not (publish and quiet.undisturbed(report["others"])):
         publish, place = False, Path("latency-unpublished")
-        console.print(
-            f"not published: expected all models, and others to take at most "
-            f"{quiet.MOST:.0%} of the cores, got {report['others'] or 0:.1%}"
-        )
-    report = finish(file_name(), report, began, place)
+        console.print(f"not published: expected all models, and {quiet.so(report)}")
+    name = page.PAGE.file_name(jax.default_backend())
+    report = finish(name, report, began, place)
     console.print(Markdown(page.results(report)))
-    console.print(f"written: {place / file_name()}.json")
+    console.print(f"written: {place / name}.json")
     if publish:
-        page.publish()
-
-
-def undisturbed(others: float | None) -> bool:
-    """Whether times on a CPU are this process's own; accelerators are not shared."""
-    if jax.default_backend() != "cpu" or others is None:
-        return True
-    return others <= quiet.MOST
+        page.PAGE.publish()
 
 
 if __name__ == "__main__":

@@ -1,15 +1,12 @@
 """The results part of the README, from the JSON alone."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.claims.common.report import put_in, table
-from benchmarks.common import RESULTS
+from benchmarks.claims.common.report import table
+from benchmarks.page import Page, middle, origin
 
-PAGE = Path(__file__).parent / "README.md"
-NAMES = ("latency.json", "latency_gpu.json", "latency_tpu.json")
 MEASURED = (
     "Medians over rounds, quartiles in brackets. Ratios and speed-ups are to dense in "
     "the same round. Ideal: operations of products, dense over shrunk; in brackets "
@@ -26,15 +23,9 @@ WIDTHS = "GFLOP/s of one layer with n units in and out, by itself:"
 
 def results(report: dict[str, Any]) -> str:
     """What one run found."""
-    machine = report["machine"]
-    place = machine["cpu"] if machine["backend"] == "cpu" else machine["device"]
     rows = report["models"]
     parts = [
-        f"`{report['command']}`: {place}, {machine['cores']} cores, backend "
-        f"{machine['backend']}, jax {machine['jax']}, float32, {report['rounds']} "
-        f"rounds, {report['seconds'] / 60:.1f} minutes, in which other processes took "
-        f"{_share(report['others'])} of the cores "
-        f"([JSON](../results/{report['name']})).",
+        origin(report, "float32"),
         goal(rows, report["goal"]),
         MEASURED,
         "Large batch:",
@@ -48,10 +39,6 @@ def results(report: dict[str, Any]) -> str:
         _widths(report["widths"]),
     ]
     return "\n\n".join(parts)
-
-
-def _share(others: float | None) -> str:
-    return "an unknown share" if others is None else f"{100 * others:.1f} %"
 
 
 def met(rows: dict[str, Any], least: float) -> dict[str, list[str]]:
@@ -108,11 +95,6 @@ def accuracy(rows: dict[str, Any]) -> str:
     )
 
 
-def _spread(found: dict[str, float], digits: int = 2) -> str:
-    low, high = (f"{found[k]:.{digits}f}" for k in ("low", "high"))
-    return f"{found['median']:.{digits}f} ({low}–{high})"
-
-
 def _times(rows: dict[str, Any], size: str) -> str:
     head = (
         *("model", "batch", "density", "dense, ms", "masked, ratio", "shrunk, ratio"),
@@ -127,11 +109,11 @@ def _times(rows: dict[str, Any], size: str) -> str:
                 (
                     *(name, part["batch"], density),
                     f"{part['dense_ms']['median']:.3g}",
-                    _spread(cell["ratio"]["masked"]),
-                    _spread(cell["ratio"]["shrunk"], 3),
+                    middle(cell["ratio"]["masked"]),
+                    middle(cell["ratio"]["shrunk"], 3),
                     f"{cell['speedup']['median']:.2f}",
                     f"{ideal['flops']:.2f} ({ideal['bytes']:.2f})",
-                    _spread(cell["efficiency"]["flops"]),
+                    middle(cell["efficiency"]["flops"]),
                     f"{cell['efficiency']['bytes']['median']:.2f}",
                 )
             )
@@ -166,15 +148,4 @@ def _widths(found: dict[str, Any]) -> str:
     return table(["n", *sizes], lines)
 
 
-def saved(place: Path = RESULTS) -> list[dict[str, Any]]:
-    """The reports that are there."""
-    paths = [place / name for name in NAMES]
-    return [json.loads(path.read_text()) for path in paths if path.exists()]
-
-
-def publish() -> None:
-    """Writes what the saved reports say into the README."""
-    found = saved()
-    if found:
-        part = "\n\n".join(results(report) for report in found)
-        PAGE.write_text(put_in(PAGE.read_text(), part))
+PAGE = Page(Path(__file__).parent / "README.md", "latency", results)

@@ -7,7 +7,9 @@ system. Where there is no /proc the answer is None.
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax
 
 MOST = 0.03  # share of the cores that others may take
 
@@ -38,3 +40,18 @@ def others(began: Mark | None, ended: Mark | None) -> float | None:
         return None
     elsewhere = (ended.busy - began.busy) - (ended.own - began.own)
     return max(0.0, elsewhere / (ended.total - began.total))
+
+
+def undisturbed(others: float | None) -> bool:
+    """Whether times on a CPU are this process's own; accelerators are not shared."""
+    if jax.default_backend() != "cpu" or others is None:
+        return True
+    return others <= MOST
+
+
+def so(report: dict[str, Any]) -> str:
+    """What was expected of others, and what they took."""
+    return (
+        f"others to take at most {MOST:.0%} of the cores, got "
+        f"{report['others'] or 0:.1%}"
+    )

@@ -1,0 +1,1 @@
+"""Two of every four weights, stored so: `python -m benchmarks.patterns`."""
