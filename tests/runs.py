@@ -12,9 +12,6 @@ from bbjax.rules import Candidates
 from bbjax.rules.base import side_of
 from bbjax.state import packed_axis
 
-# Tests compile much and compute little.
-QUICK = {"xla_backend_optimization_level": 0}
-
 
 def dense(n_in, n_out, path="w"):
     return bb.Kernel(path, (n_in, n_out), fan_in=(0,), fan_out=(1,))
@@ -55,7 +52,7 @@ def activity(kernel, outputs=None, inputs=None, count=1.0):
 def updated(tx, state, weights, updates, seen=None, **extra):
     """One update of one kernel: `(weights, state)` after it."""
     (path,) = (k.path for k, _ in state.bb_plan.kernels)
-    update = jax.jit(tx.update, compiler_options=QUICK)
+    update = jax.jit(tx.update)
     landed, state = update(
         {path: jnp.asarray(updates)}, state, {path: weights}, activity=seen, **extra
     )
@@ -99,7 +96,6 @@ def candidates(kernel, weights, budget, rates=None, actuators=("in",), **rest):
 @functools.partial(
     jax.jit,
     static_argnames=("rule", "kernel", "actuators", "k_min", "regrow"),
-    compiler_options=QUICK,
 )
 def _choose(rule, kernel, weights, budget, rates, actuators, **rest):
     return rule.select(candidates(kernel, weights, budget, rates, actuators, **rest))

@@ -7,7 +7,6 @@ import pytest
 import zoo
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from runs import QUICK
 from zoo_case import normal, relu, weights
 
 import bbjax as bb
@@ -18,7 +17,7 @@ GRAM = ("inputs.gram",)
 def grams(fn, params, *args, **options):
     units = bb.trace(fn, params, *args)
     observed = bb.observe(fn, units, needs=GRAM, **options)
-    observed = jax.jit(observed, compiler_options=QUICK)
+    observed = jax.jit(observed)
     return {p: a.inputs.gram for p, a in observed(params, *args)[1].items()}
 
 

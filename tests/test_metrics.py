@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from runs import QUICK, dense, packed, select, statistics
+from runs import dense, packed, select, statistics
 
 import bbjax as bb
 from bbjax.activity import Activity
@@ -28,7 +28,7 @@ NAMES = {
 
 
 def measured(state):
-    values = jax.jit(bb.metrics, compiler_options=QUICK)(state)
+    values = jax.jit(bb.metrics)(state)
     assert all(v.shape == () and v.dtype == jnp.float32 for v in values.values())
     return {name: float(value) for name, value in values.items()}
 
@@ -79,7 +79,7 @@ def run():
     tx = bb.transform(
         units, bb.rules.budgeted_broadcast(beta=0.7), density=0.5, start=0, every=1
     )
-    step = jax.jit(tx.update, compiler_options=QUICK)
+    step = jax.jit(tx.update)
 
     def draw(kernel):
         return jnp.asarray(rng.normal(size=kernel.shape), jnp.float32)

@@ -18,7 +18,6 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from optax import contrib
-from runs import QUICK
 
 import bbjax as bb
 from bbjax.leaves import leaves_by_path
@@ -231,7 +230,7 @@ def runs(name):
     row, params, init = ROWS[name], weights(), ROWS[name].tx.init
     update = functools.partial(row.tx.update, **{e: EXTRA[e] for e in row.extra})
     if row.compiled:  # functions inside are compiled anew in every call otherwise
-        update = jax.jit(update, compiler_options=QUICK)
+        update = jax.jit(update)
     found = []
     for grads in (gradients(), without_arrived(gradients())):
         old = history(update, init, grads)
@@ -326,9 +325,7 @@ def test_resets_under_jit_vmap_scan_and_cond(name):
     grads = jax.tree.map(lambda g: g[:-1], gradients())
     arrivals = jnp.stack([ARRIVED, ARRIVED, np.zeros_like(ARRIVED)])
     mapped = jax.vmap(run, in_axes=(None, 0, 0))
-    found = jax.jit(mapped, compiler_options=QUICK)(
-        grads, arrivals, jnp.array([True, False, True])
-    )
+    found = jax.jit(mapped)(grads, arrivals, jnp.array([True, False, True]))
     (old, new, _), _ = runs(name)
     for path, leaves in by_path(found).items():
         for leaf, want in zip(leaves, (new[path], old[path], old[path]), strict=True):

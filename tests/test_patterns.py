@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from runs import QUICK, candidates, chosen, dense, refreshed, select
+from runs import candidates, chosen, dense, refreshed, select
 
 import bbjax as bb
 
@@ -123,7 +123,7 @@ def test_training_keeps_the_pattern():
             pattern=TWO_FOUR,
         ),
     )
-    update = jax.jit(tx.update, compiler_options=QUICK)
+    update = jax.jit(tx.update)
     params = {"w": w}
     state = tx.init(params)
     for _ in range(3):

@@ -88,9 +88,7 @@ def test_programs_that_share_the_groups_add_up(getkey, monkeypatch):
 @pytest.mark.parametrize(("inputs", "outputs"), [(128, 64), (256, 32)])
 def test_sizes_that_the_kernel_cannot_take_are_refused(getkey, inputs, outputs):
     weights, mask = pruned(getkey(), inputs, outputs)
-    with pytest.raises(
-        ValueError, match="in multiples of 256 and outputs of 64"
-    ):
+    with pytest.raises(ValueError, match="in multiples of 256 and outputs of 64"):
         kernel.matmul(jnp.ones((1, inputs)), pack(weights, mask))
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import QUICK, candidates, dense
+from runs import candidates, dense
 
 import bbjax as bb
 from bbjax.refresh import look, scale_of, settle
@@ -22,9 +22,7 @@ GROUPED = bb.Kernel(
 )
 
 
-@functools.partial(
-    jax.jit, static_argnames=("kernel", "rescale"), compiler_options=QUICK
-)
+@functools.partial(jax.jit, static_argnames=("kernel", "rescale"))
 def _run(kernel, keep, mask, w, dormant, rescale):
     sight = look(candidates(kernel, w, 0, mask=mask), dormant, rescale=rescale)
     return settle(sight, keep, None if dormant is None else dormant.dtype)

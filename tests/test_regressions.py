@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from runs import QUICK, activity, chosen, dense, refreshed, select, statistics, updated
+from runs import activity, chosen, dense, refreshed, select, statistics, updated
 
 import bbjax as bb
 from bbjax.activity import Activity
@@ -62,7 +62,7 @@ def test_4_what_is_remembered_is_in_the_state(getkey):
         return bb.transform(select(KERNEL), density=0.5, start=1, every=2, ema=0.7)
 
     def run(tx, w, state, steps):
-        step = jax.jit(tx.update, compiler_options=QUICK)
+        step = jax.jit(tx.update)
         for n in steps:
             rng = np.random.default_rng(n)
             u = jnp.asarray(rng.normal(size=KERNEL.shape), jnp.float32)
@@ -92,7 +92,7 @@ def test_5_accumulated_gradients_do_not_multiply_refreshes(getkey, lenient):
     tx = optax.MultiSteps(optax.chain(optax.sgd(1.0), pruner), 2)
     params = {"w": jax.random.normal(getkey(), KERNEL.shape)}
     state = tx.init(params)
-    step = jax.jit(tx.update, compiler_options=QUICK)
+    step = jax.jit(tx.update)
     changed, before = [], np.ones(KERNEL.shape, bool)
     for n in range(10):
         grads = {"w": jax.random.normal(getkey(), KERNEL.shape)}
@@ -134,7 +134,7 @@ def test_7_running_means_have_no_start_up_bias():
     units = bb.trace(loss, params, x)
     tx = bb.transform(units, density=0.5, ema=0.99, start=100)
     _, seen = bb.observe(loss, units)(params, x)
-    step = jax.jit(tx.update, compiler_options=QUICK)
+    step = jax.jit(tx.update)
     state = tx.init(params)
     assert bb.on_rates(state)["up"].tolist() == [0.5] * 4
     for _ in range(40):
@@ -182,7 +182,7 @@ def test_9_the_bias_is_not_rescaled(getkey):
     tx = bb.transform(select(KERNEL), density=0.5, start=0, rescale=True)
     updates = jax.tree.map(jnp.zeros_like, params)
     seen = activity(KERNEL, outputs=jnp.linspace(0.1, 0.9, 8))
-    step = jax.jit(tx.update, compiler_options=QUICK)
+    step = jax.jit(tx.update)
     landed, state = step(updates, tx.init(params), params, activity=seen)
     got = jax.tree.map(jnp.add, params, landed)
     np.testing.assert_array_equal(got["b"], params["b"])
@@ -218,7 +218,7 @@ def test_10_a_rule_sees_the_dense_gradient_and_the_optimizer_the_masked_one(getk
     )
     w = jax.random.normal(getkey(), KERNEL.shape)
     params, state = {"w": w}, tx.init({"w": w})
-    step = jax.jit(tx.update, compiler_options=QUICK)
+    step = jax.jit(tx.update)
     before = np.ones(KERNEL.shape, bool)
     for _ in range(4):
         g = np.asarray(jax.random.normal(getkey(), KERNEL.shape))

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import QUICK
 from zoo_case import normal, weights
 from zoo_conv import convolution
 
@@ -193,7 +192,7 @@ def test_sweep_goes_through_flatten_and_takes_only_channels_that_nobody_reads():
     assert swept.tolist() == [4]
     assert not masks["conv2/kernel"][..., 4].any() and not masks["conv2/bias"][4]
     assert masks["conv2/kernel"][..., 1].all() and masks["conv1/kernel"].all()
-    run = jax.jit(fn, compiler_options=QUICK)
+    run = jax.jit(fn)
     np.testing.assert_array_equal(run(left, x), run(params, x))
 
 

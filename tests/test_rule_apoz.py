@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import QUICK, candidates, dense
+from runs import candidates, dense
 
 import bbjax as bb
 from bbjax.rules import apoz
@@ -44,7 +44,6 @@ def _run(share, mask, kernel, actuator, regrow, **hyper):
 _compiled = jax.jit(
     _run,
     static_argnames=("kernel", "actuator", "regrow", "statistic"),
-    compiler_options=QUICK,
 )
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import QUICK, candidates, select
+from runs import candidates, select
 
 import bbjax as bb
 from bbjax.rules import Group, fine_pruning
@@ -28,17 +28,13 @@ def look(kernel, weights, active, budget, actuators=("in",), by="units", **rest)
     return dataclasses.replace(seen, statistics={f"{side}.mean_abs": active})
 
 
-@functools.partial(
-    jax.jit, static_argnames=("kernel", "by", "k_min"), compiler_options=QUICK
-)
+@functools.partial(jax.jit, static_argnames=("kernel", "by", "k_min"))
 def in_layer(kernel, weights, active, budget, by="units", k_min=0):
     seen = look(kernel, weights, active, budget, by=by, k_min=k_min)
     return fine_pruning(by=by).select(seen)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("kernels", "by", "k_min"), compiler_options=QUICK
-)
+@functools.partial(jax.jit, static_argnames=("kernels", "by", "k_min"))
 def everywhere(kernels, weights, active, budgets, by="units", k_min=0):
     seen = [
         look(*each, by=by, k_min=k_min)

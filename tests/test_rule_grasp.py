@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import QUICK, dense
+from runs import dense
 
 import bbjax as bb
 from bbjax.rules import grasp
@@ -79,7 +79,7 @@ def test_layer_scope_and_jit():
     def run(params, product):
         return bb.prune(params, UNITS, grasp(scope="layer"), 0.5, grads=product)[1]
 
-    masks = jax.jit(run, compiler_options=QUICK)(params, product)
+    masks = jax.jit(run)(params, product)
     assert masks["up"].sum() == 12 and masks["down"].sum() == 6
     np.testing.assert_array_equal(flat(masks), flat(run(params, product)))
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import QUICK, chosen, dense
+from runs import chosen, dense
 
 import bbjax as bb
 from bbjax.rules import magnitude
@@ -34,7 +34,7 @@ def runs(kernels, params, scope, refreshes, **options):
     units = bb.Units(tuple(kernels)).select(".")
     rule = magnitude(scope=scope)
     tx = bb.transform(units, rule, start=0, every=1, **options)
-    step = jax.jit(tx.update, compiler_options=QUICK)
+    step = jax.jit(tx.update)
     state, zeros = tx.init(params), jax.tree.map(jnp.zeros_like, params)
     for _ in range(refreshes):
         landed, state = step(zeros, state, params)

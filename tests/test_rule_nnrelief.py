@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
-from runs import QUICK, candidates, dense
+from runs import candidates, dense
 
 import bbjax as bb
 from bbjax.calibrate import calibrate
@@ -81,7 +81,7 @@ def dense_case():
         error = jnp.mean(jnp.abs(linear({"w": w, "b": b}, x) - linear(less, x)), 0)
         return error, jnp.sum(size, 0) + jnp.abs(b), keep.edges
 
-    return jax.jit(run, compiler_options=QUICK)
+    return jax.jit(run)
 
 
 @given(SEEDS, st.floats(0.05, 1))

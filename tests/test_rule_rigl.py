@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from runs import QUICK, candidates, dense, select
+from runs import candidates, dense, select
 
 import bbjax as bb
 from bbjax.rules import rigl, set_
@@ -57,7 +57,7 @@ def chosen(make, kernel, w, g, mask, budget, drop=0.3, **rest):
     if w.ndim > len(kernel.shape):
         own = [0 if np.ndim(x) else None for x in (budget, drop)]
         run = jax.vmap(run, in_axes=(0, 0, 0, *own))
-    return np.asarray(jax.jit(run, compiler_options=QUICK)(w, g, mask, budget, drop))
+    return np.asarray(jax.jit(run)(w, g, mask, budget, drop))
 
 
 # The oracle ----------------------------------------------------------------------
@@ -116,7 +116,7 @@ def test_set_drops_by_weight_and_grows_at_random():
         rule = set_(drop=0.5, seed=seed)
         return rule.select(candidates(KERNEL, w, 40, mask=mask, step=step, k_min=0))
 
-    run = jax.jit(jax.vmap(run), compiler_options=QUICK)
+    run = jax.jit(jax.vmap(run))
     got = np.asarray(run(np.arange(400), np.zeros(400, int)))
     assert (got.sum((1, 2)) == 40).all() and got[:, stays].all()
     often = got[:, ~stays].mean(0)
@@ -204,7 +204,7 @@ def test_share_falls_by_half_a_cosine():
 def test_numbers_may_be_traced():
     w, g, mask = arrays(KERNEL)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     @jax.vmap
     def run(drop, anneal, step):
         rule = rigl(drop=drop, anneal=anneal)
@@ -249,7 +249,7 @@ def train(tx, loss, masks, steps, **extra):
     """Masks and weights after every update."""
     params = {"w": jnp.where(masks["w"], 0.5, 0.0)}
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def step(params, state):
         grads = jax.grad(loss)(params)
         also = {name: grads for name in extra}
@@ -347,7 +347,7 @@ def test_a_random_topology_by_shape_is_kept_in_size():
         optax.sgd(0.1), units, rigl(anneal=50), density=density, masks=masks, start=0
     )
     grads = {k.path: jnp.asarray(arrays(k)[1]) for k in kernels}
-    update = jax.jit(tx.update, compiler_options=QUICK)
+    update = jax.jit(tx.update)
     _, state = update(grads, tx.init(pruned), pruned)
     counts = {path: int(mask.sum()) for path, mask in masks.items()}
     assert sum(counts.values()) == 48 and counts["b"] / 40 > counts["a"] / 120

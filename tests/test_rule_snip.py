@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import QUICK, dense
+from runs import dense
 
 import bbjax as bb
 from bbjax.rules import snip
@@ -47,7 +47,7 @@ def choose(rule, weights, grads, budget, masks, k_min):
     return [choice.mask for choice in rule.choose(group)]
 
 
-compiled = jax.jit(choose, static_argnames=("rule", "k_min"), compiler_options=QUICK)
+compiled = jax.jit(choose, static_argnames=("rule", "k_min"))
 
 
 def chosen(rule, weights, grads, budget, k_min=0, jit=True, masks=None):
@@ -176,7 +176,7 @@ def test_works_while_training():
     units = bb.Units((KERNELS[0],)).select("up")
     tx = bb.wrap(optax.sgd(0.0), units, snip(), density=0.25, start=0, k_min=0)
     state = tx.init({"up": w})
-    _, state = jax.jit(tx.update, compiler_options=QUICK)({"up": g}, state, {"up": w})
+    _, state = jax.jit(tx.update)({"up": g}, state, {"up": w})
     wanted = best(np.abs(np.asarray(w) * np.asarray(g)).ravel(), 12)
     np.testing.assert_array_equal(np.asarray(bb.masks(state)["up"]).ravel(), wanted)
 

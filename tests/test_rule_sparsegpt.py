@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from correlated import data, error
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from runs import QUICK, candidates, dense
+from runs import candidates, dense
 
 import bbjax as bb
 from bbjax.rules import magnitude, sparsegpt
@@ -39,7 +39,7 @@ def eager(rule, kernel, w, gram, budget, rates=None, **rest):
     return mask, np.where(kept, np.asarray(choice.weights), 0.0)
 
 
-@functools.partial(jax.jit, static_argnames=STATIC, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnames=STATIC)
 def _select(rule, kernel, w, gram, budget, rates, **rest):
     return rule.select(look(kernel, w, gram, budget, rates, **rest))[:2]
 
@@ -190,7 +190,7 @@ def test_damping_may_be_traced():
     def run(damp):
         return sparsegpt(damp=damp).select(look(dense(24, 8), w, gram, 96)).weights
 
-    many = jax.jit(jax.vmap(run), compiler_options=QUICK)(jnp.array([0.01, 1e6]))
+    many = jax.jit(jax.vmap(run))(jnp.array([0.01, 1e6]))
     mask, new = compiled(RULE, dense(24, 8), w, gram, 96)
     np.testing.assert_allclose(np.where(mask, many[0], 0), new, rtol=1e-4, atol=1e-5)
     lone = np.asarray(many[1])  # inputs are as good as unrelated

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from runs import QUICK, candidates, dense, select
+from runs import candidates, dense, select
 
 import bbjax as bb
 from bbjax.rules import srigl
@@ -71,7 +71,7 @@ def compiled(kernel, many, rest):
 
     if any(many):
         run = jax.vmap(run, in_axes=[0 if one else None for one in many])
-    return jax.jit(run, compiler_options=QUICK)
+    return jax.jit(run)
 
 
 def chosen(kernel, w, g, mask, budget, drop=0.3, gamma=0.3, **rest):
@@ -238,7 +238,7 @@ def test_a_wide_net_becomes_a_narrow_one_with_the_same_budget():
     options = {"density": 0.25, "every": 10, "start": 10, "masks": masks}
     tx = bb.wrap(optax.sgd(2.0), select(KERNEL), rule, **options)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def step(params, state):
         updates, state = tx.update(jax.grad(loss)(params), state, params)
         return optax.apply_updates(params, updates), state

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import QUICK, activity, candidates, chosen, dense, select, updated
+from runs import activity, candidates, chosen, dense, select, updated
 
 import bbjax as bb
 from bbjax.rules import Group, threshold
@@ -41,9 +41,7 @@ def by_hand(weights, mask, rate, tau, fraction, k_min, actuator):
     return np.moveaxis(left, 0, axis)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("actuator", "k_min"), compiler_options=QUICK
-)
+@functools.partial(jax.jit, static_argnames=("actuator", "k_min"))
 def refresh(tau, fraction, weights, rate, mask, actuator="in", k_min=1):
     rule = threshold(tau, fraction=fraction)
     seen = candidates(
@@ -123,9 +121,7 @@ def test_with_both_sides_no_unit_is_over_tau_but_for_its_floor(getkey):
 
 
 # A named total ---------------------------------------------------------------------
-@functools.partial(
-    jax.jit, static_argnames=("fraction", "k_min"), compiler_options=QUICK
-)
+@functools.partial(jax.jit, static_argnames=("fraction", "k_min"))
 def refresh_all(traffic, rates, weights, masks, fraction=1.0, k_min=1):
     """One refresh of a plain and a stacked kernel, on different sides."""
     sides = ("in", "out")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import QUICK, activity, candidates, chosen, dense, select, updated
+from runs import activity, candidates, chosen, dense, select, updated
 
 import bbjax as bb
 from bbjax import laws
@@ -57,7 +57,7 @@ def test_the_authors_language_model_code(getkey):
     assert (np.where(mask, size, 9).min(0) >= np.where(mask, 0, size).max(0)).all()
 
 
-@functools.partial(jax.jit, static_argnames="actuator", compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnames="actuator")
 def by_quantile(weights, rate, actuator):
     seen = candidates(STACK, weights, 0, {actuator: rate}, (actuator,))
     return unbudgeted(laws.quantile()).select(seen)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import QUICK, candidates, dense
+from runs import candidates, dense
 
 import bbjax as bb
 from bbjax.rules import wanda
@@ -29,7 +29,6 @@ def select(kernel, w, square, budget, **rest):
 compiled = jax.jit(
     select,
     static_argnames=("kernel", "actuators", "k_min", "regrow", "pattern"),
-    compiler_options=QUICK,
 )
 
 
@@ -140,11 +139,9 @@ def test_works_while_training():
     units = bb.trace(fn, params, X).select("up")
     tx = bb.transform(units, RULE, density=0.5, start=0)
     seen = bb.observe(fn, units, needs=RULE.needs)
-    _, activity = jax.jit(seen, compiler_options=QUICK)(params, X)
+    _, activity = jax.jit(seen)(params, X)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    _, state = jax.jit(tx.update, compiler_options=QUICK)(
-        zeros, tx.init(params), params, activity=activity
-    )
+    _, state = jax.jit(tx.update)(zeros, tx.init(params), params, activity=activity)
     np.testing.assert_array_equal(
         np.asarray(bb.masks(state)["up"]).T, [[0, 1, 0, 1], [0, 0, 1, 1]]
     )

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import QUICK, activity, candidates, chosen, dense, refreshed
+from runs import activity, candidates, chosen, dense, refreshed
 
 import bbjax as bb
 from bbjax import rules
@@ -80,7 +80,7 @@ def test_budget_is_exact_at_every_density(name, actuators, getkey):
         return rule.select(candidates(STACKED, w, budget, rates, actuators))
 
     budgets = np.arange(15, 55)
-    masks = jax.jit(jax.vmap(run), compiler_options=QUICK)(budgets)
+    masks = jax.jit(jax.vmap(run))(budgets)
     kept = np.asarray(masks.sum((-2, -1)))
     np.testing.assert_array_equal(kept, np.stack([budgets, budgets], 1))
     for actuator in actuators:
@@ -139,7 +139,7 @@ def test_rare_but_useful_unit_keeps_what_magnitude_cuts():
     def pruned(rule):
         tx = bb.transform(units, rule, density=0.25, start=0)
         zeros = jax.tree.map(jnp.zeros_like, params)
-        update = jax.jit(tx.update, compiler_options=QUICK)
+        update = jax.jit(tx.update)
         landed, state = update(zeros, tx.init(params), params, activity=seen)
         assert bb.masks(state)["up"].sum() == 16
         return jax.tree.map(jnp.add, params, landed)
@@ -171,7 +171,7 @@ def many_random_masks(seeds, indices):
         w = jnp.ones(KERNEL.shape)
         return rules.random(seed=seed).select(candidates(KERNEL, w, 60, index=index))
 
-    run = jax.jit(jax.vmap(run), compiler_options=QUICK)
+    run = jax.jit(jax.vmap(run))
     return np.asarray(run(jnp.asarray(seeds), jnp.asarray(indices)))
 
 
@@ -220,7 +220,7 @@ def many():
         "out": rng.uniform(size=(200, 12)).astype(np.float32),
     }
     budget = rng.integers(60, 110, 200)
-    masks = jax.jit(jax.vmap(both_of), compiler_options=QUICK)(w, rates, budget)
+    masks = jax.jit(jax.vmap(both_of))(w, rates, budget)
     return np.abs(w), budget, *map(np.asarray, masks)
 
 

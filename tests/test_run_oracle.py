@@ -7,7 +7,6 @@ everything is exact, and ties are everywhere.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -15,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from runs import QUICK
 
 import bbjax as bb
 from bbjax.activity import Activity, Statistics
@@ -194,7 +192,7 @@ def test_run(name):
     params = {"w": jnp.asarray(first)}
     state = tx.init(params)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def step(params, state, u, seen):
         landed, state = tx.update({"w": u}, state, params, activity=seen)
         return jax.tree.map(jnp.add, params, landed), state

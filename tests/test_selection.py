@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import QUICK, candidates, dense
+from runs import candidates, dense
 
 import bbjax as bb
 from bbjax.rules import Group
@@ -160,5 +160,5 @@ def test_whole_units_that_went_do_not_return():
     kernel = dense(4, 3)
     mask = jnp.ones((4, 3), bool).at[:, 0].set(False)
     seen = candidates(kernel, jnp.ones((4, 3)), 8, mask=mask, regrow=False)
-    run = jax.jit(lambda s: whole_units(seen, s, "in"), compiler_options=QUICK)
+    run = jax.jit(lambda s: whole_units(seen, s, "in"))
     assert np.asarray(run(jnp.array([9.0, 2.0, 1.0]))).sum(0).tolist() == [0, 4, 0]

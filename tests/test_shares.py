@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from runs import QUICK, dense
+from runs import dense
 
 import bbjax as bb
 from bbjax.shares import keep_share
@@ -32,7 +32,7 @@ def by_hand(edges, bias, alpha):
     return keep
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def kept(kernel, edges, bias, alpha):
     return keep_share(kernel, edges, bias, alpha)
 
@@ -70,7 +70,7 @@ def test_an_exact_share_is_enough_at_any_scale(n, alpha):
     """`n` equal entries: all but one are exactly the share `(n - 1) / n`."""
     sizes = jnp.array([1.0, 0.1, 1 / 3, 1e-20, 3e12])
     run = jax.vmap(lambda s: keep_share(dense(n, 1), jnp.full((n, 1), s), None, alpha))
-    counts = jax.jit(run, compiler_options=QUICK)(sizes).edges.sum((1, 2))
+    counts = jax.jit(run)(sizes).edges.sum((1, 2))
     assert counts.tolist() == [n - 1] * 5
 
 
@@ -84,7 +84,7 @@ def test_masks_are_nested_in_alpha(getkey):
     bias = jax.random.uniform(getkey(), (6,))
     alphas = jnp.linspace(0.05, 1, 20)
     run = jax.vmap(lambda a: keep_share(dense(12, 6), edges, bias, a))
-    masks = jax.jit(run, compiler_options=QUICK)(alphas)
+    masks = jax.jit(run)(alphas)
     assert (masks.edges[:-1] <= masks.edges[1:]).all()
     assert (masks.bias[:-1] <= masks.bias[1:]).all()
     assert masks.edges[-1].all() and masks.edges[0].sum() <= 6

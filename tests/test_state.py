@@ -9,7 +9,7 @@ import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import QUICK, activity, dense, packed, select, updated
+from runs import activity, dense, packed, select, updated
 
 import bbjax as bb
 from bbjax.activity import Activity, Statistics
@@ -231,7 +231,7 @@ def test_found_in_an_object_that_holds_the_optimizer_state():
 
 def test_found_under_jit_and_in_shapes():
     state = PLACES["chain"].init(PARAMS)
-    masks = jax.jit(bb.masks, compiler_options=QUICK)(state)
+    masks = jax.jit(bb.masks)(state)
     assert masks["w"].shape == KERNEL.shape
     shapes = jax.eval_shape(PLACES["chain"].init, PARAMS)
     assert jax.eval_shape(bb.masks, shapes)["w"].shape == KERNEL.shape

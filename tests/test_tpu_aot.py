@@ -138,7 +138,7 @@ def _run(*command, **environment):
     done = subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
-        env=os.environ | environment,
+        env=os.environ | {"XLA_FLAGS": ""} | environment,  # as users compile
         capture_output=True,
         text=True,
     )
