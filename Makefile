@@ -29,10 +29,9 @@ test: $(VENV)/.installed-test ## run the tests (options in PYTEST_ARGS)
 # Optimized as users compile: what meets most of the compiler.
 OPTIMIZED := tests/test_contract_steps.py tests/test_cost.py tests/test_degrees.py \
 	tests/test_observe_zoo.py tests/test_run_oracle.py tests/test_topk.py
-FULL := --xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true
 
 test-optimized: $(VENV)/.installed-test ## run the core of the tests, fully compiled
-	XLA_FLAGS="$$XLA_FLAGS $(FULL)" $(PY) -m pytest -n $(WORKERS) $(OPTIMIZED) $(PYTEST_ARGS)
+	BBJAX_OPTIMIZED=1 $(PY) -m pytest -n $(WORKERS) $(OPTIMIZED) $(PYTEST_ARGS)
 
 # pytest exits with 5 when it collects nothing; having no slow test is no failure.
 test-slow: $(VENV)/.installed-test ## run the long checks

@@ -9,14 +9,13 @@ import os
 from importlib.metadata import version
 
 _FLAGS = {"--xla_force_host_platform_device_count": "8"}
-if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 13):  # knows these flags
+if not os.environ.get("BBJAX_OPTIMIZED"):
     # Tests compile much and compute little. XLA makes the same program, loop for loop;
     # leaving out LLVM's optimizations and the newer of two ways to write the loops
     # takes a fourth of the time. `make test-optimized` runs some as users compile.
-    _FLAGS |= {
-        "--xla_backend_optimization_level": "0",
-        "--xla_cpu_use_fusion_emitters": "false",
-    }
+    _FLAGS["--xla_backend_optimization_level"] = "0"
+    if version("jaxlib").startswith("0.10."):  # later ones know the newer way alone
+        _FLAGS["--xla_cpu_use_fusion_emitters"] = "false"
 _given = os.environ.get("XLA_FLAGS", "")
 _own = [f"{name}={value}" for name, value in _FLAGS.items() if name not in _given]
 os.environ["XLA_FLAGS"] = " ".join([*_given.split(), *_own])

@@ -10,7 +10,7 @@ faster by the bytes that it does not read:
     ideal       bytes of dense kernels / bytes of packed ones
     speed-up    ms dense / ms packed, within a round
 
-Takes 2 minutes on 2 CPU cores; `--small` takes seconds on toy sizes, whose times say
+Takes 5 minutes on 2 CPU cores; `--small` takes seconds on toy sizes, whose times say
 nothing. Writes patterns.json (on an accelerator patterns_<backend>.json) and the
 results of README.md.
 """
