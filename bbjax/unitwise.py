@@ -239,7 +239,8 @@ def cut(
       scope: `"group"`: every group and layer by itself; `"global"`: units of all groups
         compete, and as many stay in all. Layers of a scan keep one number of units.
       multiple_of: numbers of units that hardware likes: the number that stays is the
-        next such multiple, or all; for all groups, or by name of those it is for.
+        next such multiple, or all; for all groups, or by name of those it is for
+        (units of a group of heads are heads).
 
     Returns:
       By path, bool arrays of the parameters' shapes, for `bb.shrink`, `bb.hold` and
@@ -280,16 +281,15 @@ def cut(
 
 def _steps(known: Mapping[str, Group], multiple_of: Any) -> dict[str, int]:
     """What the number of units of every group is to be a multiple of."""
-    steps = dict.fromkeys(known, 1)
-    if isinstance(multiple_of, Mapping):
+    by_name = isinstance(multiple_of, Mapping)
+    steps = dict.fromkeys(known, 1 if by_name else multiple_of)
+    if by_name:
         if unknown := sorted(multiple_of.keys() - known.keys()):
             raise ValueError(
                 f"expected multiples for groups that can shrink, got {unknown}; they "
                 f"are {list(known)[:8]}"
             )
         steps |= multiple_of
-    else:
-        steps = dict.fromkeys(known, multiple_of)
     for name, step in steps.items():
         check_int("multiple_of", step, 1, _MOST, f"got it for the units of {name!r}")
     return steps
