@@ -16,8 +16,9 @@ if not (ROOT / "benchmarks").is_dir():
     pytest.skip("the benchmarks are not here", allow_module_level=True)
 pytest.importorskip("rich")
 
+from benchmarks import quiet  # noqa: E402
 from benchmarks.claims.common.report import BEGIN, END  # noqa: E402
-from benchmarks.latency import cut, measure, models, page, products, quiet  # noqa: E402
+from benchmarks.latency import cut, measure, models, page, products  # noqa: E402
 
 TASKS = {task.name: task for task in models.tasks(models.MODELS, "small")}
 

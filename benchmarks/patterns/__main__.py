@@ -15,20 +15,15 @@ nothing. Writes patterns.json (on an accelerator patterns_<backend>.json) and th
 results of README.md.
 """
 
-import argparse
 import functools
-import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.markdown import Markdown
 
-from benchmarks.claims.common.report import finish
-from benchmarks.common import RESULTS, nbytes, spread
-from benchmarks.latency import measure, quiet
+from benchmarks import command
+from benchmarks.common import nbytes, spread
+from benchmarks.latency import measure
 from benchmarks.patterns import page, ways
 
 BATCHES = (1, 16, 64)
@@ -84,49 +79,14 @@ def apart(dense: np.ndarray, other: np.ndarray, size: ways.Size) -> float:
     return found
 
 
-def arguments(given: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.patterns", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--small", action="store_true", help="toy sizes, 2 rounds")
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--out", type=Path, help="folder; default: benchmarks/results")
-    parser.add_argument(
-        "--redraw", action="store_true", help="README from the JSON that is there"
-    )
-    args = parser.parse_args(given)
-    if args.small and args.out is None and not args.redraw:
-        parser.error("expected --out with --small: its numbers are not results")
-    return args
-
-
 def main(given: list[str] | None = None) -> None:
     """Measures, prints and writes."""
-    args = arguments(given)
+    args = command.parsed(command.parser("patterns", __doc__), given)
     if args.redraw:
         page.PAGE.publish()
         return
-    console, began, start = Console(width=120), time.perf_counter(), quiet.mark()
-    backend = jax.default_backend()
-    size = "small" if args.small else "cpu" if backend == "cpu" else "accelerator"
-    rounds = args.rounds or (2 if args.small else 31)
-    report = {
-        "command": "python -m benchmarks.patterns" + " --small" * args.small,
-        "small": args.small,
-        "rounds": rounds,
-    } | run(ways.SIZES[size], rounds)
-    report["others"] = quiet.others(start, quiet.mark())
-    name = page.PAGE.file_name(backend)
-    publish, place = args.out is None, args.out or RESULTS
-    if publish and not quiet.undisturbed(report["others"]):
-        publish, place = False, Path("patterns-unpublished")
-        console.print(f"not published: expected {quiet.so(report)}")
-    report = finish(name, report, began, place)
-    console.print(Markdown(page.results(report)))
-    console.print(f"written: {place / name}.json")
-    if publish:
-        page.PAGE.publish()
+    watch = command.Watch(page.PAGE, args)
+    watch.finish(run(ways.SIZES[command.size(args)], args.rounds))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ system. Where there is no /proc the answer is None.
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -47,11 +47,3 @@ def undisturbed(others: float | None) -> bool:
     if jax.default_backend() != "cpu" or others is None:
         return True
     return others <= MOST
-
-
-def so(report: dict[str, Any]) -> str:
-    """What was expected of others, and what they took."""
-    return (
-        f"others to take at most {MOST:.0%} of the cores, got "
-        f"{report['others'] or 0:.1%}"
-    )
