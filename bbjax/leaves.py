@@ -117,23 +117,29 @@ def opened(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
 def leaves_by_path(tree: Any) -> tuple[list[tuple[str, Any]], Any]:
     """Leaves of a tree with their `/`-joined paths, as Flax shows them; its structure.
 
-    NNX keeps arrays in variables; what a variable calls its content is not part of a
-    path.
+    NNX keeps arrays in variables, linen may box them with the names of mesh axes; what
+    these call their content is not part of a path.
 
     Example:
       >>> leaves_by_path({"Dense_0": {"kernel": 1.0}})[0]
       [('Dense_0/kernel', 1.0)]
     """
     keyed, structure = jax.tree_util.tree_flatten_with_path(tree)
-    nodes, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)
-    variables = {key for key, node in nodes if _is_variable(node)}
-    paths = [_path(k[:-1] if k[:-1] in variables else k) for k, _ in keyed]
+    kinds = _boxes()
+    nodes, _ = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda node: isinstance(node, kinds)
+    )
+    boxes = {key for key, node in nodes if isinstance(node, kinds)}
+    paths = [_path(k[:-1] if k[:-1] in boxes else k) for k, _ in keyed]
     return list(zip(paths, (leaf for _, leaf in keyed), strict=True)), structure
 
 
-def _is_variable(node: Any) -> bool:
-    nnx = sys.modules.get("flax.nnx")  # whoever has such variables has imported it
-    return nnx is not None and isinstance(node, nnx.Variable)
+def _boxes() -> tuple[type, ...]:
+    """Kinds of node that hold one array and say something of it."""
+    loaded = sys.modules.get  # whoever has such nodes has imported their module
+    nnx, meta = loaded("flax.nnx"), loaded("flax.core.meta")
+    kinds = [] if nnx is None else [nnx.Variable]
+    return tuple(kinds if meta is None else [*kinds, meta.Partitioned])
 
 
 def _path(key_path: tuple[Any, ...]) -> str:

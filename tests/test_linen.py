@@ -226,3 +226,35 @@ def test_flax_is_imported_only_when_an_adapter_is_used():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'bbjax' has no attribute 'torch'"):
         _ = bb.torch
+
+
+def test_names_of_mesh_axes_are_not_part_of_a_path(batch):
+    def net(partitioned):
+        init = nn.initializers.lecun_normal()
+        if partitioned:
+            init = nn.with_partitioning(init, (None, "model"))
+        hidden = nn.Dense(24, kernel_init=init)
+        return nn.Sequential([hidden, nn.relu, nn.Dense(3)])
+
+    x = batch[0]
+    found = {}
+    for partitioned in (False, True):
+        model = net(partitioned)
+        params = model.init(jax.random.key(0), x)
+
+        def fn(params, x, model=model):
+            return model.apply(params, x)
+
+        units = bb.trace(fn, params, x)
+        rule = bb.rules.magnitude()
+        pruned, masks = bb.prune(params, units.select("layers_0"), rule, density=0.5)
+        scores = bb.unitwise.group_magnitude(units, pruned)
+        small = bb.shrink(fn, pruned, bb.unitwise.cut(units, scores, 0.5), x)
+        boxed = small.params["params"]["layers_0"]["kernel"]
+        assert isinstance(boxed, nn.Partitioned) is partitioned
+        plain = nn.meta.unbox(small.params)
+        found[partitioned] = plain, masks, units.paths, bb.linen.features(small)
+    assert found[True][3] == {"params/layers_0": 12, "params/layers_2": 3}
+    assert found[True][2:] == found[False][2:]
+    for one, two in zip(found[True][:2], found[False][:2], strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, two)
