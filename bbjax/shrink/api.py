@@ -50,7 +50,8 @@ def shrink(
         statistics, has to be in it, too.
       masks: by path, bool arrays of the parameters' shapes, True where kept, as
         `bb.masks` and `bb.prune` give them.
-      *example_args: arrays or `jax.ShapeDtypeStruct`s.
+      *example_args: arrays or `jax.ShapeDtypeStruct`s; what `fn` takes by name is bound
+        to it by `functools.partial`.
 
     Returns:
       `Shrunk`: smaller `params`, with which `fn` computes what it did with masked ones,
