@@ -125,16 +125,16 @@ def leaves_by_path(tree: Any) -> tuple[list[tuple[str, Any]], Any]:
       [('Dense_0/kernel', 1.0)]
     """
     keyed, structure = jax.tree_util.tree_flatten_with_path(tree)
-    kinds = _boxes()
+    kinds = boxes()
     nodes, _ = jax.tree_util.tree_flatten_with_path(
         tree, is_leaf=lambda node: isinstance(node, kinds)
     )
-    boxes = {key for key, node in nodes if isinstance(node, kinds)}
-    paths = [_path(k[:-1] if k[:-1] in boxes else k) for k, _ in keyed]
+    boxed = {key for key, node in nodes if isinstance(node, kinds)}
+    paths = [_path(k[:-1] if k[:-1] in boxed else k) for k, _ in keyed]
     return list(zip(paths, (leaf for _, leaf in keyed), strict=True)), structure
 
 
-def _boxes() -> tuple[type, ...]:
+def boxes() -> tuple[type, ...]:
     """Kinds of node that hold one array and say something of it."""
     loaded = sys.modules.get  # whoever has such nodes has imported their module
     nnx, meta = loaded("flax.nnx"), loaded("flax.core.meta")

@@ -171,7 +171,7 @@ def find(opt_state: Any) -> tuple[PruneState, ...]:
     """
     held = getattr(opt_state, "opt_state", opt_state)
     leaves = jax.tree_util.tree_leaves(held, is_leaf=_is_state)
-    found = tuple(_without_wrappers(s) for s in leaves if _is_state(s))
+    found = tuple(without_wrappers(s) for s in leaves if _is_state(s))
     if not found:
         raise ValueError(
             f"expected an optimizer state with bb.transform or bb.wrap inside, got "
@@ -192,7 +192,7 @@ def _is_state(value: Any) -> bool:
     return isinstance(value, PruneState)
 
 
-def _without_wrappers(state: PruneState) -> PruneState:
+def without_wrappers(state: PruneState) -> PruneState:
     """Arrays where a library (NNX) wrapped each leaf in a variable of its own."""
 
     def bare(value: Any) -> Any:

@@ -81,7 +81,7 @@ def test_without_a_bias_a_constant_keeps_its_unit():
     small = bb.shrink(fn, params, cut(params, up=np.s_[:, 2]), X)
     (change,) = small.report.changes
     assert (change.before, change.after, change.idle) == (6, 6, 1)
-    assert change.why == "there is no bias to hold what they add"
+    assert change.why == "no bias is added to the product that reads them"
 
 
 def test_a_companion_cut_along_makes_the_unit_silent():

@@ -191,3 +191,163 @@ def test_wrong_rounds_are_refused():
         bb.shrink_rounds(loss, params(), choose, tune, X, Y, iterations=2, least=0.9)
     with pytest.raises(ValueError, match="iterations"):
         bb.shrink_rounds(loss, params(), choose, tune, X, Y, iterations=0)
+
+
+# Parts of trees, and names that fields of states have, too -------------------------
+def in_variables(variables, x, y):
+    p, mean = variables["params"], variables["stats"]["a"]["b"]
+    h = x @ p["a"]["w"] + p["a"]["b"][None] + mean[None]
+    h = jnp.tanh(jax.nn.relu(h) @ p["b"]["w"] + p["b"]["b"][None])
+    return jnp.mean((h @ p["c"]["w"] + p["c"]["b"][None] - y) ** 2)
+
+
+def shrunk_variables():
+    p = params()
+    variables = {"params": p, "stats": {"a": {"b": jnp.full(12, 0.1)}}}
+    units = bb.trace(in_variables, variables, X, Y)
+    masks = bb.unitwise.cut(units, bb.unitwise.group_magnitude(units, variables), 0.5)
+    small = bb.shrink(in_variables, variables, masks, X, Y)
+    assert small.widths["params/a/w"] == (12, 6)
+    return p, small
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_the_optimizer_may_know_a_part_of_the_tree(name):
+    p, small = shrunk_variables()
+    tx = OPTIMIZERS[name]
+    _, state = steps(tx, p, tx.init(p), 3)
+    cut = small.cut_state(state)
+    assert jax.tree.map(jnp.shape, cut) == jax.tree.map(
+        jnp.shape, tx.init(small.params["params"])
+    )
+    for one, two in zip(jax.tree.leaves(state), jax.tree.leaves(cut), strict=True):
+        if one.shape == (12,):  # the bias of `a`: which units stay is known from it
+            kept = np.asarray(small.cuts["params/a/b"][0][2])
+            np.testing.assert_array_equal(np.asarray(one)[kept], two)
+    new, _ = steps(tx, small.params["params"], cut, 2)
+    assert jax.tree.map(jnp.shape, new) == jax.tree.map(
+        jnp.shape, small.params["params"]
+    )
+
+
+def test_a_pruning_state_may_know_a_part_of_the_tree():
+    p, small = shrunk_variables()
+    units = bb.trace(loss, p, X, Y).select("b/w")
+    tx = optax.chain(optax.adam(0.01), bb.transform(units, density=0.5, start=0))
+    (_, activity), grads = jax.value_and_grad(bb.observe(loss, units), has_aux=True)(
+        p, X, Y
+    )
+    _, state = tx.update(grads, tx.init(p), p, activity=activity)
+    cut = small.cut_state(state)
+    mine = {axis: np.asarray(kept) for axis, _, kept in small.cuts["params/b/w"]}
+    expected = np.asarray(bb.masks(state)["b/w"])[np.ix_(mine[0], mine[1])]
+    np.testing.assert_array_equal(bb.masks(cut)["b/w"], expected)
+    smaller = bb.trace(loss, small.params["params"], X, Y).select("b/w")
+    again = optax.chain(optax.adam(0.01), bb.transform(smaller, density=0.5, start=0))
+    fresh = jax.tree.map(jnp.shape, jax.tree.leaves(again.init(small.params["params"])))
+    assert jax.tree.map(jnp.shape, jax.tree.leaves(cut)) == fresh
+
+
+def test_a_parameter_may_be_called_like_a_field_of_the_state():
+    def net(p, x):
+        h = jax.nn.relu(x @ p["w"])
+        return jax.nn.relu(x @ p["mu"]["w"]) @ p["o2"] + h @ p["o"]
+
+    draw = [jnp.asarray(RNG.standard_normal((6, n)), jnp.float32) for n in (6, 6, 2, 2)]
+    p = {"w": draw[0], "mu": {"w": draw[1]}, "o": draw[2], "o2": draw[3]}
+    x = jnp.asarray(RNG.standard_normal((8, 6)), jnp.float32)
+    units = bb.trace(net, p, x)
+    scores = bb.unitwise.group_magnitude(units, p)
+    small = bb.shrink(net, p, bb.unitwise.cut(units, scores, 0.5), x)
+    tx = optax.adam(0.01)
+    grads = jax.grad(lambda p: (net(p, x) ** 2).sum())(p)
+    _, state = tx.update(grads, tx.init(p), p)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        small.cut_state(state)[0].mu,
+        small.cut(state[0].mu),
+    )
+
+
+def test_states_of_other_parameters_are_refused():
+    p = params()
+    small = bb.shrink(loss, p, unit_masks(p), X, Y)
+    with pytest.raises(ValueError, match="copies of the parameters .* got one "):
+        small.cut_state(optax.flatten(optax.adam(0.01)).init(p))
+    with pytest.raises(ValueError, match="copies of the parameters .* got one "):
+        small.cut_state({"other": jnp.ones(3)})
+    kernel = bb.Kernel("w", (2, 3), fan_in=(0,), fan_out=(1,))
+    state = bb.transform(bb.Units((kernel,)).select("w")).init({"w": jnp.ones((2, 3))})
+    with pytest.raises(ValueError, match="pruning state of the parameters that were"):
+        bb.shrink(lambda p, x: x @ p, jnp.ones((3, 2)), {}, X).cut_state(state)
+    assert not jax.tree.leaves(small.cut_state(optax.sgd(0.1).init(p)))
+
+
+def test_a_state_that_fits_two_parts_of_the_tree_is_refused():
+    def net(p, x):
+        return sum(jax.nn.relu(x @ p[n]["u"]) @ p[n]["d"] for n in ("a", "b"))
+
+    def part():
+        shapes = {"u": (3, 6), "d": (6, 2)}
+        return {
+            n: jnp.asarray(RNG.standard_normal(s), jnp.float32)
+            for n, s in shapes.items()
+        }
+
+    p = {"a": part(), "b": part()}
+    units = bb.trace(net, p, X)
+    scores = bb.unitwise.group_magnitude(units, p)
+    small = bb.shrink(net, p, bb.unitwise.cut(units, scores, 0.5), X)
+    with pytest.raises(ValueError, match="'0/trace/d', which may belong to any of"):
+        small.cut_state(optax.sgd(0.1, momentum=0.9).init(p["a"]))
+
+
+def test_trees_of_other_shapes_are_refused():
+    p = params()
+    small = bb.shrink(loss, p, unit_masks(p), X, Y)
+    with pytest.raises(ValueError, match=r"shape \(12,\) at 'a/b', as it was before"):
+        small.cut(small.params)
+
+
+def test_a_shrunk_model_says_what_it_is_in_short():
+    p = params()
+    assert "Array" not in repr(bb.shrink(loss, p, unit_masks(p), X, Y))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_state_of_an_nnx_optimizer_goes_on(whole):
+    from flax import nnx
+
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(
+        nnx.Linear(3, 12, rngs=rngs), nnx.relu, nnx.Linear(12, 2, rngs=rngs)
+    )
+
+    def of(model, x, y):
+        return jnp.mean((model(x) - y) ** 2)
+
+    units = bb.trace(of, model, X, Y)
+    tx = optax.chain(optax.adam(0.01), bb.transform(units, density=0.5, start=0))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    observed = nnx.value_and_grad(bb.observe(of, units), has_aux=True)
+    (_, activity), grads = observed(model, X, Y)
+    optimizer.update(model, grads, activity=activity)
+    masks = bb.unitwise.cut(units, bb.unitwise.group_magnitude(units, model), 0.5)
+    small = bb.shrink(of, model, bb.masks(optimizer) | masks, X, Y)
+    state = optimizer.opt_state
+    cut = small.cut_state(state if whole else nnx.as_pure(state))
+    (before,), (after,) = bb.masks(state).values(), bb.masks(cut).values()
+    (_, _, kept), *_ = small.cuts["layers/0/kernel"]
+    np.testing.assert_array_equal(np.asarray(before)[:, np.asarray(kept)], after)
+    again = bb.transform(small.units.select("layers/0"), density=0.5, start=0)
+    fresh = optax.chain(optax.adam(0.01), again)
+    new = nnx.Optimizer(small.params, fresh, wrt=nnx.Param)
+    if whole:
+        new.opt_state = cut
+        observed = nnx.value_and_grad(
+            bb.observe(of, small.units.select("layers/0")), has_aux=True
+        )
+        (_, activity), grads = observed(small.params, X, Y)
+        new.update(small.params, grads, activity=activity)
+        zeros = np.asarray(small.params.layers[0].kernel[...]) == 0
+        assert (zeros == ~np.asarray(bb.masks(new)["layers/0/kernel"])).all()

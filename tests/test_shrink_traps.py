@@ -84,7 +84,9 @@ def test_a_constant_moves_only_into_a_bias_that_is_added_and_nothing_else(name):
     params = drawn(u=(3, 6), b=(6,), d=(6, 2), c=(2,))
     small = checked(fn, params, cut(params, u=np.s_[:, 1]), X)
     assert small.widths["u"] == (6, 6)
-    assert small.report.changes[0].why == "there is no bias to hold what they add"
+    assert (
+        small.report.changes[0].why == "no bias is added to the product that reads them"
+    )
 
 
 def test_a_kernel_read_twice_alike_has_one_bias_for_both():
@@ -375,3 +377,14 @@ def test_a_name_inside_a_longer_one_is_another_parameter():
     small = bb.shrink(fn, params, {"a/w": np.arange(12).reshape(6, 2) > 1}, X)
     state = small.cut_state(optax.adam(0.1).init(params))
     assert jax.tree.map(jnp.shape, state[0].mu) == {"w": (3, 5), "a": {"w": (5, 2)}}
+
+
+def test_weakly_typed_parameters_stay_so(lenient):
+    def fn(p, x):
+        return jnp.tanh(x.astype(jnp.bfloat16) @ p["u"] + p["b"]) @ p["d"]
+
+    half = {n: a.astype(jnp.bfloat16) for n, a in drawn(u=(3, 6), d=(6, 2)).items()}
+    params = half | {"b": jnp.full(6, 0.1)}
+    small = bb.shrink(fn, params, cut(params, d=[1, 4]), X)
+    assert small.widths["u"] == (6, 4) and small.params["b"].weak_type
+    assert fn(small.params, X).dtype == fn(params, X).dtype == jnp.bfloat16

@@ -29,7 +29,16 @@ from bbjax.units import Units
 
 __all__ = ["KernelFacts", "Report", "draw_graph", "report"]
 
+
 _PIXELS = (256, 128)  # of a mask picture; the latter beside many kernels
+
+
+def __getattr__(name: str) -> Any:
+    if name == "draw_graph":  # loaded when it draws
+        from bbjax.report.groups import draw_graph
+
+        return draw_graph
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def report(

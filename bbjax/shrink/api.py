@@ -261,7 +261,9 @@ def _shape_of_cut(array: Any, mine: tuple[Any, ...]) -> Any:
     """A parameter cut, without its values."""
     whole = jax.ShapeDtypeStruct(jnp.shape(array), array.dtype)
     shape = jax.eval_shape(functools.partial(cut, mine=mine), whole).shape
-    return jax.ShapeDtypeStruct(shape, array.dtype, sharding=resharded(array, shape))
+    weak = getattr(array, "weak_type", False)
+    sharding = resharded(array, shape)
+    return jax.ShapeDtypeStruct(shape, array.dtype, sharding=sharding, weak_type=weak)
 
 
 def _resized(params: Any) -> Any:

@@ -41,9 +41,10 @@ def cut(array: Any, mine: tuple[Cut, ...]) -> Any:
     """An array of a parameter's shape, cut as the parameter is.
 
     Concrete arrays are cut on the host, which compiles nothing for new shapes, and go
-    back to their devices.
+    back to their devices. Weakly typed ones (`jnp.full(n, 0.1)`) stay so.
     """
-    if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer):
+    on_host = isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
+    if not on_host or array.weak_type:  # numpy knows no weak types
         for axis, at, indices in mine:
             array = _along(array, axis, at, indices)
         return array

@@ -184,7 +184,11 @@ class _Decision:
             return gone, quiet, found.hinders
         bias = None if found.bias is None else self.model.paths[found.bias]
         if kernel is None or kernel.groups > 1 or not bias or bias != kernel.bias:
-            return gone, quiet, "there is no bias to hold what they add"
+            return (
+                gone,
+                quiet,
+                "no bias is added to the product that reads them",
+            )
         if np.dtype(kernel.dtype).kind == "c":
             return gone, quiet, "what they add is complex"
         return gone, quiet, self.differing(found)

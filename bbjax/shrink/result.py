@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from bbjax.leaves import Leaves
 from bbjax.shrink.cut import Cuts, cut
 from bbjax.shrink.states import cut_state
@@ -91,11 +93,11 @@ class Shrunk:
       fn: the function, for these parameters.
     """
 
-    params: Any
-    masks: dict[str, Any]
+    params: Any = dataclasses.field(repr=False)
+    masks: dict[str, Any] = dataclasses.field(repr=False)
     widths: dict[str, tuple[int, int]]
     report: Report
-    units: Units
+    units: Units = dataclasses.field(repr=False)
     cuts: Cuts = dataclasses.field(repr=False)
     shapes: dict[str, tuple[int, ...]] = dataclasses.field(repr=False)
     fn: Callable[..., Any] = dataclasses.field(repr=False)
@@ -107,7 +109,8 @@ class Shrunk:
           tree: gradients, moments, averages.
 
         Raises:
-          ValueError: the tree has not the paths of the parameters that were cut.
+          ValueError: the tree has not the paths or the shapes of the parameters that
+            were cut.
 
         Example:
           >>> import bbjax as bb, jax, jax.numpy as jnp
@@ -127,7 +130,13 @@ class Shrunk:
                 f"{missing[:5]}; pass a tree of the structure that was shrunk"
             )
         for path, mine in self.cuts.items():
-            leaves.put_at(path, cut(leaves.at(path), mine))
+            array = leaves.at(path)
+            if tuple(jnp.shape(array)) != self.shapes[path]:
+                raise ValueError(
+                    f"expected an array of shape {self.shapes[path]} at {path!r}, as "
+                    f"it was before it was cut, got {tuple(jnp.shape(array))}"
+                )
+            leaves.put_at(path, cut(array, mine))
         return leaves.tree()
 
     def cut_state(self, opt_state: Any) -> Any:
@@ -138,10 +147,12 @@ class Shrunk:
         anew from `units` of the smaller model, with the same kernels selected.
 
         Args:
-          opt_state: for the parameters that were shrunk.
+          opt_state: for the parameters that were shrunk, or for a part of their tree,
+            as `variables["params"]`.
 
         Raises:
-          ValueError: a pruning state that averages more than one number per unit.
+          ValueError: a state without copies of the parameters, or with sums over them;
+            a pruning state that averages more than one number per unit.
 
         Example:
           >>> import bbjax as bb, jax, jax.numpy as jnp, optax

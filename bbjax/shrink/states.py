@@ -1,28 +1,27 @@
 """Optimizer states follow their parameters.
 
-The state of any optimizer is a tree in which copies of the parameter tree occur; a leaf
-whose path ends with a parameter's and that has its shape is cut as the parameter is. A
-pruning state keeps its masks, running means and dormant weights of what stays. All else
-(counters, hyperparameters) is the same afterwards.
+The state of any optimizer is a tree in which copies of the parameter tree, or of a part
+of it, occur (`owners`): they are cut as the parameters are. A pruning state keeps its
+masks, running means and dormant weights of what stays. All else (counters,
+hyperparameters) is the same afterwards.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bbjax.kernel import Kernel, Side
-from bbjax.leaves import leaves_by_path
+from bbjax.leaves import boxes, leaves_by_path
 from bbjax.rules.base import side_in
 from bbjax.shrink.cut import Cuts, cut
-from bbjax.state import Plan, PruneState, full_mask, pack
+from bbjax.shrink.owners import Owners, Shapes, root_of
+from bbjax.state import Plan, PruneState, full_mask, pack, without_wrappers
 from bbjax.units import Units
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def cut_state(state: Any, cuts: Cuts, shapes: Shapes, units: Units) -> Any:
@@ -35,28 +34,52 @@ def cut_state(state: Any, cuts: Cuts, shapes: Shapes, units: Units) -> Any:
       units: of the new ones.
     """
     leaves, tree = jax.tree_util.tree_flatten(state, is_leaf=_is_pruning)
-    whole = [_cut_pruning(x, cuts, units) if _is_pruning(x) else x for x in leaves]
     outer = jax.tree_util.tree_unflatten(
         tree, [None if _is_pruning(x) else x for x in leaves]
     )
     keyed, _ = leaves_by_path(outer)
-    plain = iter([_cut_leaf(p, leaf, cuts, shapes) for p, leaf in keyed])
-    return jax.tree_util.tree_unflatten(
-        tree, [new if _is_pruning(new) else next(plain) for new in whole]
+    owners = Owners(shapes, [path for path, _ in keyed])
+    names = [owners.of(path) for path, _ in keyed]
+    _refuse_others([leaf for leaf in leaves if not _is_pruning(leaf)], names, cuts)
+    plain = iter(
+        _cut_leaf(path, leaf, owner, cuts, shapes)
+        for (path, leaf), owner in zip(keyed, names, strict=True)
     )
+
+    def smaller(leaf: Any) -> Any:
+        if _is_pruning(leaf):
+            return _cut_wrapped(leaf, cuts, shapes, units)
+        return next(plain)
+
+    return jax.tree_util.tree_unflatten(tree, [smaller(leaf) for leaf in leaves])
+
+
+def _refuse_others(leaves: list[Any], names: list[list[str]], cuts: Cuts) -> None:
+    """Refuses states with arrays, none of which is any parameter's."""
+    if cuts and not any(names) and any(math.prod(jnp.shape(x)) > 1 for x in leaves):
+        raise ValueError(
+            f"expected an optimizer state with copies of the parameters (as "
+            f"{list(cuts)[:3]}), got one with none; make the state of this optimizer "
+            "anew for the smaller parameters"
+        )
 
 
 def _is_pruning(value: Any) -> bool:
     return isinstance(value, PruneState)
 
 
-def _cut_leaf(path: str, leaf: Any, cuts: Cuts, shapes: Shapes) -> Any:
+def _cut_leaf(
+    path: str, leaf: Any, names: list[str], cuts: Cuts, shapes: Shapes
+) -> Any:
     """A leaf that belongs to a parameter, cut as that one is."""
-    parts = path.split("/")
-    suffixes = ["/".join(parts[start:]) for start in range(len(parts))]
-    name = next((s for s in (*suffixes, "") if s in shapes), None)
-    if name is None or name not in cuts:
+    if len(names) > 1:
+        raise ValueError(
+            f"expected a state of the parameters that were shrunk, got {path!r}, which "
+            f"may belong to any of {names}; make the state for the same tree"
+        )
+    if not names or names[0] not in cuts:
         return leaf
+    (name,) = names
     shape, found = shapes[name], jnp.shape(leaf)
     lead = len(found) - len(shape)
     if lead >= 0 and found[lead:] == shape:  # a memory of several steps has them first
@@ -75,15 +98,39 @@ def _plus(axes: tuple[int, ...], lead: int) -> tuple[int, ...]:
     return tuple(axis + lead for axis in axes)
 
 
-def _cut_pruning(state: PruneState, cuts: Cuts, units: Units) -> PruneState:
+def _cut_wrapped(
+    state: PruneState, cuts: Cuts, shapes: Shapes, units: Units
+) -> PruneState:
+    """A pruning state for smaller kernels, its arrays wrapped as they were (NNX)."""
+    found = _cut_pruning(without_wrappers(state), cuts, shapes, units)
+    arrays, tree = jax.tree_util.tree_flatten(found)
+    kinds = boxes()
+    nodes = jax.tree_util.tree_leaves(state, is_leaf=lambda x: isinstance(x, kinds))
+    wrapped = [
+        jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(node), [array])
+        for node, array in zip(nodes, arrays, strict=True)
+    ]
+    return jax.tree_util.tree_unflatten(tree, wrapped)
+
+
+def _cut_pruning(
+    state: PruneState, cuts: Cuts, shapes: Shapes, units: Units
+) -> PruneState:
     """A pruning state for smaller kernels."""
     masks, means, dormant, kernels = {}, {}, {}, []
+    names = [kernel.path for kernel, _ in state.bb_plan.kernels]
+    root = root_of(names, shapes)
+    if root is None:
+        raise ValueError(
+            f"expected a pruning state of the parameters that were shrunk, got one of "
+            f"{names[:5]}; the parameters are {list(shapes)[:5]}"
+        )
     for kernel, actuators in state.bb_plan.kernels:
-        path, mine = kernel.path, cuts.get(kernel.path, ())
+        path, mine = kernel.path, cuts.get(root + kernel.path, ())
         packed = state.bb_masks[path]
         mask = cut(full_mask(kernel, packed), mine)
-        if path in units:
-            small = units[path]
+        if root + path in units:
+            small = _without(root, units[root + path])
         else:  # what `bb.hold` makes of a masked parameter that is no kernel
             small = Kernel(path, mask.shape, kernel.dtype, stack=kernel.stack)
         edges = small.edge_mask(mask)
@@ -100,6 +147,22 @@ def _cut_pruning(state: PruneState, cuts: Cuts, units: Units) -> PruneState:
         bb_means=means,
         bb_dormant=dormant,
         bb_plan=Plan(tuple(kernels), state.bb_plan.k_min),
+    )
+
+
+def _without(root: str, kernel: Kernel) -> Kernel:
+    """A kernel as a trace of the tree below a root knows it."""
+    if not root:
+        return kernel
+    return dataclasses.replace(
+        kernel,
+        path=kernel.path.removeprefix(root),
+        bias=kernel.bias.removeprefix(root),
+        reads=tuple(path.removeprefix(root) for path in kernel.reads),
+        companions=(),
+        placed=(),
+        links=(),
+        stream=(),
     )
 
 
