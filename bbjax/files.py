@@ -141,6 +141,11 @@ def save(
     safetensors = _safetensors()
     named = named_leaves(params).named()
     leaves = {path: leaf for path, leaf in named.items() if describe(leaf) != OTHER}
+    if named and not leaves:
+        raise ValueError(
+            f"expected parameters with arrays or numbers, got {type(params).__name__} "
+            "without any; pass the tree itself (small.params of bb.shrink)"
+        )
     kept = {} if masks is None else on_host(masks)
     _check_masks(leaves, kept)
     if units is not None:

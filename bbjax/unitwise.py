@@ -17,6 +17,7 @@ Broadcast's (arXiv 2510.01263), for units that speak to all or to none.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -93,7 +94,9 @@ def group_magnitude(units: Units, params: Any) -> Scores:
             array = np.asarray(leaves.at(member.path)).astype(np.float64)
             norms = _of_units(group, member, np.square(array))
             mean = norms.mean(axis=-1, keepdims=True)
-            each.append(np.divide(norms, mean, out=np.ones_like(norms), where=mean > 0))
+            each.append(
+                np.divide(norms, mean, out=np.ones_like(norms), where=mean != 0)
+            )
         found[name] = np.mean(each, axis=0)
     return found
 
@@ -248,7 +251,7 @@ def cut(
 
     Raises:
       ValueError: neither or both of density and least, a density outside [0, 1], an
-        unknown group or scope, scores of another shape, a multiple below 1.
+        unknown group or scope, scores of another shape or NaN, a multiple below 1.
 
     Example:
       >>> import bbjax as bb, jax, jax.numpy as jnp
@@ -361,9 +364,14 @@ def _check(
                 f"expected scores of shape {(*group.layers, group.size)} for {name!r}, "
                 f"got {np.shape(score)}; one per unit"
             )
+        if np.isnan(score).any():
+            raise ValueError(
+                f"expected scores that are numbers for {name!r}, got NaN; look at the "
+                "parameters or statistics they come from"
+            )
         share = shares.get(name) if least is None else 1.0
-        if share is None or not 0.0 <= float(share) <= 1.0:
+        if not isinstance(share, numbers.Real) or not 0.0 <= float(share) <= 1.0:
             raise ValueError(
                 f"expected a density in [0, 1] for {name!r}, got {share!r}; it is the "
-                "share of units that stay"
+                f"share of units that stay, for all groups or for each: {list(scores)}"
             )

@@ -321,3 +321,10 @@ def test_paths_that_do_not_nest_need_a_tree():
     with pytest.raises(ValueError, match=r"nest as dicts, got \['a'\] .* pass `like`"):
         loaded(data)
     assert_same(loaded(data, like=tree).params, tree)
+
+
+@pytest.mark.parametrize("params", [{"name": "net"}, jax.nn.relu])
+def test_what_holds_no_parameters_is_not_saved(tmp_path, params):
+    with pytest.raises(ValueError, match="expected parameters with arrays or numbers"):
+        bb.save(tmp_path / "net.safetensors", params)
+    assert not list(tmp_path.iterdir())

@@ -57,6 +57,11 @@ def test_group_magnitude_of_a_group_that_is_all_zero_is_average(units, params):
     assert bb.unitwise.group_magnitude(units, zeros)["up[1]"].tolist() == [1.0] * 6
 
 
+def test_what_is_not_finite_shows_in_the_scores(units, params):
+    broken = params | {"b": params["b"].at[2].set(jnp.nan)}
+    assert np.isnan(bb.unitwise.group_magnitude(units, broken)["up[1]"]).any()
+
+
 def test_activity_is_what_was_measured(params, units, stats):
     found = bb.unitwise.activity(units, stats)["up[1]"]
     np.testing.assert_allclose(found, np.abs(hidden(params)).mean(0), rtol=1e-5)
@@ -201,6 +206,8 @@ def test_groups_compete_for_a_global_density(params):
         ),
         ({"scores": {"down[1]": np.ones(4)}}, "expected scores of groups that can shr"),
         ({"scores": {"up[1]": np.ones(4)}}, r"expected scores of shape \(6,\)"),
+        ({"scores": {"up[1]": np.full(6, np.nan)}}, "scores that are numbers for 'up"),
+        ({"density": "0.5"}, r"in \[0, 1\] for 'up\[1\]', got '0.5'.*: \['up\[1\]'\]"),
     ],
 )
 def test_bad_input_is_refused(units, change, text):
