@@ -153,6 +153,12 @@ def on_host(masks: Masks) -> dict[str, np.ndarray]:
         )
     if not masks:
         raise ValueError("expected at least one mask, got none; see bb.masks")
+    for path, mask in masks.items():
+        if mask is None or isinstance(mask, Mapping):
+            raise TypeError(
+                f"expected a bool mask at {path!r}, got {type(mask).__name__}; masks "
+                "stand by whole paths, as 'mlp/up'"
+            )
     found = {path: np.asarray(mask) for path, mask in masks.items()}
     for path, mask in found.items():
         if mask.dtype != bool:

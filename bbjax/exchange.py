@@ -124,6 +124,11 @@ def write(file: File, data: bytes) -> None:
         file.write(data)
         return
     path = Path(file)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"expected a folder at {str(path.parent)!r} for {path.name!r}, got none; "
+            "make it first"
+        )
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with beside.open("xb") as stream:

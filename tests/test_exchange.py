@@ -200,6 +200,17 @@ def test_bad_masks_leave_the_old_file(tmp_path):
     assert_same(load_masks(path), MASKS)
 
 
+@pytest.mark.parametrize(("mask", "kind"), [(None, "NoneType"), ({"w": 1}, "dict")])
+def test_masks_stand_by_whole_paths(tmp_path, mask, kind):
+    with pytest.raises(TypeError, match=f"mask at 'mlp', got {kind}; .* whole paths"):
+        save_masks(tmp_path / "masks.npz", {"mlp": mask})
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="folder at '.*none' for 'masks.npz'"):
+        save_masks(tmp_path / "none" / "masks.npz", MASKS)
+
+
 def test_a_missing_file_is_the_usual_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_masks(tmp_path / "none.npz")
