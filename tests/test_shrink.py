@@ -500,3 +500,15 @@ def test_a_tree_without_what_was_cut_is_refused():
     small = bb.shrink(mlp, MLP, cut(MLP, down=[1]), X)
     with pytest.raises(ValueError, match="expected a tree with the parameters that w"):
         small.cut({"up": MLP["up"]})
+
+
+def test_units_of_a_result_are_not_called_idle():
+    def fn(p, x):
+        return jax.value_and_grad(lambda p: mlp(p, x).sum())(p)[0]
+
+    def both(p, x):
+        loss, grads = jax.value_and_grad(lambda p: mlp(p, x).sum())(p)
+        return loss, sum(jnp.sum(g) for g in jax.tree.leaves(grads))
+
+    for one in (fn, both):
+        assert not bb.shrink(one, MLP, {}, X).report.changes

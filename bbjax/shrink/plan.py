@@ -138,7 +138,8 @@ class _Decision:
     def decide(self, whole: int, sums: list[Sum]) -> None:
         """What a group loses."""
         extents = self.model.program.extents
-        fixed = extents.why_fixed(whole) or self.refused.get(whole, "")
+        others = extents.why_fixed(whole)  # something but sums knows the units
+        fixed = others or self.refused.get(whole, "")
         lead = tuple(extents.size(s) for s in self.model.scans.get(whole, ()))
         depth = len(lead)
         size = extents.size((whole,))
@@ -148,7 +149,7 @@ class _Decision:
         for found in sums:
             layer = found.layer[:depth]
             gone, quiet, hinders = self.weigh(found)
-            useless[layer] &= gone | quiet
+            useless[layer] &= gone if others else gone | quiet
             goes[layer] &= gone | (quiet if not hinders else False)
             why = why or (hinders if (quiet & ~gone).any() else "")
         if fixed:
