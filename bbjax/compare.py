@@ -12,12 +12,11 @@ shapes, and those that only one set has, are listed as such.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-Masks = Mapping[str, Any]
+from bbjax.host import Masks, on_host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,45 +127,6 @@ def _change_row(row: MaskChange) -> tuple[str, ...]:
     counts = (row.kept_a, row.kept_b, row.both, row.flipped)
     shown = ("-" if count is None else str(count) for count in counts)
     return (row.path, " / ".join(dict.fromkeys(shapes)), *shown, row.problem)
-
-
-# Masks on the host ---------------------------------------------------------------
-def on_host(masks: Masks) -> dict[str, np.ndarray]:
-    """Masks as numpy arrays, wherever they lie.
-
-    Args:
-      masks: by path, bool arrays of numpy or of JAX; sharded ones must be within reach
-        of this process.
-
-    Raises:
-      TypeError: not masks by path, or not bool.
-      ValueError: there is none.
-
-    Example:
-      >>> on_host({"w": [True, False]})["w"].dtype
-      dtype('bool')
-    """
-    if not isinstance(masks, Mapping) or not all(isinstance(p, str) for p in masks):
-        raise TypeError(
-            f"expected masks by path, got {type(masks).__name__}; pass what bb.masks "
-            "or bb.prune returned"
-        )
-    if not masks:
-        raise ValueError("expected at least one mask, got none; see bb.masks")
-    for path, mask in masks.items():
-        if mask is None or isinstance(mask, Mapping):
-            raise TypeError(
-                f"expected a bool mask at {path!r}, got {type(mask).__name__}; masks "
-                "stand by whole paths, as 'mlp/up'"
-            )
-    found = {path: np.asarray(mask) for path, mask in masks.items()}
-    for path, mask in found.items():
-        if mask.dtype != bool:
-            raise TypeError(
-                f"expected a bool mask at {path!r}, got {mask.dtype}; pass what "
-                "bb.masks returned, or compare weights with 0"
-            )
-    return found
 
 
 def count(mask: np.ndarray) -> int:

@@ -29,7 +29,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bbjax.compare import Masks, count, on_host
+from bbjax.compare import count
+from bbjax.host import Masks, on_host
 from bbjax.leaves import leaves_by_path
 from bbjax.units import Kernel, Units
 

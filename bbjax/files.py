@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from bbjax.compare import Masks, on_host
 from bbjax.exchange import (
     File,
     kernel_of,
@@ -33,6 +32,7 @@ from bbjax.exchange import (
     write,
 )
 from bbjax.fitting import check_parameters, fit, fit_units, named_leaves, nested
+from bbjax.host import Masks, check_values, on_host
 from bbjax.packing import (
     OTHER,
     Entry,
@@ -122,7 +122,7 @@ def save(
 
     Raises:
       ImportError: safetensors is not installed.
-      TypeError: masks that are none, or a leaf that is no array of numbers.
+      TypeError: masks that are none, a leaf that is no array of numbers, or is traced.
       ValueError: masks or units of other parameters, pruned weights that are not 0, a
         selected kernel without a mask, `extra` that JSON would change, or two leaves of
         one name.
@@ -146,6 +146,7 @@ def save(
             f"expected parameters with arrays or numbers, got {type(params).__name__} "
             "without any; pass the tree itself (small.params of bb.shrink)"
         )
+    check_values(leaves, "parameters")
     kept = {} if masks is None else on_host(masks)
     _check_masks(leaves, kept)
     if units is not None:

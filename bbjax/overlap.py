@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bbjax.compare import Masks, count, diff_masks, on_host, table
+from bbjax.compare import count, diff_masks, table
+from bbjax.host import Masks, on_host
 
 
 class Overlap(NamedTuple):

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bbjax.budget import check_int
-from bbjax.compare import on_host
+from bbjax.host import on_host
 from bbjax.leaves import Leaves
 from bbjax.oneshot import Masks, apply_masks
 from bbjax.relief import Report, relieve

@@ -170,8 +170,8 @@ def find(opt_state: Any) -> tuple[PruneState, ...]:
       ValueError: there is none, or two of them prune the same kernel.
     """
     held = getattr(opt_state, "opt_state", opt_state)
-    leaves = jax.tree_util.tree_leaves(held, is_leaf=_is_state)
-    found = tuple(without_wrappers(s) for s in leaves if _is_state(s))
+    leaves = jax.tree_util.tree_leaves(held, is_leaf=is_pruning)
+    found = tuple(without_wrappers(s) for s in leaves if is_pruning(s))
     if not found:
         raise ValueError(
             f"expected an optimizer state with bb.transform or bb.wrap inside, got "
@@ -188,7 +188,8 @@ def find(opt_state: Any) -> tuple[PruneState, ...]:
     return found
 
 
-def _is_state(value: Any) -> bool:
+def is_pruning(value: Any) -> bool:
+    """Whether it is a pruning state."""
     return isinstance(value, PruneState)
 
 

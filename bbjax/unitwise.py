@@ -25,7 +25,7 @@ import numpy as np
 
 from bbjax.axes.groups import Group, Member
 from bbjax.budget import check_int
-from bbjax.compare import on_host
+from bbjax.host import check_values, on_host
 from bbjax.leaves import Leaves
 from bbjax.units import Units
 
@@ -46,6 +46,11 @@ def free_groups(units: Units) -> dict[str, Group]:
       >>> list(free_groups(bb.trace(net, params, jnp.ones((5, 3)))))
       ['up[1]']
     """
+    if not isinstance(units, Units):
+        raise TypeError(
+            f"expected units as bb.trace makes them, got {type(units).__name__}; they "
+            "come first, before parameters, statistics or scores"
+        )
     found: dict[str, Group] = {}
     for group in units.graph:
         if not group.fixed:
@@ -71,6 +76,7 @@ def group_magnitude(units: Units, params: Any) -> Scores:
 
     Raises:
       ValueError: a parameter that is not there.
+      TypeError: parameters without values (traced, or shapes).
 
     Example:
       >>> import bbjax as bb, jax, jax.numpy as jnp
@@ -82,6 +88,7 @@ def group_magnitude(units: Units, params: Any) -> Scores:
       array([0.6, 1.4])
     """
     leaves = Leaves.of(params)
+    check_values(leaves.named(), "parameters")
     found = {}
     for name, group in free_groups(units).items():
         each = []
@@ -252,6 +259,7 @@ def cut(
     Raises:
       ValueError: neither or both of density and least, a density outside [0, 1], an
         unknown group or scope, scores of another shape or NaN, a multiple below 1.
+      TypeError: scores or densities without values (traced).
 
     Example:
       >>> import bbjax as bb, jax, jax.numpy as jnp
@@ -264,6 +272,11 @@ def cut(
       ([[False, True]], [[False], [True]])
     """
     known = free_groups(units)
+    if not isinstance(scores, Mapping):
+        raise TypeError(
+            f"expected scores by name of group, got {type(scores).__name__}; pass what "
+            "bb.unitwise.group_magnitude, activity or traffic returned"
+        )
     _check(known, scores, density, least, scope)
     steps = _steps(known, multiple_of)
     if least is not None:
@@ -352,6 +365,8 @@ def _check(
             'pass scope="group"'
         )
     shares = _shares(scores, density)
+    check_values(scores, "scores")
+    check_values(shares, "densities")
     for name, score in scores.items():
         if name not in known:
             raise ValueError(
@@ -369,9 +384,13 @@ def _check(
                 f"expected scores that are numbers for {name!r}, got NaN; look at the "
                 "parameters or statistics they come from"
             )
-        share = shares.get(name) if least is None else 1.0
-        if not isinstance(share, numbers.Real) or not 0.0 <= float(share) <= 1.0:
+        share: Any = shares.get(name) if least is None else 1.0
+        if not _is_number(share) or not 0.0 <= float(share) <= 1.0:
             raise ValueError(
                 f"expected a density in [0, 1] for {name!r}, got {share!r}; it is the "
                 f"share of units that stay, for all groups or for each: {list(scores)}"
             )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) or getattr(value, "shape", None) == ()

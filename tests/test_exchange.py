@@ -19,8 +19,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import bbjax as bb
-from bbjax.compare import diff_masks, on_host
+from bbjax.compare import diff_masks
 from bbjax.exchange import load_masks, save_masks, saved_kernels
+from bbjax.host import on_host
 from bbjax.overlap import overlap, overlap_table
 
 UNITS = bb.Units(

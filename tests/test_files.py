@@ -437,7 +437,7 @@ BAD_TREES = {
         jax.eval_shape(lambda: {"w": jnp.ones(2)}),
         None,
         TypeError,
-        "got object",
+        "expected parameters with values, got a shape at 'w'",
     ),
     "a huge int": ({"w": 2**70}, None, TypeError, "at 'w', got object"),
     "one path twice": (

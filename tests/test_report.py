@@ -278,6 +278,18 @@ def test_a_state_in_a_chain_knows_its_budget():
     assert found.kept == sum(round(0.4 * k.edges) for k in found)
 
 
+def test_a_state_of_another_model_is_refused():
+    _, state = trained("mlp")
+    with pytest.raises(ValueError, match="of the kernels in units .*, got one of .*up"):
+        bb.report(state, UNITS)
+
+
+def test_a_traced_state_is_refused():
+    _, state = trained("mlp")
+    with pytest.raises(TypeError, match="expected a state with values, got a traced o"):
+        jax.jit(lambda state: bb.report(state).got)(state)
+
+
 def test_a_checkpoint_gives_the_same_report(tmp_path):
     params, state = trained("mlp")
     with ocp.PyTreeCheckpointer() as checkpointer:

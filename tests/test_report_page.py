@@ -294,6 +294,14 @@ def test_saving_by_the_suffix(tmp_path):
     assert json.loads((tmp_path / "page.JSON").read_text()) == found.to_dict()
 
 
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="to end in .html or .json, got .*page.txt"):
+        bb.report({"w": MASK}, UNITS, file=tmp_path / "page.txt")
+    with pytest.raises(ValueError, match=r"print\(report\) is the text"):
+        bb.report({"w": MASK}, UNITS).save(tmp_path / "page")
+    assert not list(tmp_path.iterdir())
+
+
 # Pictures ------------------------------------------------------------------------
 def decoded(data):
     """Levels of a palette PNG without filters, and the opacity of each."""

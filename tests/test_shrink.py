@@ -474,6 +474,7 @@ def test_examples_may_be_shapes():
         ({"up": np.ones((3, 5), bool)}, ValueError, r"mask of shape \(3, 6\) for 'up'"),
         ({"up": np.ones((3, 6))}, TypeError, "expected a bool mask at 'up', got floa"),
         (None, TypeError, "expected masks by path, got NoneType"),
+        (X, TypeError, "expected masks by path, got ArrayImpl"),
         (
             {"up": jax.ShapeDtypeStruct((3, 6), bool)},
             TypeError,

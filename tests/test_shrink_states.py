@@ -193,6 +193,29 @@ def test_wrong_rounds_are_refused():
         bb.shrink_rounds(loss, params(), choose, tune, X, Y, iterations=0)
 
 
+@pytest.mark.parametrize(
+    ("trained", "got"),
+    [
+        (lambda small: None, "got none there"),
+        (lambda small: (small.params, 0.5), "got none there"),
+        (lambda small: params(), r"of shape \(9,\), got \(12,\); start from small.par"),
+    ],
+    ids=["nothing", "with a loss", "the old ones"],
+)
+def test_rounds_want_parameters_of_the_smaller_model(trained, got):
+    rounds = bb.shrink_rounds(loss, params(), choose, trained, X, Y, iterations=2)
+    with pytest.raises(ValueError, match=f"expected train to return .*{got}"):
+        next(rounds)
+
+
+def test_rounds_want_a_score():
+    none = bb.shrink_rounds(
+        loss, params(), choose, tune, X, Y, iterations=2, score=lambda p: None
+    )
+    with pytest.raises(TypeError, match="expected a number as the score"):
+        next(none)
+
+
 # Parts of trees, and names that fields of states have, too -------------------------
 def in_variables(variables, x, y):
     p, mean = variables["params"], variables["stats"]["a"]["b"]

@@ -217,6 +217,36 @@ def test_bad_input_is_refused(units, change, text):
         bb.unitwise.cut(units, scores, **given)
 
 
+def test_the_order_of_arguments_is_named(units, params):
+    scores = bb.unitwise.group_magnitude(units, params)
+    with pytest.raises(TypeError, match="expected units .* got dict; they come first"):
+        bb.unitwise.group_magnitude(params, units)
+    with pytest.raises(TypeError, match="expected scores by name of group, got Units"):
+        bb.unitwise.cut(units, units, 0.5)
+    with pytest.raises(TypeError, match="expected units .* got dict; they come first"):
+        bb.unitwise.cut(scores, units, 0.5)
+
+
+def test_what_has_no_values_is_refused(units, params):
+    scores = bb.unitwise.group_magnitude(units, params)
+    traced = "got a traced one at .*; call this outside jax.jit"
+    with pytest.raises(TypeError, match=f"expected parameters with values, {traced}"):
+        jax.jit(lambda p: bb.unitwise.group_magnitude(units, p))(params)
+    with pytest.raises(TypeError, match=f"expected scores with values, {traced}"):
+        jax.jit(lambda s: bb.unitwise.cut(units, s, 0.5))(scores)
+    with pytest.raises(TypeError, match=f"expected densities with values, {traced}"):
+        jax.jit(lambda d: bb.unitwise.cut(units, scores, d))(0.5)
+
+
+def test_a_density_may_be_an_array_without_axes(units, params):
+    scores = bb.unitwise.group_magnitude(units, params)
+    for density in (np.float32(0.5), np.array(0.5), jnp.array(0.5)):
+        masks = bb.unitwise.cut(units, scores, density)
+        assert masks["up"].any(axis=0).sum() == 3
+    with pytest.raises(ValueError, match=r"expected a density in \[0, 1\]"):
+        bb.unitwise.cut(units, scores, jnp.array([0.5]))
+
+
 def test_missing_statistics_are_named(units, params):
     stats = bb.calibrate(net, units, params, [(X,)], needs=("on_rate",))
     with pytest.raises(ValueError, match="expected mean_abs of the outputs of 'up'"):

@@ -23,12 +23,11 @@ import numpy as np
 
 from bbjax.report import facts, sources
 from bbjax.report import params as parameters
-from bbjax.report.data import KernelFacts, Report
+from bbjax.report.data import KernelFacts, Report, page_or_numbers
 from bbjax.report.sources import Source
 from bbjax.units import Units
 
 __all__ = ["KernelFacts", "Report", "draw_graph", "report"]
-
 
 _PIXELS = (256, 128)  # of a mask picture; the latter beside many kernels
 
@@ -81,7 +80,7 @@ def report(
     Raises:
       TypeError: masks that are not bool, activity or figures of the wrong kind.
       ValueError: no masks, no pruning state, masks of unknown kernels, shapes that
-        differ, latencies or sizes below 0.
+        differ, latencies or sizes below 0, a file of another kind.
 
     Example:
       >>> import bbjax as bb
@@ -96,6 +95,8 @@ def report(
             f"expected units as bb.trace makes them, got {type(units).__name__}; "
             "masks of another time go into previous="
         )
+    if file is not None:
+        page_or_numbers(file)
     found = sources.read(source, units)
     if activity is not None:
         found = sources.with_activity(found, activity)

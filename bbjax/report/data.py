@@ -320,8 +320,11 @@ class Report:
 
         Args:
           file: a path; what is there is replaced.
+
+        Raises:
+          ValueError: a name that ends neither in `.html` (`.htm`) nor in `.json`.
         """
-        path = Path(file)
+        path = page_or_numbers(file)
         if path.suffix.lower() == ".json":
             text = json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
         else:
@@ -365,6 +368,17 @@ class Report:
     def __repr__(self) -> str:
         kernels = f"{len(self.kernels)} kernel{'s' * (len(self.kernels) != 1)}"
         return f"<Report {self.title!r}: {kernels}, density {self.got:.4g}>"
+
+
+def page_or_numbers(file: str | os.PathLike[str]) -> Path:
+    """The path of a report's file, refused if it is of another kind."""
+    path = Path(file)
+    if path.suffix.lower() not in (".html", ".htm", ".json"):
+        raise ValueError(
+            f"expected a file of a report to end in .html or .json, got {str(path)!r}; "
+            "print(report) is the text"
+        )
+    return path
 
 
 def _terminal() -> Any:

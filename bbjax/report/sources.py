@@ -21,8 +21,9 @@ import numpy as np
 
 from bbjax import exchange, files, state
 from bbjax.activity import Activity
-from bbjax.compare import on_host
+from bbjax.host import check_values, on_host
 from bbjax.kernel import Actuator, Kernel, Side
+from bbjax.leaves import leaves_by_path
 from bbjax.units import Units
 
 SIDES: tuple[Side, Side] = ("outputs", "inputs")
@@ -180,6 +181,14 @@ def check_shape(path: str, shape: tuple[int, ...], kernel: Kernel) -> None:
 # Optimizer states ----------------------------------------------------------------
 def _from_state(opt_state: Any, units: Units | None) -> Source:
     states = state.find(opt_state)
+    for held in states:
+        check_values(dict(leaves_by_path(held)[0]), "a state")
+    paths = [kernel.path for _, kernel, _ in state.budgeted(opt_state)]
+    if units is not None and not any(path in units for path in paths):
+        raise ValueError(
+            f"expected a state of the kernels in units ({list(units.paths)[:5]}), got "
+            f"one of {paths[:5]}; use the state and the trace of one model"
+        )
     looks, others = [], []
     for held, kernel, actuators in state.budgeted(opt_state):
         fetch = functools.partial(_unpacked, kernel, held.bb_masks[kernel.path])

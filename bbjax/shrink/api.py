@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bbjax.axes.scans import scans_of_groups
-from bbjax.compare import on_host
+from bbjax.host import check_values, on_host
 from bbjax.leaves import Leaves
 from bbjax.shrink import costs, proof
 from bbjax.shrink.cut import cut, cuts, resharded
@@ -74,8 +74,8 @@ def shrink(
       ((3, 5), (8, 5))
     """
     fn = _free(fn)
-    prepared = prepare(fn, params, example_args, {})
     masked, checked = _masked(params, masks)
+    prepared = prepare(fn, params, example_args, {})
     model = _model(prepared, masked, checked)
     refused: dict[int, str] = {}
     while True:
@@ -98,10 +98,10 @@ def _free(fn: Callable[..., Any]) -> Callable[..., Any]:
 def _masked(params: Any, masks: Mapping[str, Any]) -> tuple[Any, dict[str, np.ndarray]]:
     """Parameters with zeros where masks say so, and the masks, checked."""
     leaves = Leaves.of(params)
-    _refuse_abstract(leaves.named(), "parameters")
-    _refuse_abstract(masks, "masks")
-    checked = {}
-    for path, mask in (on_host(masks) if masks else {}).items():
+    check_values(leaves.named(), "parameters")
+    none = isinstance(masks, Mapping) and not masks
+    checked = {} if none else on_host(masks)
+    for path, mask in checked.items():
         if path not in leaves.by_path:
             raise ValueError(
                 f"expected masks of parameters, got one for {path!r}, which is none; "
@@ -113,23 +113,7 @@ def _masked(params: Any, masks: Mapping[str, Any]) -> tuple[Any, dict[str, np.nd
                 f"got {jnp.shape(mask)}; masks have the shapes of the parameters"
             )
         leaves.keep_at(path, mask)
-        checked[path] = mask
     return leaves.tree(), checked
-
-
-def _refuse_abstract(arrays: Mapping[str, Any], what: str) -> None:
-    if not isinstance(arrays, Mapping):
-        raise TypeError(
-            f"expected {what} by path, got {type(arrays).__name__}; pass what "
-            "bb.masks, bb.prune or bb.unitwise.cut returned"
-        )
-    for path, array in arrays.items():
-        if isinstance(array, jax.core.Tracer | jax.ShapeDtypeStruct):
-            kind = "a traced one" if isinstance(array, jax.core.Tracer) else "a shape"
-            raise TypeError(
-                f"expected {what} with values, got {kind} at {path!r}; shrink outside "
-                "jax.jit: the values decide the sizes of arrays"
-            )
 
 
 def _model(prepared: Prepared, masked: Any, masks: Mapping[str, np.ndarray]) -> Model:

@@ -15,7 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from bbjax.budget import check_int
+from bbjax.leaves import Leaves
 from bbjax.shrink.api import shrink
 from bbjax.shrink.result import Shrunk
 from bbjax.units import Units
@@ -68,8 +71,9 @@ def shrink_rounds(
       nothing gets smaller any more.
 
     Raises:
-      TypeError: `iterations` is no int.
-      ValueError: less than 1; `least` without `score`.
+      TypeError: `iterations` is no int; a score is None.
+      ValueError: less than 1; `least` without `score`; `train` returned something else
+        than parameters of the smaller model's shapes.
 
     Example:
       >>> import bbjax as bb, jax, jax.numpy as jnp
@@ -113,8 +117,27 @@ def _rounds(
         small = shrink(fn, params, choose(params, units), *args)
         if not small.cuts:
             return
-        params, units = train(small), small.units
+        params, units = _checked(train(small), small), small.units
         reached = None if score is None else score(params)
+        if score is not None and reached is None:
+            raise TypeError("expected a number as the score of parameters, got None")
         if least is not None and reached is not None and reached < least:
             return
         yield ShrinkRound(number, params, small, reached)
+
+
+def _checked(trained: Any, small: Shrunk) -> Any:
+    """Trained parameters, refused if they are not those of the smaller model."""
+    shapes, expected = (
+        {path: jnp.shape(leaf) for path, leaf in Leaves.of(tree).named().items()}
+        for tree in (trained, small.params)
+    )
+    wrong = [path for path in expected if shapes.get(path) != expected[path]]
+    if wrong:
+        raise ValueError(
+            f"expected train to return parameters of the smaller model, with "
+            f"{wrong[0]!r} of shape {expected[wrong[0]]}, got "
+            f"{shapes.get(wrong[0], 'none there')}; start from small.params, and "
+            "return the trained parameters alone"
+        )
+    return trained

@@ -20,7 +20,7 @@ from bbjax.leaves import boxes, leaves_by_path
 from bbjax.rules.base import side_in
 from bbjax.shrink.cut import Cuts, cut
 from bbjax.shrink.owners import Owners, Shapes, root_of
-from bbjax.state import Plan, PruneState, full_mask, pack, without_wrappers
+from bbjax.state import Plan, PruneState, full_mask, is_pruning, pack, without_wrappers
 from bbjax.units import Units
 
 
@@ -33,21 +33,21 @@ def cut_state(state: Any, cuts: Cuts, shapes: Shapes, units: Units) -> Any:
       shapes: of the old parameters, by path.
       units: of the new ones.
     """
-    leaves, tree = jax.tree_util.tree_flatten(state, is_leaf=_is_pruning)
+    leaves, tree = jax.tree_util.tree_flatten(state, is_leaf=is_pruning)
     outer = jax.tree_util.tree_unflatten(
-        tree, [None if _is_pruning(x) else x for x in leaves]
+        tree, [None if is_pruning(x) else x for x in leaves]
     )
     keyed, _ = leaves_by_path(outer)
     owners = Owners(shapes, [path for path, _ in keyed])
     names = [owners.of(path) for path, _ in keyed]
-    _refuse_others([leaf for leaf in leaves if not _is_pruning(leaf)], names, cuts)
+    _refuse_others([leaf for leaf in leaves if not is_pruning(leaf)], names, cuts)
     plain = iter(
         _cut_leaf(path, leaf, owner, cuts, shapes)
         for (path, leaf), owner in zip(keyed, names, strict=True)
     )
 
     def smaller(leaf: Any) -> Any:
-        if _is_pruning(leaf):
+        if is_pruning(leaf):
             return _cut_wrapped(leaf, cuts, shapes, units)
         return next(plain)
 
@@ -62,10 +62,6 @@ def _refuse_others(leaves: list[Any], names: list[list[str]], cuts: Cuts) -> Non
             f"{list(cuts)[:3]}), got one with none; make the state of this optimizer "
             "anew for the smaller parameters"
         )
-
-
-def _is_pruning(value: Any) -> bool:
-    return isinstance(value, PruneState)
 
 
 def _cut_leaf(

@@ -1,0 +1,73 @@
+"""Masks and parameters on the host, for what works with their values, once.
+
+Shrinking, reports, files and comparisons are no part of a compiled program: they need
+arrays whose values are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+Masks = Mapping[str, Any]
+
+
+def check_values(arrays: Mapping[str, Any], what: str) -> None:
+    """Refuses arrays without values.
+
+    Args:
+      arrays: by path.
+      what: they are, in the message.
+
+    Raises:
+      TypeError: a traced array, or a shape alone.
+    """
+    for path, array in arrays.items():
+        if isinstance(array, jax.core.Tracer | jax.ShapeDtypeStruct):
+            kind = "a traced one" if isinstance(array, jax.core.Tracer) else "a shape"
+            raise TypeError(
+                f"expected {what} with values, got {kind} at {path!r}; call this "
+                "outside jax.jit, where arrays have values"
+            )
+
+
+def on_host(masks: Masks) -> dict[str, np.ndarray]:
+    """Masks as numpy arrays, wherever they lie.
+
+    Args:
+      masks: by path, bool arrays of numpy or of JAX; sharded ones must be within reach
+        of this process.
+
+    Raises:
+      TypeError: not masks by path, without values, or not bool.
+      ValueError: there is none.
+
+    Example:
+      >>> on_host({"w": [True, False]})["w"].dtype
+      dtype('bool')
+    """
+    if not isinstance(masks, Mapping) or not all(isinstance(p, str) for p in masks):
+        raise TypeError(
+            f"expected masks by path, got {type(masks).__name__}; pass what bb.masks, "
+            "bb.prune or bb.unitwise.cut returned"
+        )
+    if not masks:
+        raise ValueError("expected at least one mask, got none; see bb.masks")
+    for path, mask in masks.items():
+        if mask is None or isinstance(mask, Mapping):
+            raise TypeError(
+                f"expected a bool mask at {path!r}, got {type(mask).__name__}; masks "
+                "stand by whole paths, as 'mlp/up'"
+            )
+    check_values(masks, "masks")
+    found = {path: np.asarray(mask) for path, mask in masks.items()}
+    for path, mask in found.items():
+        if mask.dtype != bool:
+            raise TypeError(
+                f"expected a bool mask at {path!r}, got {mask.dtype}; pass what "
+                "bb.masks returned, or compare weights with 0"
+            )
+    return found
