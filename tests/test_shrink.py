@@ -425,6 +425,13 @@ def test_the_report_counts_parameters_bytes_and_operations():
     assert lines[-1] == "up[1]: 6 -> 4 units"
 
 
+def test_the_report_says_why_nothing_got_smaller():
+    half = np.arange(24).reshape(6, 4) % 2 == 0  # no unit loses all
+    small = bb.shrink(mlp, MLP, {"down": half}, X)
+    assert "nothing got smaller: no unit is without edges" in str(small.report)
+    assert small.params["down"].shape == (6, 4)
+
+
 def test_operations_of_convolutions_scans_and_branches():
     def fn(p, x):
         y = conv(x, p["a"], stride=2, groups=3)

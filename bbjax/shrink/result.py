@@ -65,6 +65,11 @@ class Report:
             f"{name:<11} {before:>14,} -> {after:>14,}  ({_share(before, after)})"
             for name, (before, after) in self.sizes.items()
         ]
+        if not self.changes:
+            lines.append(
+                "nothing got smaller: no unit is without edges to it or from it; "
+                "bb.unitwise.cut makes masks of whole units"
+            )
         for change in self.changes:
             lines.append(f"{change.group}: {change.before} -> {change.after} units")
             if change.idle:
