@@ -412,6 +412,15 @@ def test_unstacking_nothing_is_refused():
         bb.unstack(STACK, {}, "layer")
     with pytest.raises(ValueError, match=r"one number of layers at 'a', got \[2, 3\]"):
         bb.unstack({"a": {"b": jnp.ones(2), "c": jnp.ones(3)}}, {}, "a")
+    layers = {"a": {"b": jnp.ones((2, 3))}}
+    with pytest.raises(ValueError, match=r"layers along axis 2 .* shape \(2, 3\)"):
+        bb.unstack(layers, {}, "a", axis=2)
+    with pytest.raises(ValueError, match="nested dicts are expected, not list"):
+        bb.unstack([layers], {}, "0/a")
+    with pytest.raises(ValueError, match=r"a mask with 2 layers for 'a/b', .*\(3, 3\)"):
+        bb.unstack(layers, {"a/b": np.ones((3, 3), bool)}, "a")
+    with pytest.raises(TypeError, match="masks by path, got NoneType"):
+        bb.unstack(layers, None, "a")
 
 
 # Results -------------------------------------------------------------------------

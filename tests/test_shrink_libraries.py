@@ -10,6 +10,7 @@ from flax import nnx
 from test_shrink_zoo import close, masked
 
 import bbjax as bb
+from bbjax.unitwise.groups import free_groups
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
@@ -83,7 +84,7 @@ def test_attention_of_nnx_loses_heads():
     units = bb.trace(call, block, SEQUENCE)
     (heads,) = (
         name
-        for name, group in bb.unitwise.free_groups(units).items()
+        for name, group in free_groups(units).items()
         if len(group.having("makes")) == 3
     )
     masks = bb.unitwise.cut(units, {heads: np.arange(4.0)}, 0.5)

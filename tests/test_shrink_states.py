@@ -145,6 +145,35 @@ def test_means_of_both_sides_are_cut_unit_by_unit():
     np.testing.assert_array_equal(after["b/w:in"], before["b/w:in"][columns])
 
 
+def field_like_a_parameter(p, x):
+    h = jax.nn.relu(x @ p["u"]) * p["v"][None]
+    return jnp.mean((h @ p["d"]) ** 2)
+
+
+def test_a_field_that_is_called_like_a_parameter_is_no_copy_of_it():
+    """Mechanic keeps six numbers of its own under `v`."""
+    p = {
+        "u": jnp.asarray(RNG.standard_normal((3, 6)), jnp.float32),
+        "v": jnp.ones(6),
+        "d": jnp.asarray(RNG.standard_normal((6, 2)), jnp.float32),
+    }
+    tx = optax.contrib.mechanize(optax.adam(0.01))
+    masks = {"d": np.broadcast_to(np.arange(6)[:, None] < 3, (6, 2))}
+    small = bb.shrink(field_like_a_parameter, p, masks, X)
+    state = small.cut_state(tx.init(p))
+    shapes = jax.tree.map(jnp.shape, tx.init(small.params))
+    assert jax.tree.map(jnp.shape, state) == shapes
+    grads = jax.grad(field_like_a_parameter)(small.params, X)
+    tx.update(grads, state, small.params)
+
+
+def test_an_optimizer_is_no_state():
+    p = params()
+    small = bb.shrink(loss, p, unit_masks(p), X, Y)
+    with pytest.raises(TypeError, match="expected the state of an optimizer, got Gra"):
+        small.cut_state(optax.adam(0.01))
+
+
 # Rounds --------------------------------------------------------------------------
 def choose(p, units):
     return bb.unitwise.cut(units, bb.unitwise.group_magnitude(units, p), 0.75)
@@ -208,12 +237,18 @@ def test_rounds_want_parameters_of_the_smaller_model(trained, got):
         next(rounds)
 
 
-def test_rounds_want_a_score():
-    none = bb.shrink_rounds(
-        loss, params(), choose, tune, X, Y, iterations=2, score=lambda p: None
+@pytest.mark.parametrize("reached", [None, "good", np.ones(2)], ids=str)
+def test_rounds_want_a_number_as_score(reached):
+    rounds = bb.shrink_rounds(
+        loss, params(), choose, tune, X, Y, iterations=2, score=lambda p: reached
     )
     with pytest.raises(TypeError, match="expected a number as the score"):
-        next(none)
+        next(rounds)
+
+
+def test_a_score_that_is_no_number_is_not_good_enough():
+    given = {"iterations": 2, "score": lambda p: float("nan"), "least": -9.0}
+    assert not list(bb.shrink_rounds(loss, params(), choose, tune, X, Y, **given))
 
 
 # Parts of trees, and names that fields of states have, too -------------------------

@@ -26,6 +26,43 @@ def checked(fn, params, masks, *args):
     return small
 
 
+# Programs ------------------------------------------------------------------------
+NO_PARAMETERS = {
+    "constants": lambda p, x: (
+        jnp.tanh(x @ p["u"]) @ p["d"] + jnp.zeros((5, 4)) @ jnp.ones((4, 2))
+    ),
+    "inner product": lambda p, x: (
+        jnp.tanh(x @ p["u"]) @ p["d"] * jnp.vdot(jnp.zeros(4), jnp.ones(4))
+    ),
+    "padded units": lambda p, x: (
+        jnp.pad(jnp.tanh(x @ p["u"]), ((0, 0), (0, 2)))
+        @ jnp.pad(p["d"], ((0, 2), (0, 0)))
+    ),
+    "padded heads": lambda p, x: (lambda q, v: (
+        jnp.tanh((jax.nn.softmax(q @ q.T) @ v)[:, :6]) @ p["d"]
+    ))(jnp.pad(jnp.tanh(x @ p["u"]), ((0, 0), (0, 4))),
+       jnp.pad(x @ p["u"], ((0, 0), (0, 4)))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(NO_PARAMETERS))
+def test_products_over_axes_of_no_parameter_are_left_alone(name):
+    params = drawn(u=(3, 6), d=(6, 2))
+    for masks in ({}, cut(params, d=[1]), cut(params, u=np.s_[:, 1], d=[1])):
+        checked(NO_PARAMETERS[name], params, masks, X)
+
+
+def test_a_number_that_is_none_is_the_same_number():
+    def fn(p, x):
+        h = jnp.tanh(x @ p["u"])
+        h = h - h.mean(0, keepdims=True)
+        h = h / jnp.sqrt(jnp.var(h, axis=0, keepdims=True) + 1e-5)
+        return jnp.where(jnp.sum(x) > 1e9, jnp.nan, h @ p["d"])
+
+    params = drawn(u=(3, 6), d=(6, 2))
+    assert checked(fn, params, cut(params, d=[1, 4]), X).widths["u"] == (6, 4)
+
+
 # Constants -----------------------------------------------------------------------
 def test_a_carry_that_starts_at_zero_does_not_stay_there():
     def fn(p, x):
@@ -87,6 +124,58 @@ def test_a_constant_moves_only_into_a_bias_that_is_added_and_nothing_else(name):
     assert (
         small.report.changes[0].why == "no bias is added to the product that reads them"
     )
+
+
+SUMS = {
+    "stream + product + bias": lambda x, h, c: x + h + c,
+    "product + bias + stream": lambda x, h, c: h + c + x,
+    "stream + (product + bias)": lambda x, h, c: x + (h + c),
+    "bias + (product + stream)": lambda x, h, c: c + (h + x),
+}
+
+
+@pytest.mark.parametrize("name", sorted(SUMS))
+def test_a_bias_may_come_after_the_residual_stream(name):
+    def block(x, p):
+        h = jnp.tanh(x @ p["u"] + p["b"][None])
+        return SUMS[name](x, h @ p["d"], p["c"][None])
+
+    params = drawn(u=(3, 6), b=(6,), d=(6, 3), c=(3,))
+    two = {"one": params, "two": params}
+    masks = {"one/u": cut(params, u=np.s_[:, 1])["u"]}
+    masks["two/u"] = masks["one/u"]
+
+    def net(p, x):
+        return jnp.tanh(block(block(x, p["one"]), p["two"]))
+
+    small = checked(net, two, masks, X)
+    assert small.widths["one/u"] == small.widths["two/u"] == (6, 5)
+
+    stack = jax.tree.map(lambda a: jnp.stack([a, 2 * a]), params)
+
+    def scanned(p, x):
+        return lax.scan(lambda x, p: (block(x, p), None), x, p)[0]
+
+    masks = {"u": np.stack([masks["one/u"]] * 2)}
+    assert checked(scanned, stack, masks, X).widths["u"] == (6, 5)
+
+
+ODD_SUMS = {
+    "read before": lambda p, y: (y + p["c"][None], y),
+    "used twice": lambda p, y: (y + p["c"][None]) * (y + p["c"][None]),
+    "negated": lambda p, y: p["c"][None] - y,
+    "per row": lambda p, y: y + p["rows"],
+    "two products": lambda p, y: y + jnp.tanh(X @ p["v"]) @ p["w"] + p["c"][None],
+}
+
+
+@pytest.mark.parametrize("name", sorted(ODD_SUMS))
+def test_a_bias_that_is_not_the_products_alone_takes_no_constants(name):
+    def fn(p, x):
+        return ODD_SUMS[name](p, x + hidden(p, x) @ p["d"])
+
+    params = drawn(u=(3, 6), b=(6,), d=(6, 3), c=(3,), rows=(5, 3), v=(3, 4), w=(4, 3))
+    assert checked(fn, params, cut(params, u=np.s_[:, 1]), X).widths["u"] == (6, 6)
 
 
 def test_a_kernel_read_twice_alike_has_one_bias_for_both():

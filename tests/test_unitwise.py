@@ -208,6 +208,10 @@ def test_groups_compete_for_a_global_density(params):
         ({"scores": {"up[1]": np.ones(4)}}, r"expected scores of shape \(6,\)"),
         ({"scores": {"up[1]": np.full(6, np.nan)}}, "scores that are numbers for 'up"),
         ({"density": "0.5"}, r"in \[0, 1\] for 'up\[1\]', got '0.5'.*: \['up\[1\]'\]"),
+        ({"density": {"up[1]": 0.5, "x": 0.5}}, r"that have scores, .*of \['x'\]"),
+        ({"density": None, "least": np.nan}, "a number as the least score, got nan"),
+        ({"density": None, "least": "a"}, "a number as the least score, got 'a'"),
+        ({"density": None, "least": np.ones(3)}, "a number as the least score, got a"),
     ],
 )
 def test_bad_input_is_refused(units, change, text):
@@ -236,6 +240,39 @@ def test_what_has_no_values_is_refused(units, params):
         jax.jit(lambda s: bb.unitwise.cut(units, s, 0.5))(scores)
     with pytest.raises(TypeError, match=f"expected densities with values, {traced}"):
         jax.jit(lambda d: bb.unitwise.cut(units, scores, d))(0.5)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8", "float16", "bfloat16", "bool"])
+@pytest.mark.parametrize("given", [{"density": 0.5}, {"least": 1}])
+def test_scores_of_any_kind_of_number_rank_alike(units, kind, given):
+    scores = np.arange(6) % 2 if kind == "bool" else np.arange(6) // 3
+    scores = jnp.asarray(scores, kind)
+    masks = bb.unitwise.cut(units, {"up[1]": scores}, **given)
+    kept = np.flatnonzero(masks["b"]).tolist()
+    assert kept == np.flatnonzero(np.asarray(scores)).tolist()
+
+
+def test_scores_may_be_lists_but_not_words(units):
+    masks = bb.unitwise.cut(units, {"up[1]": [0, 1, 0, 1, 0, 1]}, 0.5)
+    assert masks["b"].tolist() == [False, True] * 3
+    with pytest.raises(TypeError, match="scores that are numbers for .* got <U1"):
+        bb.unitwise.cut(units, {"up[1]": ["a"] * 6}, 0.5)
+
+
+def test_no_scores_cut_nothing(units):
+    for scope in ("group", "global"):
+        assert bb.unitwise.cut(units, {}, 0.5, scope=scope) == {}
+
+
+def test_what_belongs_to_another_model_is_refused(units, params):
+    other = params | {"up": jnp.ones((3, 5))}
+    with pytest.raises(ValueError, match=r"'up' of shape \(3, 6\), got \(3, 5"):
+        bb.unitwise.group_magnitude(units, other)
+    stats = bb.calibrate(net, units, params, [(X,)], needs=("on_rate",))
+    with pytest.raises(ValueError, match=r"a mask of shape \(6, 4\) for 'down', got"):
+        bb.unitwise.traffic(units, stats, {"down": np.ones((3, 3), bool)})
+    with pytest.raises(TypeError, match="expected activity by path, got NoneType"):
+        bb.unitwise.activity(units, None)
 
 
 def test_a_density_may_be_an_array_without_axes(units, params):

@@ -2,7 +2,8 @@
 
 `known` and `reading` say what units add to every sum, whatever the input is, `plan`
 which can go, `folds` moves constants into biases, `cut` takes arrays apart, `proof`
-compares the function on smaller parameters with what it was, and `api` is `bb.shrink`.
+compares the function on smaller parameters with what it was, `sizes` the plan with that
+for arguments of other lengths, and `api` is `bb.shrink`.
 """
 
 from bbjax.shrink.api import shrink

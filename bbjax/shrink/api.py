@@ -2,9 +2,10 @@
 
     read the function's axes (`axes`)  ->  decide which units go (`plan`)
         ->  cut (`cut`)  ->  trace again and compare (`proof`)
+        ->  plan for other sizes of the arguments, and compare (`sizes`)
 
-A group that the comparison finds cannot change size is refused, by name, and the rest
-is decided anew. What is left computes what the masked model does.
+A group that a comparison finds cannot change size is refused, by name, and the rest is
+decided anew. What is left computes what the masked model does.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ import numpy as np
 from bbjax.axes.scans import scans_of_groups
 from bbjax.host import check_values, on_host
 from bbjax.leaves import Leaves
-from bbjax.shrink import costs, proof
+from bbjax.shrink import costs, proof, sizes
 from bbjax.shrink.cut import cut, cuts, resharded
 from bbjax.shrink.model import Model
 from bbjax.shrink.plan import Bools, Plan, plan
 from bbjax.shrink.result import Change, Report, Shrunk
-from bbjax.trace import Prepared, followed, prepare
+from bbjax.trace import Prepared, call, followed, prepare
 
 
 def shrink(
@@ -51,7 +52,8 @@ def shrink(
       masks: by path, bool arrays of the parameters' shapes, True where kept, as
         `bb.masks` and `bb.prune` give them.
       *example_args: arrays or `jax.ShapeDtypeStruct`s; what `fn` takes by name is bound
-        to it by `functools.partial`.
+        to it by `functools.partial`. Batches and sequences may have other lengths
+        later.
 
     Returns:
       `Shrunk`: smaller `params`, with which `fn` computes what it did with masked ones,
@@ -77,13 +79,25 @@ def shrink(
     masked, checked = _masked(params, masks)
     prepared = prepare(fn, params, example_args, {})
     model = _model(prepared, masked, checked)
+    others: list[Model] | None = None
     refused: dict[int, str] = {}
+    bound: dict[int, str] = {}
     while True:
-        attempt = _Attempt(fn, masked, example_args, model, plan(model, refused))
+        made = plan(model, refused, bound)
+        attempt = _Attempt(fn, masked, example_args, model, made)
         wrong = attempt.wrong()
+        refused |= wrong
+        if wrong:
+            continue
+        if others is None and made.kept:
+            found = sizes.elsewhere(call(fn, masked, example_args, {}), model)
+            others = [_model(prepared, masked, checked) for prepared in found]
+        for other in others or ():
+            wrong |= sizes.differing(model, made, other, refused, bound)
         if not wrong:
             return attempt.result(checked, prepared, refused)
-        refused |= wrong
+        refused |= {w: why for w, why in wrong.items() if w in bound}
+        bound |= wrong
 
 
 def _free(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,18 +21,24 @@ class Fold:
     """Constants that units say, to be added to a reader's bias.
 
     Attributes:
+      whole: the group of these units.
       leaf: the reading kernel.
       layer: iteration of each scan that reads it.
       scans: the axes that these run over.
       axis: of the kernel, that the units are on.
+      bias: number of the parameter that they go into.
       value: one constant for each entry of the axis, 0 where nothing leaves.
+      dtype: that the constants were computed in.
     """
 
+    whole: int
     leaf: int
     layer: tuple[int, ...]
     scans: Dims
     axis: int
+    bias: int
     value: np.ndarray
+    dtype: Any
 
     def same(self, other: Fold) -> bool:
         """Whether it is another use of the kernel that says the same."""
@@ -40,6 +46,20 @@ class Fold:
         return key == (other.leaf, other.layer, other.axis) and np.array_equal(
             self.value, other.value
         )
+
+
+def holds(model: Model, leaf: int, bias: int) -> bool:
+    """Whether a parameter has one entry per output of a kernel, in their order."""
+    extents, dims = model.program.extents, model.program.leaves
+    kernel = model.kernels.get(leaf)
+    if kernel is None or kernel.groups > 1:
+        return False
+    axes = [dims[leaf][axis] for axis in (*kernel.stack, *kernel.fan_out)]
+    outputs, own = (
+        [factor for dim in its for factor in extents.factors(dim)]
+        for its in (axes, dims[bias])
+    )
+    return outputs == own and len(set(own)) == len(own)
 
 
 def folded(model: Model, fold: Fold, bias: Any) -> Any:

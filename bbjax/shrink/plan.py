@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from bbjax.axes.scans import stack_axes
-from bbjax.shrink.folds import Fold, folded
+from bbjax.shrink.folds import Fold, folded, holds
 from bbjax.shrink.known import Held
 from bbjax.shrink.model import Model
 from bbjax.shrink.reading import Sum, read
@@ -37,35 +37,42 @@ class Plan:
       biases: new values, by number of the parameter, of biases that hold what units
         said that left.
       stayed: by group, how many units that nobody needs stay, and why.
+      folds: what units said that left, as it came to be in the biases.
     """
 
     kept: Bools
     biases: dict[int, np.ndarray]
     stayed: dict[int, tuple[int, str]]
+    folds: tuple[Fold, ...]
 
 
-def plan(model: Model, refused: Mapping[int, str]) -> Plan:
+def plan(
+    model: Model, refused: Mapping[int, str], bound: Mapping[int, str] | None = None
+) -> Plan:
     """Which units go.
 
     Args:
       model: with masks.
       refused: groups that must keep their size, with the reason.
+      bound: groups whose units must stay if they say anything, with the reason.
     """
     masks = dict(model.masks)
     arrays = list(model.arrays)
     kept: Bools = {}
+    folds: list[Fold] = []
     while True:
         sums = read(
             model.program, [_held(a, masks.get(i)) for i, a in enumerate(arrays)]
         )
-        decided = _Decision(model, sums, refused, kept)
+        decided = _Decision(model, sums, refused, bound or {}, kept)
         if not decided.anew():
             changed = {i for i, a in enumerate(arrays) if a is not model.arrays[i]}
-            return Plan(kept, {i: arrays[i] for i in changed}, decided.stayed)
+            biases = {i: arrays[i] for i in changed}
+            return Plan(kept, biases, decided.stayed, tuple(folds))
         kept = decided.kept
+        folds += decided.folds
         for fold in decided.folds:  # in time for what hears these units alone
-            bias = model.paths.index(model.kernels[fold.leaf].bias)
-            arrays[bias] = folded(model, fold, arrays[bias])
+            arrays[fold.bias] = folded(model, fold, arrays[fold.bias])
         for leaf in range(len(arrays)):
             mask = kept_entries(model, leaf, kept)
             if mask is not None:
@@ -118,12 +125,15 @@ class _Decision:
         model: Model,
         sums: Sequence[Sum],
         refused: Mapping[int, str],
+        bound: Mapping[int, str],
         before: Bools,
     ):
         self.model, self.refused, self.before = model, refused, before
+        self.bound = bound
         self.sums: dict[int, list[Sum]] = {}
         for found in sums:
-            self.sums.setdefault(found.whole, []).append(found)
+            if found.whole in model.groups:  # others are on no parameter's axis
+                self.sums.setdefault(found.whole, []).append(found)
         self.kept: Bools = {}
         self.folds: list[Fold] = []
         self.stayed: dict[int, tuple[int, str]] = {}
@@ -180,19 +190,18 @@ class _Decision:
         quiet = constant.known & ~gone
         if not quiet.any():
             return gone, quiet, ""
-        kernel = self.model.kernels.get(found.leaf) if found.leaf is not None else None
-        if found.hinders:
-            return gone, quiet, found.hinders
-        bias = None if found.bias is None else self.model.paths[found.bias]
-        if kernel is None or kernel.groups > 1 or not bias or bias != kernel.bias:
-            return (
-                gone,
-                quiet,
-                "no bias is added to the product that reads them",
-            )
-        if np.dtype(kernel.dtype).kind == "c":
-            return gone, quiet, "what they add is complex"
-        return gone, quiet, self.differing(found)
+        return gone, quiet, self.hinders(found)
+
+    def hinders(self, found: Sum) -> str:
+        """Why constants cannot leave a sum; empty if they can."""
+        if found.hinders or found.whole in self.bound:
+            return found.hinders or self.bound[found.whole]
+        leaf, bias = found.leaf, found.bias
+        if leaf is None or bias is None or not holds(self.model, leaf, bias):
+            return "no bias is added to the product that reads them"
+        if np.dtype(self.model.kernels[leaf].dtype).kind == "c":
+            return "what they add is complex"
+        return self.differing(found)
 
     def differing(self, found: Sum) -> str:
         """A kernel read twice has one bias for both."""
@@ -219,6 +228,7 @@ class _Decision:
         if not leaving.any():
             return
         assert found.leaf is not None and found.constant is not None
+        assert found.bias is not None
         extents = self.model.program.extents
         dims = self.model.program.leaves[found.leaf]
         kernel = self.model.kernels[found.leaf]
@@ -226,7 +236,16 @@ class _Decision:
         at = extents.positions(dims[axis], whole)
         value = np.where(leaving, found.constant.value, 0).astype(np.float64)
         entries = np.where(at >= 0, value[at], 0.0)
-        fold = Fold(found.leaf, found.layer, found.scans, axis, entries)
+        fold = Fold(
+            whole=whole,
+            leaf=found.leaf,
+            layer=found.layer,
+            scans=found.scans,
+            axis=axis,
+            bias=found.bias,
+            value=entries,
+            dtype=found.constant.value.dtype,
+        )
         if not any(fold.same(other) for other in self.folds):
             self.folds.append(fold)
 

@@ -166,7 +166,13 @@ def _equal(one: Any, two: Any) -> bool:
         return str(one) == str(two)
     if isinstance(one, jax.Array) and jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
         one, two = jax.random.key_data(one), jax.random.key_data(two)
-    if isinstance(one, np.ndarray | np.generic) or hasattr(one, "aval"):
-        a, b = np.asarray(one), np.asarray(two)
-        return a.shape == b.shape and bool(np.array_equal(a, b))
+    numbers = float | np.ndarray | np.generic
+    if isinstance(one, numbers) or hasattr(one, "aval"):
+        return _alike(np.asarray(one), np.asarray(two))
     return bool(one == two)
+
+
+def _alike(one: np.ndarray, two: np.ndarray) -> bool:
+    """Whether two arrays are the same, NaN being NaN."""
+    same = one.shape == two.shape
+    return same and bool(np.all((one == two) | ((one != one) & (two != two))))

@@ -52,8 +52,8 @@ class Sum(NamedTuple):
       leaf: the kernel whose rows they are, if the other operand is one.
       hinders: why a constant cannot go into its bias; empty if it can.
       product: number of the product.
-      bias: the parameter that is added to the product, and to nothing else but other
-        products of the kernel, if there is one.
+      bias: the parameter that is added to the product, or to its sum with others, and
+        to nothing else but other products of the kernel, if there is one.
     """
 
     whole: int
@@ -115,9 +115,18 @@ class _Reader:
                 return None
         return leaf[1]
 
-    def carried_tag(self, eqn: Any, known: Known) -> Tag | None:
-        """The tag of a result that is its operand, moved, spread or cast."""
-        name = eqn.primitive.name
+    def carried_tag(self, eqn: Any, ins: Sequence[Known]) -> Tag | None:
+        """The tag of a result that is its operand, moved, spread or cast.
+
+        A product to which something else is added, as a residual stream, may still
+        find its bias.
+        """
+        name, known = eqn.primitive.name, ins[0]
+        if name in ("add", "add_any"):
+            one, two = (k.tag for k in ins)
+            only = one if two is None else two
+            lone = None in (one, two) and only is not None and only[0] == "sum"
+            return only if lone else None
         if known.tag is None or name not in SHAPING or name == "stop_gradient":
             return None
         if name == "broadcast_in_dim" and known.tag[0] == "sum":
@@ -151,7 +160,7 @@ class _Reader:
             if name in INLINE:
                 return self.body(frame.bodies[index, 0], ins, layer)
             return _CALLS[name](self, frame, eqn, ins, index, layer)
-        tag = self.carried_tag(eqn, ins[0]) if ins else None
+        tag = self.carried_tag(eqn, ins) if ins else None
         if tag is None:
             self.end(name, ins)
         if name in ("dot_general", "conv_general_dilated"):

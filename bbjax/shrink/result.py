@@ -158,6 +158,7 @@ class Shrunk:
         Raises:
           ValueError: a state without copies of the parameters, or with sums over them;
             a pruning state that averages more than one number per unit.
+          TypeError: an optimizer in place of its state.
 
         Example:
           >>> import bbjax as bb, jax, jax.numpy as jnp, optax

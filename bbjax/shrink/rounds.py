@@ -64,14 +64,14 @@ def shrink_rounds(
       iterations: most rounds, at least 1.
       score: of trained parameters, e.g. accuracy on a held-out split.
       least: lowest score that is good enough. The first round below it is not given,
-        and the last one.
+        and the last one; a score that is NaN is below any.
 
     Returns:
       An iterator; each `ShrinkRound` is made when it is asked for. It ends early where
       nothing gets smaller any more.
 
     Raises:
-      TypeError: `iterations` is no int; a score is None.
+      TypeError: `iterations` is no int; a score is no number.
       ValueError: less than 1; `least` without `score`; `train` returned something else
         than parameters of the smaller model's shapes.
 
@@ -119,11 +119,21 @@ def _rounds(
             return
         params, units = _checked(train(small), small), small.units
         reached = None if score is None else score(params)
-        if score is not None and reached is None:
-            raise TypeError("expected a number as the score of parameters, got None")
-        if least is not None and reached is not None and reached < least:
-            return
+        if score is not None:
+            _check_number(reached)
+        if least is not None and reached is not None and not reached >= least:
+            return  # NaN is good enough for nothing
         yield ShrinkRound(number, params, small, reached)
+
+
+def _check_number(reached: Any) -> None:
+    try:
+        float(reached)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"expected a number as the score of parameters, got {reached!r}; reduce it "
+            "to one, as a mean"
+        ) from error
 
 
 def _checked(trained: Any, small: Shrunk) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def unstack(
@@ -32,7 +33,9 @@ def unstack(
       by path and number of the layer.
 
     Raises:
-      ValueError: nothing at the path, or arrays with different numbers of layers.
+      ValueError: nothing at the path, or arrays or masks with different numbers of
+        layers.
+      TypeError: masks that are none.
 
     Example:
       >>> params = {"layers": {"up": jnp.ones((2, 3, 4))}}
@@ -45,12 +48,19 @@ def unstack(
     outer = params
     for key in [*lead, last]:
         if not isinstance(outer, Mapping) or key not in outer:
+            there = f"the keys there are {list(outer)}" * isinstance(outer, Mapping)
             raise ValueError(
-                f"expected a stack of layers at {path!r}, got none at {key!r}; the "
-                f"keys there are {list(outer) if isinstance(outer, Mapping) else []}"
+                f"expected a stack of layers at {path!r}, got none at {key!r}; "
+                + (there or f"nested dicts are expected, not {type(outer).__name__}")
             )
         outer = outer[key]
-    counts = {jnp.shape(leaf)[axis] for leaf in jax.tree.leaves(outer)}
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(outer)]
+    if short := [shape for shape in shapes if _size(shape, axis) is None]:
+        raise ValueError(
+            f"expected arrays with layers along axis {axis} at {path!r}, got one of "
+            f"shape {short[0]}; pass the dict of the stacked arrays alone"
+        )
+    counts = {shape[axis] for shape in shapes}
     if len(counts) != 1:
         raise ValueError(
             f"expected arrays with one number of layers at {path!r}, got "
@@ -59,14 +69,28 @@ def unstack(
     count = counts.pop()
     layers = [_layer(outer, i, axis) for i in range(count)]
     found: dict[str, Any] = {}
+    if not isinstance(masks, Mapping):
+        raise TypeError(
+            f"expected masks by path, got {type(masks).__name__}; {{}} for none"
+        )
     for name, mask in masks.items():
         if not name.startswith(f"{path}/"):
             found[name] = mask
             continue
         rest = name.removeprefix(f"{path}/")
+        if _size(np.shape(mask), axis) != count:
+            raise ValueError(
+                f"expected a mask with {count} layers for {name!r}, got one of shape "
+                f"{np.shape(mask)}; masks have the shapes of the parameters"
+            )
         for i in range(count):
             found[f"{path}/{i}/{rest}"] = _layer(mask, i, axis)
     return _put(params, [*lead, last], layers), found
+
+
+def _size(shape: tuple[int, ...], axis: int) -> int | None:
+    """Of an axis; None if there is none."""
+    return shape[axis] if -len(shape) <= axis < len(shape) else None
 
 
 def _layer(tree: Any, index: int, axis: int) -> Any:

@@ -34,6 +34,11 @@ def cut_state(state: Any, cuts: Cuts, shapes: Shapes, units: Units) -> Any:
       units: of the new ones.
     """
     leaves, tree = jax.tree_util.tree_flatten(state, is_leaf=is_pruning)
+    if leaves and all(callable(leaf) for leaf in leaves):
+        raise TypeError(
+            f"expected the state of an optimizer, got {type(state).__name__} with "
+            "functions; pass what its init or update returned"
+        )
     outer = jax.tree_util.tree_unflatten(
         tree, [None if is_pruning(x) else x for x in leaves]
     )
