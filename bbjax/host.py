@@ -34,6 +34,19 @@ def check_values(arrays: Mapping[str, Any], what: str) -> None:
             )
 
 
+def check_by_path(masks: Any) -> None:
+    """Refuses what is no mapping by path.
+
+    Raises:
+      TypeError: if so.
+    """
+    if not isinstance(masks, Mapping) or not all(isinstance(p, str) for p in masks):
+        raise TypeError(
+            f"expected masks by path, got {type(masks).__name__}; pass what bb.masks, "
+            "bb.prune or bb.unitwise.cut returned"
+        )
+
+
 def on_host(masks: Masks) -> dict[str, np.ndarray]:
     """Masks as numpy arrays, wherever they lie.
 
@@ -49,11 +62,7 @@ def on_host(masks: Masks) -> dict[str, np.ndarray]:
       >>> on_host({"w": [True, False]})["w"].dtype
       dtype('bool')
     """
-    if not isinstance(masks, Mapping) or not all(isinstance(p, str) for p in masks):
-        raise TypeError(
-            f"expected masks by path, got {type(masks).__name__}; pass what bb.masks, "
-            "bb.prune or bb.unitwise.cut returned"
-        )
+    check_by_path(masks)
     if not masks:
         raise ValueError("expected at least one mask, got none; see bb.masks")
     for path, mask in masks.items():

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from test_shrink import drawn
 from test_shrink_zoo import close, masked
 
@@ -117,6 +118,23 @@ def test_sequences_may_only_be_shorter():
 
     small = bb.shrink(fn, params, DEAF, drawn_x(2, 5, 6))
     right_everywhere(fn, small, params, DEAF, lengths=[1, 3, 5])
+    assert small.widths["u"] == (8, 8 - SILENT)
+
+
+@pytest.mark.usefixtures("lenient")
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_shorter_sequences_may_not_divide_over_devices(kind):
+    params = PARAMS | {"at": drawn_x(6, 6)}
+
+    def fn(p, x):  # positions for 6 steps at most, of which half are on each device
+        return read(p, hidden(p, x + p["at"][: x.shape[1]]).sum(1))
+
+    mesh = jax.make_mesh((2,), ("time",), axis_types=(kind,))
+    over = NamedSharding(mesh, PartitionSpec(None, "time"))
+    with jax.set_mesh(mesh):
+        x = jax.device_put(drawn_x(2, 6, 6), over)
+        small = bb.shrink(fn, params, DEAF, x)
+    right_everywhere(fn, small, params, DEAF, lengths=[1, 3, 6])
     assert small.widths["u"] == (8, 8 - SILENT)
 
 

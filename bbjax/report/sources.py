@@ -183,14 +183,15 @@ def _from_state(opt_state: Any, units: Units | None) -> Source:
     states = state.find(opt_state)
     for held in states:
         check_values(dict(leaves_by_path(held)[0]), "a state")
-    paths = [kernel.path for _, kernel, _ in state.budgeted(opt_state)]
+    entries = list(state.budgeted(opt_state))
+    paths = [kernel.path for _, kernel, _ in entries]
     if units is not None and not any(path in units for path in paths):
         raise ValueError(
             f"expected a state of the kernels in units ({list(units.paths)[:5]}), got "
             f"one of {paths[:5]}; use the state and the trace of one model"
         )
     looks, others = [], []
-    for held, kernel, actuators in state.budgeted(opt_state):
+    for held, kernel, actuators in entries:
         fetch = functools.partial(_unpacked, kernel, held.bb_masks[kernel.path])
         if not actuators:  # held masks that no budget counts have no units, either
             others.append(_other(kernel.path, fetch()))

@@ -23,14 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from bbjax.axes.scans import scans_of_groups
-from bbjax.host import check_values, on_host
+from bbjax.host import check_by_path, check_values, on_host
 from bbjax.leaves import Leaves
 from bbjax.shrink import costs, proof, sizes
-from bbjax.shrink.cut import cut, cuts, resharded
+from bbjax.shrink.cut import cut, cuts, shape_of
 from bbjax.shrink.model import Model
 from bbjax.shrink.plan import Bools, Plan, plan
 from bbjax.shrink.result import Change, Report, Shrunk
-from bbjax.trace import Prepared, call, followed, prepare
+from bbjax.trace import Prepared, call, followed, prepare, traced
 
 
 def shrink(
@@ -77,7 +77,8 @@ def shrink(
     """
     fn = _free(fn)
     masked, checked = _masked(params, masks)
-    prepared = prepare(fn, params, example_args, {})
+    this = call(fn, masked, example_args, {})
+    prepared = traced(this)
     model = _model(prepared, masked, checked)
     others: list[Model] | None = None
     refused: dict[int, str] = {}
@@ -90,8 +91,8 @@ def shrink(
         if wrong:
             continue
         if others is None and made.kept:
-            found = sizes.elsewhere(call(fn, masked, example_args, {}), model)
-            others = [_model(prepared, masked, checked) for prepared in found]
+            found = sizes.elsewhere(this, model)
+            others = [_model(other, masked, checked) for other in found]
         for other in others or ():
             wrong |= sizes.differing(model, made, other, refused, bound)
         if not wrong:
@@ -113,8 +114,8 @@ def _masked(params: Any, masks: Mapping[str, Any]) -> tuple[Any, dict[str, np.nd
     """Parameters with zeros where masks say so, and the masks, checked."""
     leaves = Leaves.of(params)
     check_values(leaves.named(), "parameters")
-    none = isinstance(masks, Mapping) and not masks
-    checked = {} if none else on_host(masks)
+    check_by_path(masks)
+    checked = on_host(masks) if masks else {}
     for path, mask in checked.items():
         if path not in leaves.by_path:
             raise ValueError(
@@ -259,9 +260,7 @@ def _shape_of_cut(array: Any, mine: tuple[Any, ...]) -> Any:
     """A parameter cut, without its values."""
     whole = jax.ShapeDtypeStruct(jnp.shape(array), array.dtype)
     shape = jax.eval_shape(functools.partial(cut, mine=mine), whole).shape
-    weak = getattr(array, "weak_type", False)
-    sharding = resharded(array, shape)
-    return jax.ShapeDtypeStruct(shape, array.dtype, sharding=sharding, weak_type=weak)
+    return shape_of(array, shape)
 
 
 def _resized(params: Any) -> Any:

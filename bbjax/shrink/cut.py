@@ -67,6 +67,16 @@ def resharded(array: Any, shape: tuple[int, ...]) -> NamedSharding | None:
     return NamedSharding(sharding.mesh, PartitionSpec(*kept))
 
 
+def shape_of(array: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """What an array would be with another shape, without its values."""
+    return jax.ShapeDtypeStruct(
+        shape,
+        array.dtype,
+        sharding=resharded(array, shape),
+        weak_type=getattr(array, "weak_type", False),
+    )
+
+
 def _along(array: Any, axis: int, at: tuple[int, ...], indices: np.ndarray) -> Any:
     xp: Any = jnp if isinstance(array, jax.Array) else np
     if not at:

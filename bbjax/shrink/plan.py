@@ -46,9 +46,7 @@ class Plan:
     folds: tuple[Fold, ...]
 
 
-def plan(
-    model: Model, refused: Mapping[int, str], bound: Mapping[int, str] | None = None
-) -> Plan:
+def plan(model: Model, refused: Mapping[int, str], bound: Mapping[int, str]) -> Plan:
     """Which units go.
 
     Args:
@@ -64,7 +62,7 @@ def plan(
         sums = read(
             model.program, [_held(a, masks.get(i)) for i, a in enumerate(arrays)]
         )
-        decided = _Decision(model, sums, refused, bound or {}, kept)
+        decided = _Decision(model, sums, refused, bound, kept)
         if not decided.anew():
             changed = {i for i, a in enumerate(arrays) if a is not model.arrays[i]}
             biases = {i: arrays[i] for i in changed}

@@ -12,12 +12,11 @@ import dataclasses
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 
 from bbjax.axes.groups import Group
+from bbjax.shrink.cut import shape_of
 from bbjax.shrink.folds import Fold
 from bbjax.shrink.model import Model
 from bbjax.shrink.plan import Plan, plan
@@ -88,17 +87,17 @@ def _tied(model: Model) -> tuple[list[list[Axis]], list[list[Axis]]]:
 
 def _longer(this: Call, times: Mapping[Axis, int]) -> Prepared | None:
     """The function on arguments that are as many times as long."""
-    return (
-        _at(this, {a: n * _size(this, a) for a, n in times.items()}) if times else None
-    )
+    if not times:
+        return None
+    return _at(this, {axis: n * _size(this, axis) for axis, n in times.items()})
 
 
 def _shorter(this: Call, axes: Sequence[Axis]) -> Prepared | None:
     """The function on arguments of half the length."""
-    sizes = {a: (_size(this, a) + 1) // 2 for a in axes}
-    return (
-        _at(this, sizes) if any(_size(this, a) != n for a, n in sizes.items()) else None
-    )
+    sizes = {axis: (_size(this, axis) + 1) // 2 for axis in axes}
+    if all(size == _size(this, axis) for axis, size in sizes.items()):
+        return None
+    return _at(this, sizes)
 
 
 def _size(this: Call, axis: Axis) -> int:
@@ -112,23 +111,13 @@ def _at(this: Call, sizes: Mapping[Axis, int]) -> Prepared | None:
         shapes[axis.operand][axis.axis] = size
     changed = {axis.operand for axis in sizes}
     arrays = tuple(
-        _shape(array, shapes[i]) if i in changed else array
+        shape_of(array, tuple(shapes[i])) if i in changed else array
         for i, array in enumerate(this.arrays)
     )
     try:
         return traced(dataclasses.replace(this, arrays=arrays))
     except Exception:  # whatever the user's function raises, it does not take them
         return None
-
-
-def _shape(array: Any, shape: Sequence[int]) -> jax.ShapeDtypeStruct:
-    held = getattr(array, "sharding", None)
-    return jax.ShapeDtypeStruct(
-        tuple(shape),
-        array.dtype,
-        sharding=held if isinstance(held, NamedSharding) else None,
-        weak_type=getattr(array, "weak_type", False),
-    )
 
 
 def differing(
@@ -157,21 +146,21 @@ def differing(
     wrong = {
         whole
         for whole, kept in made.kept.items()
-        if not _same(kept, again.kept.get(there[whole]))
+        if not np.array_equal(kept, again.kept.get(there[whole], ()))
     }
-    here = _said(made.folds, {w: w for w in there})
-    beyond = _said(again.folds, {there[w]: w for w in there})
-    for key, fold in here.items():
-        if key not in beyond or not _close(fold, beyond[key]):
-            wrong.add(fold.whole)
+    said = _said(again.folds)
+    for (whole, *use), fold in _said(made.folds).items():
+        other_fold = said.get((there[whole], *use))
+        if other_fold is None or not _close(fold, other_fold):
+            wrong.add(whole)
     return dict.fromkeys(sorted(wrong), WHY)
 
 
-def _said(folds: Sequence[Fold], names: Mapping[int, int]) -> dict[Hashable, Fold]:
-    """What the units of a group said in all to one use of a kernel."""
-    found: dict[Hashable, Fold] = {}
+def _said(folds: Sequence[Fold]) -> dict[tuple[Any, ...], Fold]:
+    """What the units of a group said in all, by group and use of a kernel."""
+    found: dict[tuple[Any, ...], Fold] = {}
     for fold in folds:
-        key = (names.get(fold.whole), fold.leaf, fold.layer, fold.axis)
+        key = (fold.whole, fold.leaf, fold.layer, fold.axis)
         before = found.get(key)
         value = fold.value if before is None else before.value + fold.value
         found[key] = dataclasses.replace(fold, value=value)
@@ -181,10 +170,6 @@ def _said(folds: Sequence[Fold], names: Mapping[int, int]) -> dict[Hashable, Fol
 def _identity(group: Group) -> Hashable:
     """The same for the same group at other sizes."""
     return tuple((m.path, m.axis, m.stack, m.units.tobytes()) for m in group.members)
-
-
-def _same(one: np.ndarray, two: np.ndarray | None) -> bool:
-    return two is not None and np.array_equal(one, two)
 
 
 def _close(one: Fold, two: Fold) -> bool:

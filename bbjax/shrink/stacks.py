@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bbjax.host import check_by_path
+
 
 def unstack(
     params: Any, masks: Mapping[str, Any], path: str, axis: int = 0
@@ -44,6 +46,7 @@ def unstack(
       >>> params["layers"][1]["up"].shape, sorted(masks)
       ((3, 4), ['layers/0/up', 'layers/1/up'])
     """
+    check_by_path(masks)
     *lead, last = path.split("/")
     outer = params
     for key in [*lead, last]:
@@ -69,10 +72,6 @@ def unstack(
     count = counts.pop()
     layers = [_layer(outer, i, axis) for i in range(count)]
     found: dict[str, Any] = {}
-    if not isinstance(masks, Mapping):
-        raise TypeError(
-            f"expected masks by path, got {type(masks).__name__}; {{}} for none"
-        )
     for name, mask in masks.items():
         if not name.startswith(f"{path}/"):
             found[name] = mask
