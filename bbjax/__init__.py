@@ -10,6 +10,7 @@ from bbjax.compare import diff_masks
 from bbjax.degrees import degrees
 from bbjax.exchange import load_masks, save_masks
 from bbjax.files import load, save
+from bbjax.fitted import spreads
 from bbjax.metrics import metrics
 from bbjax.moments import moment_paths, reset_moments
 from bbjax.observe import observe
@@ -72,6 +73,7 @@ __all__ = [
     "save_masks",
     "shrink",
     "shrink_rounds",
+    "spreads",
     "top_k_mask",
     "trace",
     "transform",

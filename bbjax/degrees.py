@@ -132,7 +132,8 @@ def solve(
             allow.
         cap: upper bound of the degrees, an int or (..., units) ints >= 0; it wins over
             `k_min`. Its sum over units must stay below 2**31.
-        k_min: lower bound of the degrees, an int >= 0.
+        k_min: lower bound of the degrees, int >= 0: a scalar, the leading shape, or
+            (..., units).
         on_rate: (..., units), to break ties; NaN counts as 0.5.
 
     Returns:
@@ -147,7 +148,10 @@ def solve(
     profile = jnp.nan_to_num(jnp.asarray(profile).astype(jnp.float32))
     zero = jnp.zeros_like(rate, jnp.int32)  # lends its sharding to what is added to it
     cap = zero + jnp.broadcast_to(_int32(cap), rate.shape)
-    floor = jnp.minimum(_int32(k_min), cap)
+    least = _int32(k_min)
+    if least.ndim < rate.ndim:
+        least = jnp.broadcast_to(least, rate.shape[:-1])[..., None]
+    floor = jnp.minimum(least, cap)
     budget = _total(zero) + jnp.broadcast_to(_int32(budget), rate.shape[:-1])
     budget = jnp.clip(budget, _total(floor), _total(cap))
     if combine == "scale":
@@ -204,8 +208,9 @@ def degrees(
     """How many edges each unit keeps.
 
     In every slice the degrees add up to exactly `round(density * (fan * units))`, or
-    to `k_min * units` if that is more. With the default law no unit that is on more
-    often gets more edges. Works under jit, vmap and scan.
+    to `k_min * units` if that is more. With the default law no living unit that is on
+    more often gets more edges, and a dead one gets what a unit of mean log-odds gets.
+    Works under jit, vmap and scan.
 
     Args:
         on_rate: (..., units) floats in [0, 1], the share of inputs on which a unit is
@@ -228,7 +233,7 @@ def degrees(
     Example:
         >>> rate = jnp.array([0.05, 0.2, 0.5, 0.9])
         >>> degrees(rate, fan=100, density=0.3).tolist()
-        [63, 39, 17, 1]
+        [36, 32, 28, 24]
         >>> degrees(rate, fan=100, density=0.3, law=laws.uniform()).tolist()
         [30, 30, 30, 30]
     """
@@ -249,10 +254,12 @@ def degrees(
             f"law: expected a Law, got {law!r}; call its factory, e.g. laws.log_odds()"
         )
     budget = jnp.broadcast_to(exact_budget(density, fan * units), rate.shape[:-1])
-    profile = law.profile(rate, budget.astype(jnp.float32) / units)
+    mean = budget.astype(jnp.float32) / units
+    profile = law.profile(rate, mean)
     if profile.shape != rate.shape:
         raise ValueError(
             f"law {law.name!r}: expected a profile of shape {rate.shape}, got "
             f"{profile.shape}; return one number per unit"
         )
-    return solve(profile, law.combine, budget, fan, k_min, rate)
+    least = law.least(mean, k_min)
+    return solve(profile, law.combine, budget, fan, least, rate)

@@ -83,21 +83,17 @@ def prune(
       >>> pruned["w"].tolist()
       [[0.0, 6.0], [0.0, 0.0], [3.0, 0.0]]
     """
-    job = _Job.of(units, rule, density, pattern, masks, k_min)
+    job = Job.of(units, rule, density, pattern, masks, k_min)
     needs.check_call(rule, stats, grads, "bb.prune")
-    tree, gradients = Leaves.of(params), job.gradients(grads)
-    members = tuple(
-        job.look(index, tree, stats, gradients) for index in range(len(job.budgeted))
-    )
+    tree = Leaves.of(params)
     found: Masks = {}
-    choices = rule.choose(Group(members, job.spend.pool))
-    for (kernel, _), choice in zip(job.budgeted, choices, strict=True):
+    for kernel, choice in job.choices(tree, stats, grads):
         found |= _put(tree, kernel, choice)
     return tree.tree(), found
 
 
 @dataclasses.dataclass(frozen=True)
-class _Job:
+class Job:
     """What is to be pruned, checked, and how much of it."""
 
     budgeted: settings.Budgeted
@@ -108,7 +104,8 @@ class _Job:
     k_min: int
 
     @classmethod
-    def of(cls, units, rule, density, pattern, masks, k_min) -> _Job:
+    def of(cls, units, rule, density, pattern, masks, k_min) -> Job:
+        """The job that the arguments of `prune` ask for, once they are checked."""
         settings.check_units(units)
         settings.check_rule(rule)
         budgeted = settings.check_kernels(units, rule, k_min, pattern)
@@ -127,6 +124,19 @@ class _Job:
         least = settings.least_edges(budgeted, k_min)
         spend = budgets(density, kernels, jnp.zeros((), jnp.int32), least)
         return cls(budgeted, rule, spend, pattern, masks, k_min)
+
+    def choices(
+        self, tree: Leaves, stats: Any, grads: Any
+    ) -> Iterator[tuple[Kernel, Choice]]:
+        """What the rule chooses for every kernel, all of them as they are."""
+        gradients = self.gradients(grads)
+        members = tuple(
+            self.look(index, tree, stats, gradients)
+            for index in range(len(self.budgeted))
+        )
+        chosen = self.rule.choose(Group(members, self.spend.pool))
+        kernels = (kernel for kernel, _ in self.budgeted)
+        return zip(kernels, chosen, strict=True)
 
     def gradients(self, grads: Any) -> Leaves | None:
         """The gradients by path, where the rule reads them."""
@@ -299,7 +309,7 @@ def prune_in_order(
             f"expected a rule that chooses kernel by kernel, got {rule.name!r}, whose "
             "edges compete across kernels; use bb.prune"
         )
-    job = _Job.of(units, rule, density, pattern, None, k_min)
+    job = Job.of(units, rule, density, pattern, None, k_min)
     batches = list(batches)
     needs.check_call(rule, batches, grads, "bb.prune_in_order")
     gradients = job.gradients(grads)

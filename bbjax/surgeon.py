@@ -109,6 +109,32 @@ def operate(
     return Operated(jnp.where(mask, state.weights[:n], 0.0), mask, sound)
 
 
+@jax.jit
+def cost(weights: jax.Array, gram: jax.Array, damp: Any) -> jax.Array:
+    """What losing each edge costs at the weights as they are, `w**2 / U_ii**2`.
+
+    Args:
+      weights: as for `operate`, as what follows.
+      gram: likewise.
+      damp: likewise.
+
+    Returns:
+      float32 `(in, out)`; -1 for edges of inputs that are always 0. |w| squared where
+      the Gram matrix cannot be factored.
+
+    Example:
+      >>> gram = jnp.array([[2.0, 0.0], [0.0, 1.0]])
+      >>> cost(jnp.array([[1.0], [2.0]]), gram, 0.0).tolist()
+      [[1.333...], [2.666...]]
+    """
+    weights = weights.astype(jnp.float32)
+    weights = jnp.where(jnp.isfinite(weights), weights, 0.0)
+    with jax.default_matmul_precision("highest"):
+        upper, unseen, _ = _factor(gram.astype(jnp.float32), damp)
+    loss = jnp.square(weights / jnp.diagonal(upper)[:, None])
+    return jnp.where(unseen[:, None], _UNSEEN, loss)
+
+
 def _factor(gram: jax.Array, damp: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     """U with `U^T U` the inverse of the damped matrix; unseen inputs; is it sound.
 

@@ -61,6 +61,19 @@ class Row:
 
 RULES = {
     "log_odds": Row(bb.rules.budgeted_broadcast, core=True),
+    "law_alone": Row(
+        lambda spread=0.4: bb.rules.budgeted_broadcast(spread=spread, competition=0),
+        {"spread": (0.4, -0.2)},
+    ),
+    "competition": Row(
+        lambda competition=0.5: bb.rules.budgeted_broadcast(
+            competition=competition, score="wanda"
+        ),
+        {"competition": (0.5, 1.0)},
+    ),
+    "broadcast_global": Row(
+        lambda: bb.rules.budgeted_broadcast(scope="global"), budget="pool", scratch=3.5
+    ),
     "threshold": Row(lambda: bb.rules.budgeted_broadcast(law=bb.laws.threshold())),
     "beta": Row(
         lambda beta=0.7: bb.rules.budgeted_broadcast(beta=beta), {"beta": (0.7, 0.05)}
@@ -126,6 +139,10 @@ ONE_SHOT = {
     "grasp": Row(bb.rules.grasp, budget="pool"),
     "synflow": Row(bb.rules.synflow, budget="pool"),
     "sparsegpt": Row(bb.rules.sparsegpt),
+    "sparsegpt_blend": Row(
+        lambda: bb.rules.sparsegpt(law=bb.laws.log_odds(), competition=0.5)
+    ),
+    "calibrated": Row(lambda: bb.rules.budgeted_broadcast(spread="calibrated")),
     "nnrelief": Row(lambda: bb.rules.nnrelief(alpha=0.5), budget="free"),
 }
 CORE = tuple(name for name, row in RULES.items() if row.core)

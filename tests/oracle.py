@@ -82,27 +82,45 @@ def conv(height, width, n_in, n_out, groups=1):
 
 
 # Laws: from on-rates and the mean degree to relative degrees ---------------------
-def log_odds(beta=None, clip=1e-2):
-    def profile(rates, mean):
-        rates = [min(max(round(a * 2**20) / 2**20, clip), 1 - clip) for a in rates]
-        odds = np.array([math.log((1 - a) / a) for a in rates])
-        if beta is not None:
-            return odds / beta
-        return odds * mean / max(round(odds.std() * 1024) / 1024, 0.1)
+class Law(NamedTuple):
+    combine: str
+    profile: Callable
+    dead: float = -1.0
+    floor: float = 0.0
 
-    return "shift", profile
+
+def log_odds(beta=None, *, spread=0.1, limit=2.0, dead=1e-3, floor=0.1, clip=1e-2):
+    def odds(rates):
+        rates = [min(max(round(a * 2**20) / 2**20, clip), 1 - clip) for a in rates]
+        return np.array([math.log((1 - a) / a) for a in rates])
+
+    def by_beta(rates, mean):
+        return odds(rates) / beta
+
+    def by_spread(rates, mean):
+        level = [x for x, a in zip(odds(rates), rates, strict=True) if a > dead]
+        level = round(sum(level) / max(len(level), 1) * 1024) / 1024
+        profile = []
+        for x, a in zip(odds(rates), rates, strict=True):
+            apart = min(max(x - level, -limit), limit)
+            profile.append(spread * mean * apart if a > dead else 0.0)
+        return np.array(profile)
+
+    if beta is not None:
+        return Law("shift", by_beta)
+    return Law("shift", by_spread, dead, floor)
 
 
 def uniform():
-    return "shift", lambda rates, mean: np.zeros(len(rates))
+    return Law("shift", lambda rates, mean: np.zeros(len(rates)))
 
 
 def linear():
-    return "scale", lambda rates, mean: np.array([max(1 - a, 1e-6) for a in rates])
+    return Law("scale", lambda rates, mean: np.array([max(1 - a, 1e-6) for a in rates]))
 
 
 def threshold():
-    return "scale", lambda rates, mean: np.array([1 / max(a, 1e-2) for a in rates])
+    return Law("scale", lambda rates, mean: np.array([1 / max(a, 1e-2) for a in rates]))
 
 
 def ramp(density, start, steps, power):
@@ -119,7 +137,9 @@ class Oracle:
 
     layout: Layout
     params: np.ndarray
-    law: tuple = dataclasses.field(default_factory=log_odds)
+    law: Law = dataclasses.field(default_factory=log_odds)
+    competition: float = 0.0
+    raw: bool = False  # whether the input units are no units of the net
     actuators: tuple = ("in",)
     density: float | Callable = 0.7
     every: int = 1
@@ -221,20 +241,53 @@ class Oracle:
             rows = [sorted(row, key=lambda i: (-scores[i], i)) for row in rows]
             rate = self.on_rates(actuator)[s]
             caps = [len(row) for row in rows]
-            count = self._hand_out(rate, caps, min(budget, sum(able)), budget)
+            wins = self._wins(actuator, rows, scores, budget)
+            law, share = self.law, self.competition
+            if share and actuator == "out" and self.raw:
+                law, share = uniform()._replace(floor=self.law.floor), 1.0
+            left = min(budget, sum(able))
+            count = self._hand_out(law, share, wins, rate, caps, left, budget)
             sides[actuator] = rows, count
         if len(sides) == 1:
             ((rows, count),) = sides.values()
             return self._best(rows, count, scores)
         return self._both(sides, scores, min(budget, sum(able)), able)
 
-    def _hand_out(self, rates, caps, budget, full_budget):
+    def _wins(self, actuator, rows, scores, budget):
+        """Edges of each unit among the best of the slice; ties are shared by all."""
+        if not self.competition:
+            return [0.0] * len(rows)
+        ranked = sorted((scores[i] for row in rows for i in row), reverse=True)
+        if len(ranked) <= budget:
+            return [float(len(row)) for row in rows]
+        last, first = ranked[budget - 1], ranked[budget]
+        self._gap(last - first)
+        ahead = sum(score > last for score in ranked)
+        share = (budget - ahead) / ranked.count(last)
+        return [
+            sum((scores[i] > last) + share * (scores[i] == last) for i in row)
+            for row in rows
+        ]
+
+    def _hand_out(self, law, share, wins, rates, caps, budget, full_budget):
         """The next edge goes where the law's free number reaches it first."""
-        combine, profile = self.law
-        profile = profile(list(rates), full_budget / len(rates))
-        if not profile.any():  # a uniform law ignores activity, in ties as well
-            rates = np.full(len(rates), 0.5)
-        low = [min(self.k_min, cap) for cap in caps]
+        mean = full_budget / len(rates)
+        profile = law.profile(list(rates), mean)
+        if law.profile(list(np.linspace(0.1, 0.9, 9)), 1.0).any():
+            order = list(rates)
+        else:  # a uniform law ignores activity, in ties as well
+            order = [0.5] * len(rates)
+        least = max(self.k_min, math.floor(np.float32(law.floor) * np.float32(mean)))
+        low = [min(least, cap) for cap in caps]
+        if share:
+            won = [
+                min(w, mean) if a <= law.dead else w
+                for w, a in zip(wins, order, strict=True)
+            ]
+            profile = share * np.array(won) + profile
+        return self._served(law.combine, profile, order, low, caps, budget)
+
+    def _served(self, combine, profile, rates, low, caps, budget):
         queue = sorted(
             (n - p if combine == "shift" else n / p, rate, i)
             for i, (p, rate) in enumerate(zip(profile, rates, strict=True))

@@ -35,6 +35,7 @@ def test_promises(rate, sizes, density, law):
     assert sum(k.tolist()) == max(round(density * fan * UNITS), k_min * UNITS)
     assert k_min <= k.min() and k.max() <= fan
     falling = np.asarray(k)[np.argsort(rate, kind="stable")]
+    falling = falling[np.sort(rate) > law.dead]
     assert (np.diff(falling) <= 0).all()
 
 
@@ -94,8 +95,9 @@ def test_the_rare_get_more_and_the_budget_is_spread_as_promised(getkey):
     rate = jax.nn.sigmoid(jax.random.normal(getkey(), (512,)))
     k = np.asarray(degrees(rate, 4096, 0.1, k_min=0))
     assert k.sum() == round(0.1 * 4096 * 512)
-    assert k[np.argmin(rate)] > 3 * 409 and k[np.argmax(rate)] < 50
-    assert 0.7 * k.mean() < k.std() < 1.1 * k.mean()
+    # Two nats on both sides, a tenth of the mean degree for each.
+    assert k[np.argmin(rate)] > 1.17 * 409 and k[np.argmax(rate)] < 0.83 * 409
+    assert 0.08 * k.mean() < k.std() < 0.1 * k.mean()  # one nat of standard deviation
 
 
 def test_a_small_change_of_density_is_a_small_change_of_degrees(getkey):
@@ -118,8 +120,9 @@ def test_ends_of_the_density(law):
     assert degrees(rate, 9, 1e-30, law=law).tolist() == [1] * UNITS
     assert degrees(rate, 9, 1e-30, law=law, k_min=0).tolist() == [0] * UNITS
     assert degrees(rate, 9, 1.0, law=law, k_min=9).tolist() == [9] * UNITS
-    assert degrees(rate, 9, 1 / 54, law=law, k_min=0).tolist() == [1, 0, 0, 0, 0, 0]
-    assert degrees(rate, 1, 0.5, law=law, k_min=0).tolist()[:2] == [1, 1]
+    first = degrees(rate, 9, 1 / 54, law=law, k_min=0).tolist().index(1)
+    assert first == (1 if law.dead >= 0 else 0)  # the quietest one that is not dead
+    assert degrees(rate, 1, 0.5, law=law, k_min=0).tolist()[first : first + 2] == [1, 1]
 
 
 @BY_NAME
@@ -143,7 +146,8 @@ def test_large(law, units, fan, getkey):
         k = np.asarray(degrees(rate, fan, density, law=law), np.int64)
         assert k.sum() == round(float(density) * (fan * units))
         assert k.min() >= 1 and k.max() <= fan
-        assert (np.diff(k[np.argsort(rate)]) <= 0).all()
+        alive = np.sort(rate) > law.dead
+        assert (np.diff(k[np.argsort(rate)][alive]) <= 0).all()
 
 
 def test_a_tiny_slope_is_all_or_nothing():

@@ -142,7 +142,7 @@ def test_a_kept_edge_is_better_by_the_share_of_its_size(score):
 
 
 def test_noise_moves_fewer_edges_and_budgets_stay_exact():
-    rule = bb.rules.budgeted_broadcast()
+    rule = bb.rules.budgeted_broadcast(law=bb.laws.log_odds(spread=0.8))
     moved = {}
     for share in (0.0, 0.1, 0.5):
         masks = refreshed(rule, *noisy(0, 12, 0.03), hysteresis=share)
@@ -155,9 +155,8 @@ def test_noise_moves_fewer_edges_and_budgets_stay_exact():
 def test_a_lasting_change_is_followed():
     rates, weights = noisy(1, 8, 0.0)
     turned = [1 - r for r in rates]
-    masks = refreshed(
-        bb.rules.budgeted_broadcast(), rates + turned, weights * 2, hysteresis=0.2
-    )
+    rule = bb.rules.budgeted_broadcast(law=bb.laws.log_odds(spread=0.8))
+    masks = refreshed(rule, rates + turned, weights * 2, hysteresis=0.2)
     degrees = masks.sum(1)
     assert (flips(masks)[:7] == 0).all()
     assert np.corrcoef(degrees[7], rates[0])[0, 1] < -0.9

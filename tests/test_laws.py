@@ -1,6 +1,7 @@
 """Each law against its formula in float64, and what every law must satisfy."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ RATES = np.array([[0.02, 0.1, 0.5, 0.9], [0.4, 0.45, 0.3, 0.99]], np.float32)
 LAWS = [
     laws.log_odds(),
     laws.log_odds(0.1),
+    laws.log_odds(spread=0.5, limit=1.0),
     laws.threshold(),
     laws.linear(),
     laws.three_zone(middle=0.6),
@@ -28,20 +30,63 @@ def odds(a):
 
 
 @pytest.mark.parametrize("mean", [8.0, np.array([8.0, 32.0])], ids=["one", "slices"])
-def test_log_odds_default_slope(mean):
-    profile = laws.log_odds().profile(jnp.asarray(RATES), jnp.asarray(mean))
-    want = odds(RATES) / odds(RATES).std(-1, keepdims=True)
-    want *= np.broadcast_to(mean, 2)[:, None]
-    np.testing.assert_allclose(profile, want, rtol=2e-3)
-    # The rule in words: standard deviation of the degrees = mean degree.
-    np.testing.assert_allclose(profile.std(-1), np.broadcast_to(mean, 2), rtol=2e-3)
+@pytest.mark.parametrize("spread", [None, 0.35, -0.1])
+def test_log_odds_slope_is_a_share_of_the_mean_degree(mean, spread):
+    law = laws.log_odds(spread=spread)
+    profile = law.profile(jnp.asarray(RATES), jnp.asarray(mean))
+    apart = np.clip(odds(RATES) - odds(RATES).mean(-1, keepdims=True), -2, 2)
+    want = (spread or 0.1) * apart * np.broadcast_to(mean, 2)[:, None]
+    np.testing.assert_allclose(profile, want, atol=2e-3 * 32)
 
 
-def test_log_odds_spread_has_a_floor():
-    a = jnp.array([0.5, 0.501])
-    profile = laws.log_odds().profile(a, jnp.float32(100))
-    np.testing.assert_allclose(profile, odds(a) * 100 / 0.1, atol=0.01)
-    assert np.ptp(profile) < 5
+def test_log_odds_slope_of_each_slice():
+    rates, mean = jnp.asarray(RATES), jnp.array([8.0, 32.0])
+    both = laws.log_odds(spread=jnp.array([0.2, -0.3])).profile(rates, mean)
+    for spread, a, m, row in zip((0.2, -0.3), rates, mean, both, strict=True):
+        alone = laws.log_odds(spread=spread).profile(a, m)
+        np.testing.assert_allclose(row, alone, rtol=1e-6)
+
+
+def test_nearly_equal_activity_gives_nearly_equal_degrees(getkey):
+    """On-rates of .50 +- .01 are equal but for noise, however wide the layer is."""
+    a = jax.random.uniform(getkey(), (512,), minval=0.49, maxval=0.51)
+    for fan in (64, 1024, 16384):
+        k = np.asarray(bb.degrees(a, fan, 0.15))
+        assert np.ptp(k) <= 1 + 0.01 * k.mean()
+
+
+def test_degrees_stay_in_a_band_around_the_mean(getkey):
+    a = jnp.concatenate([jnp.array([0.002, 1.0]), jax.random.uniform(getkey(), (62,))])
+    k = np.asarray(bb.degrees(a, 1000, 0.3))
+    assert k.max() - k.min() <= 0.4 * 300 + 1  # 2 nats on both sides
+    wide = laws.log_odds(limit=1e3, clip=1e-6)
+    k = np.asarray(bb.degrees(a, 1000, 0.3, law=wide))
+    assert k.max() - k.min() > 0.4 * 300 + 1
+
+
+def test_dead_units_have_no_claim_on_the_edges_of_others():
+    """A quarter of dead units gets a quarter of the edges at most, whoever is alive."""
+    alive = jnp.linspace(0.05, 0.9, 96)
+    k = np.asarray(bb.degrees(jnp.concatenate([jnp.zeros(32), alive]), 1024, 0.15))
+    assert np.ptp(k[:32]) <= 1
+    assert abs(k[:32].sum() / k.sum() - 0.25) < 0.02
+    alone = np.asarray(bb.degrees(alive, 1024, 0.15))
+    assert np.abs(k[32:] - alone).max() <= 0.02 * 154  # c moves a little, no more
+
+
+def test_all_units_dead_are_equal():
+    assert bb.degrees(jnp.zeros(4), 10, 0.5).tolist() == [5] * 4
+
+
+def test_no_unit_falls_below_a_share_of_the_mean_degree():
+    a = jnp.array([0.1] * 9 + [0.99])
+    steep = laws.log_odds(spread=2.0, limit=9.0)
+    assert bb.degrees(a, 1000, 0.3, law=steep)[-1] == 30
+    least = laws.log_odds(spread=2.0, limit=9.0, floor=0.25)
+    assert bb.degrees(a, 1000, 0.3, law=least)[-1] == 75
+    none = laws.log_odds(spread=2.0, limit=9.0, floor=0.0)
+    assert bb.degrees(a, 1000, 0.3, law=none)[-1] == 1
+    assert bb.degrees(a, 1000, 0.3, law=least, k_min=80)[-1] == 80
 
 
 def test_log_odds_given_slope():
@@ -56,6 +101,17 @@ def test_log_odds_traced_slope():
     want = np.stack([run(0.5), run(2.0)])
     np.testing.assert_allclose(jax.vmap(run)(jnp.array([0.5, 2.0])), want, rtol=1e-6)
     np.testing.assert_allclose(jax.jit(run)(0.5), want[0], rtol=1e-6)
+
+
+def test_log_odds_traced_spread():
+    def run(spread):
+        return bb.degrees(
+            jnp.asarray(RATES), 100, 0.5, law=laws.log_odds(spread=spread)
+        )
+
+    want = np.stack([run(0.1), run(-0.4)])
+    assert (jax.vmap(run)(jnp.array([0.1, -0.4])) == want).all()
+    assert (want[0] != want[1]).any()
 
 
 def test_log_odds_clip():
@@ -145,10 +201,12 @@ def test_relative_densities_under_a_budget(name):
 
 @BY_NAME
 def test_profile_never_rises_with_activity(law):
+    """But for dead units, which stand in the middle."""
     # Neighbouring floats at both ends and in the middle, where `log` is least safe.
     near = [np.float32(x) + np.arange(-99, 99) * 6e-8 for x in (0.002, 0.3, 0.5, 0.99)]
     a = np.sort(np.concatenate([np.linspace(0, 1, 20001), *near])).astype(np.float32)
     profile = np.asarray(law.profile(jnp.asarray(a), jnp.float32(100)))
+    profile = profile[a > law.dead]
     assert (np.diff(profile) <= 0).all() and profile[0] > profile[-1]
 
 
@@ -177,7 +235,7 @@ def test_slices_do_not_see_each_other(law):
         np.testing.assert_allclose(row, alone, rtol=1e-6)
 
 
-def test_spread_does_not_depend_on_the_order_of_units(getkey):
+def test_profile_does_not_depend_on_the_order_of_units(getkey):
     a = jax.random.uniform(getkey(), (1000,))
     order = jax.random.permutation(getkey(), 1000)
     law, mean = laws.log_odds(), jnp.float32(300)
@@ -203,6 +261,34 @@ def test_bad_slope_and_threshold(bad):
         laws.log_odds(bad)
     with pytest.raises(ValueError, match="tau: expected .* > 0, got .*; a budget"):
         laws.threshold(bad)
+
+
+def test_bad_spread():
+    for bad in (float("nan"), float("inf"), "steep", jnp.array([0.1, jnp.nan])):
+        with pytest.raises(
+            ValueError, match="spread: expected finite numbers, got .*0.1"
+        ):
+            laws.log_odds(spread=bad)
+    with pytest.raises(
+        ValueError, match="expected beta or spread, got both .*; beta is"
+    ):
+        laws.log_odds(0.5, spread=0.1)
+
+
+@pytest.mark.parametrize(
+    "name, bad, text",
+    [
+        ("limit", 0.0, "one finite number > 0, got 0.0; it is a number of nats"),
+        ("limit", float("nan"), "one finite number > 0, got nan"),
+        ("dead", -0.1, "one finite number >= 0 and < 0.5, got -0.1; it is an on-rate"),
+        ("dead", 0.5, "one finite number >= 0 and < 0.5, got 0.5"),
+        ("floor", 1.5, "one finite number >= 0 and <= 1, got 1.5; it is a share"),
+        ("floor", np.ones(2), "one finite number >= 0 and <= 1"),
+    ],
+)
+def test_bad_numbers_of_the_band(name, bad, text):
+    with pytest.raises(ValueError, match=f"{name}: expected {re.escape(text)}"):
+        laws.log_odds(**{name: bad})
 
 
 @pytest.mark.parametrize("clip", [0.0, 1e-9, 0.5, float("nan")])

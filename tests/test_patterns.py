@@ -80,7 +80,8 @@ def test_equal_scores_keep_the_lowest_index():
 
 def test_units_have_n_of_their_own_and_the_budget_is_exact():
     rate = jnp.linspace(0.05, 0.95, 10)
-    mask, _ = choose(bb.rules.budgeted_broadcast(), KERNEL, 60, rates=rate)
+    rule = bb.rules.budgeted_broadcast(spread=0.4, competition=0)
+    mask, _ = choose(rule, KERNEL, 60, rates=rate)
     n = groups(mask, KERNEL)
     assert (n == n[:, :1]).all()  # every group of a unit alike
     assert (np.diff(n[:, 0]) <= 0).all() and n[0, 0] > n[-1, 0]

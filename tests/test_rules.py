@@ -10,7 +10,8 @@ import bbjax as bb
 from bbjax import rules
 
 RULES = {
-    "log_odds": rules.budgeted_broadcast(),
+    "default": rules.budgeted_broadcast(),
+    "log_odds": rules.budgeted_broadcast(spread=0.4, competition=0),
     "threshold": rules.budgeted_broadcast(law=bb.laws.threshold()),
     "activity_only": rules.activity_only(),
     "magnitude": rules.magnitude(),
@@ -18,7 +19,7 @@ RULES = {
 }
 BY_NAME = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 SOME = pytest.mark.parametrize(
-    "rule", [RULES["log_odds"], RULES["random"]], ids=lambda r: r.name
+    "rule", [RULES["default"], RULES["random"]], ids=lambda r: r.name
 )
 SIDES = pytest.mark.parametrize("actuator", ["in", "out"])
 KERNEL = dense(12, 10)
@@ -67,7 +68,7 @@ def test_balance_of_traffic_and_log_odds(getkey):
 
 
 @pytest.mark.parametrize("actuators", [("in",), ("out",), ("in", "out")], ids="+".join)
-@pytest.mark.parametrize("name", ["log_odds", "activity_only", "random"])
+@pytest.mark.parametrize("name", ["default", "log_odds", "activity_only", "random"])
 def test_budget_is_exact_at_every_density(name, actuators, getkey):
     rule = RULES[name]
     w = jax.random.normal(getkey(), STACKED.shape)
@@ -267,7 +268,7 @@ def test_budgets_of_both_sides_follow_both_activities(getkey):
         "in": jnp.full(10, 0.1).at[4].set(0.9),
         "out": jnp.full(12, 0.1).at[7].set(0.9),
     }
-    mask = chosen(rules.budgeted_broadcast(), KERNEL, w, 60, rates, ("in", "out"))
+    mask = chosen(RULES["log_odds"], KERNEL, w, 60, rates, ("in", "out"))
     assert degrees(mask, "in").argmin() == 4 and degrees(mask, "out").argmin() == 7
 
 

@@ -38,13 +38,35 @@ MODELS = {
         {"groups": 2, "split": (3, 3, 4, 2, 3), "roles": ROLES},
     ),
 }
+# What the oracle is told, and the rule that must do the same.
 LAWS = {
-    "log_odds": (oracle.log_odds(), bb.rules.budgeted_broadcast()),
-    "beta": (oracle.log_odds(0.4), bb.rules.budgeted_broadcast(beta=0.4)),
-    "uniform": (oracle.uniform(), bb.rules.magnitude()),
-    "linear": (oracle.linear(), bb.rules.activity_only()),
+    "default": (
+        {"law": oracle.log_odds(), "competition": 0.75},
+        bb.rules.budgeted_broadcast(),
+    ),
+    "log_odds": (
+        {"law": oracle.log_odds()},
+        bb.rules.budgeted_broadcast(competition=0),
+    ),
+    "steep": (
+        {"law": oracle.log_odds(spread=0.6, limit=3.0, dead=0.2, floor=0.3)},
+        bb.rules.budgeted_broadcast(
+            law=bb.laws.log_odds(spread=0.6, limit=3.0, dead=0.2, floor=0.3)
+        ),
+    ),
+    "half": (
+        {"law": oracle.log_odds(spread=-0.2), "competition": 0.5},
+        bb.rules.budgeted_broadcast(spread=-0.2, competition=0.5),
+    ),
+    "dead": (
+        {"law": oracle.log_odds(dead=0.4), "competition": 0.9},
+        bb.rules.budgeted_broadcast(law=bb.laws.log_odds(dead=0.4), competition=0.9),
+    ),
+    "beta": ({"law": oracle.log_odds(0.4)}, bb.rules.budgeted_broadcast(beta=0.4)),
+    "uniform": ({"law": oracle.uniform()}, bb.rules.magnitude()),
+    "linear": ({"law": oracle.linear()}, bb.rules.activity_only()),
     "threshold": (
-        oracle.threshold(),
+        {"law": oracle.threshold()},
         bb.rules.budgeted_broadcast(law=bb.laws.threshold()),
     ),
 }
@@ -56,20 +78,25 @@ class Case:
     law: str = "log_odds"
     actuators: tuple = ("in",)
     integers: bool = False
+    raw: bool = False
     ramp: tuple = ()
     options: Any = dataclasses.field(default_factory=dict)
 
 
 def case(model="dense", law="log_odds", actuators=("in",), ramp=(), **options):
-    integers = options.pop("integers", False)
+    integers, raw = options.pop("integers", False), options.pop("raw", False)
     defaults = {"density": 0.52, "every": 1, "start": 0, "ema": 0.8}
-    return Case(model, law, actuators, integers, ramp, defaults | options)
+    return Case(model, law, actuators, integers, raw, ramp, defaults | options)
 
 
 OUT, BOTH = ("out",), ("in", "out")
 CASES = {
     # Every law, refreshed at every update: weights come and go.
+    "default": case(law="default"),
     "log odds": case(),
+    "steep": case(law="steep", density=0.4),
+    "half competition": case(law="half", density=0.3),
+    "dead units win no more than their share": case(law="dead", density=0.3),
     "slope given": case(law="beta"),
     "uniform": case(law="uniform"),
     "linear": case(law="linear", density=0.3),
@@ -90,7 +117,16 @@ CASES = {
     ),
     "units may lose all": case(k_min=0, density=0.11, rescale=True),
     "a floor of three": case(k_min=3, density=0.44),
+    "default, nothing comes back": case(
+        law="default", regrow=False, ramp=(0.31, 0, 9, 1)
+    ),
     # Which side.
+    "default, out": case(law="default", actuators=OUT, density=0.3),
+    "default, out, raw inputs": case(law="default", actuators=OUT, raw=True),
+    "default, both": case("stacked", law="default", actuators=BOTH, density=0.61),
+    "default, both, raw inputs": case(
+        law="default", actuators=BOTH, raw=True, density=0.61
+    ),
     "out": case(actuators=OUT),
     "both": case(actuators=BOTH, density=0.61),
     "both, sparse": case("transposed", actuators=BOTH, density=0.37),
@@ -108,9 +144,13 @@ CASES = {
     "conv, both": case("conv", actuators=BOTH),
     "grouped": case("grouped", rescale=True, density=0.38),
     "grouped, out": case("grouped", actuators=OUT),
+    "default, conv": case("conv", law="default", rescale=True, density=0.33),
+    "default, grouped, out": case("grouped", law="default", actuators=OUT),
     "grouped, both": case("grouped", actuators=BOTH, density=0.63),
     # Integers: ties everywhere, and no rounding.
     "ties": case(integers=True),
+    "ties, default": case(law="default", integers=True, ema=0.0, density=0.4),
+    "ties, default, stacked": case("stacked", law="default", integers=True, ema=0.0),
     "ties, uniform, out": case(law="uniform", actuators=OUT, integers=True),
     "ties, linear": case("transposed", law="linear", integers=True, ema=0.0),
     "ties, threshold": case(law="threshold", integers=True, ema=0.0, k_min=0),
@@ -161,10 +201,11 @@ def as_activity(kernel, activity):
 
 def build(case):
     layout, axes = MODELS[case.model]
-    kernel = bb.Kernel("w", layout.shape, **axes)
+    reads = () if case.raw else ("before",)
+    kernel = bb.Kernel("w", layout.shape, reads=reads, **axes)
     picks = [bb.Units((kernel,)).select("w", a) for a in case.actuators]
     units = sum(picks[1:], picks[0])
-    law, rule = LAWS[case.law]
+    told, rule = LAWS[case.law]
     densities = {}, {}
     if case.ramp:
         densities = (
@@ -175,9 +216,8 @@ def build(case):
 
     def start(params):
         options = case.options | densities[0]
-        return oracle.Oracle(
-            layout, params, law=law, actuators=case.actuators, **options
-        )
+        options |= {"actuators": case.actuators, "raw": case.raw}
+        return oracle.Oracle(layout, params, **told, **options)
 
     return kernel, tx, start
 

@@ -165,8 +165,40 @@ def test_traced_numbers_are_taken_on_trust():
     "text, make",
     [
         (
-            "expected beta or law, got both .beta=0.5, law='linear'.; pass",
+            "expected beta, spread or law, got beta=0.5, spread=None and law='linear'",
             lambda: bb.rules.budgeted_broadcast(beta=0.5, law=bb.laws.linear()),
+        ),
+        (
+            "expected beta, spread or law, got .* pass them to the law itself: bb.laws",
+            lambda: bb.rules.budgeted_broadcast(spread=0.5, law=bb.laws.linear()),
+        ),
+        (
+            'expected a number or "calibrated" for spread, got .steep.; it is a share',
+            lambda: bb.rules.budgeted_broadcast(spread="steep"),
+        ),
+        (
+            'expected scope "layer" with spread="calibrated", got .global.: the slope',
+            lambda: bb.rules.budgeted_broadcast(spread="calibrated", scope="global"),
+        ),
+        (
+            "competition: expected one finite number >= 0 and <= 1, got 1.5; it is a",
+            lambda: bb.rules.budgeted_broadcast(competition=1.5),
+        ),
+        (
+            "expected competition=0 with a law whose degrees .*, got 0.5 with 'linear'",
+            lambda: bb.rules.budgeted_broadcast(law=bb.laws.linear(), competition=0.5),
+        ),
+        (
+            "competition: expected one finite number >= 0 and <= 1, got -1; it is a",
+            lambda: bb.rules.sparsegpt(competition=-1),
+        ),
+        (
+            'expected scope "global" or "layer", got .unit.; it is how far edges comp',
+            lambda: bb.rules.budgeted_broadcast(scope="unit"),
+        ),
+        (
+            'expected score "magnitude" or "wanda", got .size.; it is what an edge is',
+            lambda: bb.rules.budgeted_broadcast(score="size"),
         ),
         (
             "beta: expected one finite number > 0, got 0.0; larger",

@@ -128,11 +128,14 @@ def test_scale_is_not_hamilton():
 def test_default_law_in_float64(rate, density):
     fan = 64
     k = np.asarray(degrees(jnp.array(rate), fan, density))
-    a = np.clip(np.array(rate), 1e-2, 1 - 1e-2)
-    odds = np.log((1 - a) / a)
+    rate = np.array(rate)
+    a = np.clip(rate, 1e-2, 1 - 1e-2)
+    odds, alive = np.log((1 - a) / a), rate > 1e-3
     mean = round(density * fan * UNITS) / UNITS
-    profile = odds * mean / max(odds.std(), 0.1)
-    assert_no_swap_is_due(k, profile, "shift", 1, fan, rtol=5e-3)
+    apart = np.clip(odds - (odds[alive].mean() if alive.any() else 0), -2, 2)
+    profile = np.where(alive, 0.1 * mean * apart, 0)
+    least = max(1, int(np.float32(0.1) * np.float32(mean)))
+    assert_no_swap_is_due(k, profile, "shift", least, fan, rtol=5e-3)
 
 
 @pytest.mark.parametrize(
@@ -168,3 +171,12 @@ def test_degrees_rise_one_edge_at_a_time():
     profile = laws.log_odds(0.3).profile(rate, jnp.float32(5))
     k = [solve(profile, "shift", n, 9, 1, rate) for n in range(4, 37)]
     assert all((b - a).sum() == 1 and (b >= a).all() for a, b in pairwise(k))
+
+
+def test_floors_of_slices_and_of_single_units():
+    rate = jnp.full((2, 3), 0.5)
+    profile = jnp.zeros((2, 3)).at[:, 0].set(-9.0)
+    k = solve(profile, "shift", 12, 9, jnp.array([1, 3]), rate)
+    assert k.tolist() == [[1, 6, 5], [3, 5, 4]]
+    k = solve(profile[0], "shift", 12, 9, jnp.array([2, 7, 0]), rate[0])
+    assert k.tolist() == [2, 7, 3]

@@ -91,6 +91,20 @@ class Group:
     pool: Callable[[Sequence[int]], jax.Array]
 
 
+class Fitted(NamedTuple):
+    """What a rule chose on calibration data: float32 arrays, `kernel.stack_shape`.
+
+    Attributes:
+      spread: slope of the balance, a share of the mean degree per nat of log-odds.
+      error: mean square change of the kernel's outputs by pruning.
+      level: the same with slope 0.
+    """
+
+    spread: jax.Array
+    error: jax.Array
+    level: jax.Array
+
+
 class Choice(NamedTuple):
     """What a rule may return instead of a mask: more than a mask.
 
@@ -99,11 +113,13 @@ class Choice(NamedTuple):
       weights: new values of the kept weights, `kernel.split`, or None (one-shot).
       bias: which output units keep their bias, bool `stack + units`, or None for all
         (one-shot).
+      fitted: the slope that was chosen on calibration data, or None (one-shot).
     """
 
     mask: jax.Array
     weights: jax.Array | None = None
     bias: jax.Array | None = None
+    fitted: Fitted | None = None
 
 
 Select = Callable[[Candidates], "jax.Array | Choice"]

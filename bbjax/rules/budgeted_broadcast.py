@@ -7,46 +7,119 @@ degree is
     k = clip(d0 + (1 / beta) log((1 - a) / a), k_min, fan)
 
 with `d0` such that the kept edges are exactly the budget. Each unit keeps its `k`
-largest |w|, over its full row, so that a pruned edge returns once it is among them.
+best edges, over its full row, so that a pruned edge returns once it is among them.
+
+The paper leaves open how steep the balance is, what a unit that is never on gets, and
+where `d0` comes from. Here the slope is a share of the mean degree per nat of log-odds
+(`spread`), and a unit that is never on gets what a unit of mean log-odds gets
+(`bb.laws.log_odds`). By default three quarters of the edges that a unit wins in the
+whole layer are added to its degree (`competition`), and `d0` is solved for the rest of
+the budget; `competition=0` leaves the law alone.
+
 Reference: Meirovitch, Yang, Lichtman, Shavit, arXiv 2510.01263.
 """
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from jax.typing import ArrayLike
 
 from bbjax import laws
 from bbjax.rules.base import Rule
-from bbjax.rules.selection import select_by_law
+from bbjax.rules.calibrated import select_calibrated
+from bbjax.rules.scoped import Scope, check_scope
+from bbjax.rules.scores import Name, score_called
+from bbjax.rules.selection import select_by_law, select_over_all
+from bbjax.rules.stay import Score
+
+COMPETITION = 0.75
 
 
 def budgeted_broadcast(
-    *, beta: ArrayLike | None = None, law: laws.Law | None = None
+    *,
+    spread: ArrayLike | Literal["calibrated"] | None = None,
+    beta: ArrayLike | None = None,
+    law: laws.Law | None = None,
+    competition: ArrayLike | None = None,
+    scope: Scope = "layer",
+    score: Name = "magnitude",
 ) -> Rule:
     """Busy units keep few edges, quiet units many.
 
     Args:
-      beta: slope of the balance, log-odds per edge, above 0; `None` takes the standard
-        deviation of the degrees equal to their mean (see `bb.laws.log_odds`).
+      spread: share of the mean degree that a nat of log-odds adds to a unit's degree,
+        0.1 by default; may be traced. 0 leaves activity out, a negative number reverses
+        the balance. `"calibrated"`, for `bb.prune`: the slope of least output error on
+        the calibration data, chosen for every kernel and stack slice (`bb.spreads`).
+      beta: slope of the balance in log-odds per edge instead, above 0: the paper's
+        controller to the letter. May be traced.
       law: another law than `log_odds`, e.g. `bb.laws.threshold()`.
+      competition: share of a unit's degree that comes from the edges it wins among all
+        edges of the layer, in [0, 1]; may be traced. 0.75 by default, 0 with `beta` or
+        `law`.
+      scope: `"layer"`: every stack slice of a kernel has its own budget; `"global"`:
+        all kernels compete for one budget, by `score`, before the units of each do.
+      score: what an edge is worth: `"magnitude"`, |w|, or `"wanda"`, |w| times the root
+        mean square of its input. See `bbjax.rules.scores`.
 
     Returns:
-      A rule that needs the on-rate of the budgeted units.
+      A rule that needs the on-rate of the budgeted units, and what the score reads.
 
     Raises:
-      ValueError: both `beta` and `law`, or `beta` not positive.
+      ValueError: more than one of `spread`, `beta` and `law`, a number out of range,
+        competition with a law that combines by "scale", an unknown scope or score.
 
     Example:
       >>> budgeted_broadcast().needs
       ('on_rate',)
+      >>> budgeted_broadcast(score="wanda").needs
+      ('on_rate', 'inputs.mean_square')
     """
-    if law is not None and beta is not None:
+    if law is not None and (beta is not None or spread is not None):
         raise ValueError(
-            f"expected beta or law, got both (beta={beta!r}, law={law.name!r}); pass "
-            "beta to the law itself: bb.laws.log_odds(beta=...)"
+            f"expected beta, spread or law, got beta={beta!r}, spread={spread!r} and "
+            f"law={law.name!r}; pass them to the law itself: "
+            "bb.laws.log_odds(spread=...)"
         )
-    law = laws.log_odds(beta) if law is None else law
-    name = "budgeted_broadcast"
-    if law.name != "log_odds":
-        name += f"[{law.name}]"
-    return Rule(name, select_by_law(law), needs=("on_rate",))
+    if competition is None:
+        competition = COMPETITION if law is None and beta is None else 0.0
+    check_scope(scope, get_args(Scope))
+    slope = _number(spread)
+    law = laws.log_odds(beta, spread=slope) if law is None else law
+    of, needs = score_called(score)
+    details = [] if law.name == "log_odds" else [law.name]
+    details += [] if score == "magnitude" else [score]
+    details += [] if scope == "layer" else [scope]
+    name = "budgeted_broadcast" + (f"[{', '.join(details)}]" if details else "")
+    needs = ("on_rate", *needs)
+    if slope is not spread:
+        return _calibrated(name, of, needs, competition, scope)
+    select = select_by_law(law, of, competition=competition)
+    if scope == "global":
+        return Rule(name, select_over_all(select, of), needs=needs, joint=True)
+    return Rule(name, select, needs=needs)
+
+
+def _number(spread: ArrayLike | str | None) -> ArrayLike | None:
+    """The slope, None where it is the default or calibrated."""
+    if isinstance(spread, str):
+        if spread != "calibrated":
+            raise ValueError(
+                f'expected a number or "calibrated" for spread, got {spread!r}; it is '
+                "a share of the mean degree per nat of log-odds, e.g. 0.1"
+            )
+        return None
+    return spread
+
+
+def _calibrated(
+    name: str, of: Score, needs: tuple[str, ...], competition: ArrayLike, scope: Scope
+) -> Rule:
+    if scope != "layer":
+        raise ValueError(
+            f'expected scope "layer" with spread="calibrated", got {scope!r}: the '
+            "slope is chosen kernel by kernel; name a number, e.g. spread=0.1"
+        )
+    select = select_calibrated(of, competition)
+    return Rule(f"{name}[calibrated]", select, (*needs, "inputs.gram"), one_shot=True)

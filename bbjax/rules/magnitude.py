@@ -23,7 +23,7 @@ import jax
 from bbjax import laws
 from bbjax.rules.base import Group, JointSelect, Rule
 from bbjax.rules.scoped import in_slices, over_all
-from bbjax.rules.selection import magnitude as size
+from bbjax.rules.scores import magnitude as size
 from bbjax.rules.selection import pooled_over, select_by_law
 from bbjax.rules.stay import scored
 

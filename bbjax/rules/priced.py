@@ -35,13 +35,18 @@ from jax.typing import ArrayLike
 from bbjax.laws import clean_rate
 from bbjax.rules.base import Candidates, Rule, side_of
 from bbjax.rules.scoped import check_scope, in_slices, over_all
+from bbjax.rules.scores import by_input
 from bbjax.rules.stay import Score
 
 Scope = Literal["layer", "global"]
 
 
 def priced(
-    *, price: ArrayLike = 0.3, inputs: float = 0.5, scope: Scope = "layer"
+    *,
+    price: ArrayLike = 0.3,
+    inputs: float = 0.5,
+    raw_only: bool = False,
+    scope: Scope = "layer",
 ) -> Rule:
     """Keeps the edges that are worth most for what they cost, one edge plus traffic.
 
@@ -55,6 +60,8 @@ def priced(
         budgets bind; 0.3 costs nothing measurable; 0 ignores activity.
       inputs: exponent of the root mean square of an edge's input, in [0, 1]: 0 values
         an edge by |w| alone, 1 by what it carries.
+      raw_only: whether inputs count only in kernels that read raw inputs, those that
+        are no kernel's output units; elsewhere edges are valued by |w|.
       scope: `"layer"`: all edges of a stack slice compete for its budget; `"global"`:
         all edges of all budgeted kernels for one.
 
@@ -85,24 +92,21 @@ def priced(
         )
     check_scope(scope, get_args(Scope))
     needs = ("on_rate", "inputs.mean_square") if inputs else ("on_rate",)
-    score = _score(price, inputs)
+    score = _score(price, inputs, raw_only)
     if scope == "global":
         return Rule("priced[global]", over_all(score), needs=needs, joint=True)
     return Rule("priced", in_slices(score), needs)
 
 
-def _score(price: ArrayLike, inputs: float) -> Score:
+def _score(price: ArrayLike, inputs: float, raw_only: bool) -> Score:
+    sized = by_input(inputs)
+
     def score(seen: Candidates) -> jax.Array:
-        return _value(seen, inputs) / _cost(seen, price)
+        plain = not inputs or (raw_only and seen.kernel.reads)
+        value = seen.magnitude if plain else sized(seen)
+        return value / _cost(seen, price)
 
     return score
-
-
-def _value(seen: Candidates, inputs: float) -> jax.Array:
-    if not inputs:
-        return seen.magnitude
-    size = seen.statistics["inputs.mean_square"] ** (inputs / 2)
-    return seen.magnitude * seen.kernel.spread(size, "inputs")
 
 
 def _cost(seen: Candidates, price: ArrayLike) -> jax.Array:

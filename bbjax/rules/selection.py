@@ -6,7 +6,9 @@ unit keeps its highest-scored edges,
     k = solve(law(on_rate), budget)          mask = top_k_mask(score, k)
 
 or they let all edges of a slice compete for the budget (`pooled`), or all edges of
-several kernels (`pooled_over`), with a floor of `k_min` edges for every unit. With both
+several kernels (`pooled_over`), with a floor of `k_min` edges for every unit. A law may
+be blended with competition (`bbjax.rules.competition`): edges that a unit wins in its
+slice then set a part of its degree. With both
 actuators on one kernel each side selects by itself: edges that both keep stay; those
 that only one side keeps compete, by score relative to the higher of the two sides'
 thresholds, for the rest of the budget, which is met exactly.
@@ -18,8 +20,9 @@ edges that are gone rank below all others.
 
 from __future__ import annotations
 
-import operator
+import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,34 +32,73 @@ from bbjax import placement
 from bbjax.degrees import solve
 from bbjax.laws import Law
 from bbjax.patterns import groups_per_unit, join_groups, row_axes, split_groups
-from bbjax.rules.base import Candidates, Group, Select, side_of
-from bbjax.rules.stay import Score, favoured, is_on, played, scored
+from bbjax.rules.base import Candidates, Choice, Group, JointSelect, Select, side_of
+from bbjax.rules.competition import Blend, blended, won
+from bbjax.rules.scores import magnitude
+from bbjax.rules.stay import Score, favoured, is_on, played
 from bbjax.topk import kth_largest, share_out, top_k_mask
 from bbjax.units import Actuator
 
-magnitude: Score = operator.attrgetter("magnitude")
 
-
-def select_by_law(law: Law, score: Score = magnitude) -> Select:
+def select_by_law(
+    law: Law, score: Score = magnitude, *, competition: Any = 0.0
+) -> Select:
     """Selection by a law and a score: degrees first, then each unit's best edges.
 
     Args:
       law: from on-rates to degrees, up to the number that the budget fixes.
       score: from candidates to a float score per edge, higher is kept; |w| by default.
+      competition: share of the degrees that comes from competition by this score inside
+        the slice, in [0, 1]; may be traced.
 
     Returns:
       A `select` function that meets the budget of every stack slice exactly.
     """
+    blend = Blend(law, competition)
 
     def select(seen: Candidates) -> jax.Array:
-        scores = ranked(seen, scored(seen, score))
-        counts = {a: degrees_for(seen, law, a) for a in seen.actuators}
+        # What is kept is favoured within a unit, and by its degree (`played`), but not
+        # between units: competition would otherwise follow the masks it has made.
+        plain = score(seen)
+        scores = ranked(seen, favoured(seen, plain, seen.mask))
+        plain = ranked(seen, plain)
+        counts = {a: degrees_for(seen, blend, a, plain) for a in seen.actuators}
         if len(counts) == 1:
             (actuator,) = counts
             return one_side(seen, scores, actuator, counts[actuator])
         return both_sides(seen, scores, counts)
 
     return select
+
+
+def select_over_all(select: Select, score: Score) -> JointSelect:
+    """Selection in which kernels compete for one budget before their units do.
+
+    Args:
+      select: selection within a kernel, made by `select_by_law`.
+      score: by which the edges of all kernels compete.
+
+    Returns:
+      A `select` function for rules with `joint=True`. Every slice has as many edges as
+      it wins among all kernels.
+    """
+
+    def joint(group: Group) -> list[jax.Array | Choice]:
+        every = range(len(group.members))
+        scores = [score(seen) for seen in group.members]
+        masks = pooled_over(group, every, scores)
+        return [
+            select(dataclasses.replace(seen, budget=_edges_in(seen, mask)))
+            for seen, mask in zip(group.members, masks, strict=True)
+        ]
+
+    return joint
+
+
+def _edges_in(seen: Candidates, mask: jax.Array) -> jax.Array:
+    """Kept edges of every stack slice."""
+    each = placement.whole(seen.kernel.gather(mask.astype(jnp.int32), "outputs"))
+    return jnp.sum(jnp.reshape(each, (*seen.kernel.stack_shape, -1)), -1)
 
 
 def ranked(seen: Candidates, scores: jax.Array) -> jax.Array:
@@ -69,12 +111,25 @@ def ranked(seen: Candidates, scores: jax.Array) -> jax.Array:
 
 
 # Degrees -------------------------------------------------------------------------
-def degrees_for(seen: Candidates, law: Law, actuator: Actuator) -> jax.Array:
+def degrees_for(
+    seen: Candidates,
+    law: Law | Blend,
+    actuator: Actuator,
+    scores: jax.Array | None = None,
+) -> jax.Array:
     """Degree of each unit under a law: int32, shape `stack + units`.
 
     Under an N:M pattern these are edges per group.
+
+    Args:
+      seen: the kernel.
+      law: a law, or one that is blended with competition.
+      actuator: side of the units.
+      scores: by which edges compete, as `ranked` returns them; for a blend alone.
     """
-    kernel, side = seen.kernel, side_of(actuator)
+    blend = law if isinstance(law, Blend) else Blend(law)
+    blend = blend.for_units(seen, actuator)
+    kernel, side, law = seen.kernel, side_of(actuator), blend.law
     if law.reads_activity:
         rate = seen.on_rate(actuator)
     else:
@@ -88,8 +143,13 @@ def degrees_for(seen: Candidates, law: Law, actuator: Actuator) -> jax.Array:
     if not seen.regrow:
         cap = jnp.reshape(placement.match(_room(seen, actuator), rate), flat.shape)
     mean = budget.astype(jnp.float32) / kernel.unit_count(actuator)
+    floor = law.least(mean, -(-seen.k_min // groups))
     profile = law.profile(flat, mean)
-    floor = -(-seen.k_min // groups)
+    if blend.competes:
+        assert scores is not None
+        wins = placement.match(won(seen, scores, actuator), rate) / groups
+        wins = jnp.reshape(wins, flat.shape)
+        profile = blended(blend, profile, wins, mean, flat)
     count = solve(profile, law.combine, budget, cap, floor, flat)
     # With both sides budgeted, the mask has neither side's degrees: nothing to stay at.
     if is_on(seen) and len(seen.actuators) == 1:

@@ -27,19 +27,26 @@ import numpy as np
 from bbjax import laws, placement
 from bbjax.budget import check_int
 from bbjax.rules.base import Candidates, Choice, Rule
-from bbjax.rules.selection import degrees_for
-from bbjax.surgeon import operate
+from bbjax.rules.competition import Blend
+from bbjax.rules.selection import degrees_for, ranked
+from bbjax.surgeon import cost, operate
 from bbjax.units import Kernel
 
 
 def sparsegpt(
-    *, law: laws.Law | None = None, damp: Any = 0.01, block: int = 128
+    *,
+    law: laws.Law | None = None,
+    competition: Any = 0.0,
+    damp: Any = 0.01,
+    block: int = 128,
 ) -> Rule:
     """Prunes by output error, with an update of the kept weights (one-shot).
 
     Args:
       law: degrees of the units from their on-rates, e.g. `bb.laws.log_odds()` for
         Budgeted Broadcast in one shot; None keeps the same number for every unit.
+      competition: share of the degrees that comes from competition inside the layer, by
+        the cost at the weights as they are, in [0, 1]; may be traced.
       damp: added to the diagonal of the Gram matrix, as a share of its mean, at least
         0; may be traced.
       block: inputs between two rankings, and between two updates of all weights behind,
@@ -73,6 +80,7 @@ def sparsegpt(
             "bb.laws.log_odds()"
         )
     _check_damp(damp)
+    blend = Blend(law, competition)
     block = check_int("block", block, 1, 2**20, "it is a number of inputs, e.g. 128")
 
     def select(seen: Candidates) -> Choice:
@@ -81,10 +89,15 @@ def sparsegpt(
         weights = _matrices(kernel, kernel.sum_spatial(seen.weights))
         slices, n, _ = weights.shape
         gram = jnp.reshape(seen.statistics["inputs.gram"], (slices, n, n))
-        keep = jnp.reshape(degrees_for(seen, law, "in"), (slices, -1))
+        gram = placement.whole(gram)
+        scores = None
+        if blend.competes:
+            costs = jax.vmap(lambda *one: cost(*one, damp))(weights, gram)
+            scores = ranked(seen, _per_edge(kernel, costs))
+        keep = jnp.reshape(degrees_for(seen, blend, "in", scores), (slices, -1))
         alive = _matrices(kernel, seen.mask)
         done = jax.vmap(lambda *one: operate(*one, damp, block=block, m=m))(
-            weights, placement.whole(gram), placement.whole(keep), alive
+            weights, gram, placement.whole(keep), alive
         )
         _check_sound(kernel.path, done.sound, damp)
         mask = placement.match(_per_edge(kernel, done.mask), seen.mask)

@@ -54,7 +54,7 @@ def played(
     law: jax.Array,
     old: jax.Array,
     budget: jax.Array,
-    limits: tuple[jax.Array | int, int],
+    limits: tuple[jax.Array | int, jax.Array | int],
     rate: jax.Array,
 ) -> jax.Array:
     """Degrees that follow those of a law at a distance and spend the same budget.

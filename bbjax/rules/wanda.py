@@ -13,11 +13,9 @@ keeps the highest index, this one the lowest.)
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
-
 from bbjax import laws
-from bbjax.rules.base import Candidates, Rule
+from bbjax.rules.base import Rule
+from bbjax.rules.scores import score_called
 from bbjax.rules.selection import select_by_law
 
 
@@ -31,6 +29,7 @@ def wanda() -> Rule:
 
     Example:
       >>> import bbjax as bb
+      >>> import jax.numpy as jnp
       >>> def fn(params, x):
       ...     return x @ params["w"]
       >>> params, x = {"w": jnp.array([[1.0], [2.0]])}, jnp.array([[3.0, 1.0]])
@@ -39,10 +38,5 @@ def wanda() -> Rule:
       >>> bb.prune(params, units, rule, density=0.5, stats=stats)[0]["w"].tolist()
       [[1.0], [0.0]]
     """
-    select = select_by_law(laws.uniform(), _score)
-    return Rule("wanda", select, needs=("inputs.mean_square",))
-
-
-def _score(seen: Candidates) -> jax.Array:
-    norm = jnp.sqrt(seen.statistics["inputs.mean_square"])
-    return seen.magnitude * seen.kernel.spread(norm, "inputs")
+    score = score_called("wanda")
+    return Rule("wanda", select_by_law(laws.uniform(), score.of), needs=score.needs)

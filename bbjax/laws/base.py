@@ -1,0 +1,164 @@
+"""What a law is, and how laws read on-rates.
+
+Reference: Meirovitch et al., Budgeted Broadcast, arXiv 2510.01263.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+Combine = Literal["shift", "scale"]
+Profile = Callable[[jax.Array, jax.Array], jax.Array]
+Edges = Callable[[jax.Array, ArrayLike], jax.Array]
+
+# Steps of the on-rate that a law tells apart. Coarse enough that `log` and `/`, which
+# are off by an ulp or two on some backends, cannot turn two neighbours around.
+GRID = 2.0**20
+_LEAST_CLIP = 1e-6
+
+
+@dataclass(frozen=True)
+class Law:
+    """A law: relative degrees, and how the budget's free number enters.
+
+    Attributes:
+        name: what reports and errors call it.
+        profile: `(on_rate, mean_degree) -> profile`. On-rates are (..., units) in
+            [0, 1]; mean degrees, in edges, have the leading shape or are a scalar;
+            the profile is float32 of the shape of the on-rates and, for "scale",
+            positive.
+        combine: "shift" (degree = c + profile) or "scale" (degree = c * profile).
+        reads_activity: whether a rule lets on-rates matter, be it only for ties.
+        edges: `(on_rate, fan) -> degrees` without a budget, float32 of the shape of
+            the on-rates, not yet rounded or held within [k_min, fan]; None for laws
+            that say degrees up to a budget only.
+
+    Raises:
+        ValueError: if `combine` is neither of the two.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> def profile(on_rate, mean_degree):
+        ...     return jnp.where(on_rate > 0.5, 1.0, 2.0)
+        >>> halves = Law("halves", profile, "scale")
+        >>> halves.profile(jnp.array([0.1, 0.9]), jnp.array(3.0)).tolist()
+        [2.0, 1.0]
+    """
+
+    name: str
+    profile: Profile = field(repr=False)
+    combine: Combine
+    reads_activity: bool = True
+    edges: Edges | None = field(default=None, repr=False)
+    dead: float = -1.0
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks the one field with a closed set of values."""
+        if self.combine not in get_args(Combine):
+            raise ValueError(
+                f"Law {self.name!r}: expected combine 'shift' or 'scale', got "
+                f"{self.combine!r}; use 'shift' if the budget moves all degrees by the "
+                "same number, 'scale' if by the same factor"
+            )
+
+    def least(self, mean_degree: ArrayLike, k_min: ArrayLike) -> jax.Array:
+        """The least degree of a unit: `k_min`, or the floor if that is more.
+
+        Args:
+            mean_degree: of the units of a slice, in edges, any shape.
+            k_min: int, least degree that the caller asks for.
+
+        Returns:
+            int32 of the shape of the mean degrees.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> law = Law("mine", lambda rate, mean: rate, "shift", floor=0.1)
+            >>> law.least(jnp.array([8.0, 55.0]), 1).tolist()
+            [1, 5]
+        """
+        share = jnp.asarray(mean_degree).astype(jnp.float32) * self.floor
+        return jnp.maximum(jnp.floor(share).astype(jnp.int32), jnp.int32(k_min))
+
+
+def clean_rate(on_rate: ArrayLike) -> jax.Array:
+    """On-rates as float32 in [0, 1]; NaN, a unit never observed, becomes 0.5.
+
+    Args:
+        on_rate: any float dtype and shape.
+
+    Returns:
+        float32 of the same shape.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> clean_rate(jnp.array([float("nan"), 2.0])).tolist()
+        [0.5, 1.0]
+    """
+    rate = jnp.asarray(on_rate).astype(jnp.float32)
+    return jnp.clip(jnp.where(jnp.isnan(rate), 0.5, rate), 0.0, 1.0)
+
+
+def grid_rate(on_rate: ArrayLike) -> jax.Array:
+    """On-rates on the grid of those that laws tell apart."""
+    return jnp.round(clean_rate(on_rate) * GRID) / GRID
+
+
+def check_positive(name: str, value: ArrayLike | None, remedy: str) -> None:
+    """Refuses a concrete value that is not one finite number above 0."""
+    if value is None or isinstance(value, jax.core.Tracer):
+        return
+    number = np.asarray(value, np.float64)
+    if number.ndim or not (np.isfinite(number) and number > 0):
+        raise ValueError(
+            f"{name}: expected one finite number > 0, got {value!r}; {remedy}"
+        )
+
+
+def check_clip(clip: float) -> None:
+    """Refuses a clip of on-rates outside its range."""
+    if not _LEAST_CLIP <= clip < 0.5:
+        raise ValueError(
+            f"clip: expected a number in [{_LEAST_CLIP}, 0.5), got {clip!r}; it is the "
+            "on-rate below which all units count as equally rare, e.g. 1e-2"
+        )
+
+
+def check_range(
+    name: str,
+    value: ArrayLike,
+    least: float = -np.inf,
+    most: float = np.inf,
+    *,
+    above: float = -np.inf,
+    below: float = np.inf,
+    remedy: str,
+) -> None:
+    """Refuses what is no single finite number, or outside [least, most].
+
+    `above` and `below` are bounds that do not belong to the range. The value of a
+    tracer is not known and not checked.
+
+    Raises:
+        ValueError: if so.
+
+    Example:
+        >>> check_range("limit", 2.0, above=0, remedy="")
+    """
+    if isinstance(value, jax.core.Tracer):
+        return
+    number = np.asarray(value, np.float64)
+    sound = number.ndim == 0 and np.isfinite(number) and least <= number <= most
+    if not (sound and above < number < below):
+        low = f"> {above:g}" if above > -np.inf else f">= {least:g}"
+        high = f"< {below:g}" if below < np.inf else f"<= {most:g}"
+        bounds = [low] * (max(least, above) > -np.inf)
+        bounds += [high] * (min(most, below) < np.inf)
+        what = " ".join(["one finite number", " and ".join(bounds)]).rstrip()
+        raise ValueError(f"{name}: expected {what}, got {value!r}; {remedy}")
