@@ -1,108 +1,105 @@
-"""All rules on digits and, where its files are given, MNIST: one table each.
+"""All rules on five tasks: `python -m benchmarks.rules --data FOLDER`.
 
-    python -m benchmarks.rules [--data FOLDER] [--seeds 6] [--only PATTERN]
-
-Every method prunes both hidden layers of an MLP (digits 64-128-64-10, MNIST
-784-300-100-10; Adam 1e-3, batches of 64, 1000 steps) to densities .3, .1, .03 and .01.
-Seeds are paired: first weights and batches of a seed are the same for all methods. See
-`methods.py` for what each does, `table.py` for the statistics. Takes 13.6 minutes with
-MNIST on 2 CPU cores.
+Every run is kept as soon as its method is done, so the command can be stopped at any
+time, and goes on where it was. The main contenders come first, on all tasks. `--report`
+makes tables and picture from the runs that are there. See `README.md` for the protocol.
 """
 
 import argparse
-import json
-import re
+import functools
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from benchmarks.common import machine
-from benchmarks.rules import data
+from benchmarks.common import RESULTS
+from benchmarks.rules import page, plan
 from benchmarks.rules.methods import METHODS
-from benchmarks.rules.table import markdown, summary
-from benchmarks.rules.train import BATCH, RATE, Bench
+from benchmarks.rules.plan import DENSE, TASKS
+from benchmarks.rules.store import Job, Store, as_runs, commit
+from benchmarks.rules.train import Bench
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
-DENSITIES = (0.3, 0.1, 0.03, 0.01)
-FAMILIES = {
-    "while or before training": ("train", "init"),
-    "after training, once, without retraining": ("after",),
-}
+STOPPED = 130  # as shells have it for Ctrl-C
 
 
-def run(problem: data.Problem, args: argparse.Namespace, console: Console) -> Any:
-    """Trains and tests every method on one problem."""
-    started = time.perf_counter()
-    bench = Bench(problem, args.seeds, args.steps or problem.steps)
-    densities = tuple(args.densities)
-    dense, accuracy = bench.dense()
-    found, seconds = {}, {}
-    for name, method in METHODS.items():
-        if not re.search(args.only, name):
-            continue
-        before = time.perf_counter()
-        if method.when == "after":
-            found[name] = bench.once(method, dense, densities)
+class Runner:
+    """Does jobs that are not there yet, and keeps what comes out."""
+
+    def __init__(self, store: Store, data: Path | None) -> None:
+        self.store, self.data, self.commit = store, data, commit()
+        self.bench = functools.cache(lambda task: Bench(TASKS[task](self.data)))
+
+    def do(self, job: Job) -> None:
+        """Computes a job, all its runs in one program."""
+        started = time.perf_counter()
+        bench, at = self.bench(job.task), {"steps": job.steps, "k_min": job.k_min}
+        if job.method == DENSE:
+            found = bench.dense(job.seeds, job.steps)[1]
+            found = {name: np.asarray(v)[None] for name, v in found.items()}
+            found["kept"] = np.ones((1, len(job.seeds)))
         else:
-            found[name] = bench.train(method, densities)
-        seconds[name] = round(time.perf_counter() - before, 1)
-        means = " ".join(f"{m:6.2f}" for m in found[name]["accuracy"].mean(1))
-        console.print(f"{problem.name:7} {name:28} {means}  {seconds[name]:6.1f} s")
-    report: dict[str, Any] = {
-        "problem": problem.name,
-        "net": [problem.train_x.shape[1], *problem.hidden, 10],
-        "train_images": len(problem.train_x),
-        "test_images": len(problem.test_x),
-        "seeds": args.seeds,
-        "steps": bench.steps,
-        "batch": BATCH,
-        "learning_rate": RATE,
-        "densities": densities,
-        "machine": machine(),
-        "seconds": round(time.perf_counter() - started, 1),
-        "seconds_by_method": seconds,
-        "dense": [round(float(a), 3) for a in accuracy],
-        "accuracy": {n: f["accuracy"].round(3).tolist() for n, f in found.items()},
-        "density_got": {n: f["density"].round(5).tolist() for n, f in found.items()},
-        "families": {},
-    }
-    for family, whens in FAMILIES.items():
-        names = [n for n in found if METHODS[n].when in whens]
-        if not names:
-            continue
-        accuracies = {n: found[n]["accuracy"] for n in names}
-        report["families"][family] = summary(accuracies, densities)
-        console.print(f"\n{problem.name}, {family}:\n")
-        got = {n: found[n]["density"] for n in names}
-        text = markdown(report["families"][family], densities, got)
-        console.print(text, soft_wrap=True, markup=False, highlight=False)
-    mean, sd = accuracy.mean(), accuracy.std(ddof=1) if len(accuracy) > 1 else 0.0
-    console.print(f"\ndense {mean:.2f} ± {sd:.2f}, {report['seconds']} s in all\n")
-    return report
+            method = METHODS[job.method]
+            found = bench.run(method, job.densities, job.seeds, **at)
+        seconds = time.perf_counter() - started
+        self.store.add(as_runs(job, found, seconds, self.commit))
+
+
+def work(jobs: list[Job], runner: Runner, console: Console) -> None:
+    """Does what is missing of all jobs, in their order."""
+    left = [part for job in jobs for part in runner.store.missing(job)]
+    known = sum(job.runs for job in jobs)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        line = bar.add_task("", total=known)
+        bar.advance(line, known - sum(job.runs for job in left))
+        for job in left:
+            bar.update(line, description=f"{job.task}: {job.method}")
+            started = time.perf_counter()
+            runner.do(job)
+            took = time.perf_counter() - started
+            bar.advance(line, job.runs)
+            bar.print(f"{job.task:9} {job.method:45} {took:6.1f} s, {job.runs} runs")
+
+
+def parsed() -> Any:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--data", type=Path, help="folder with mnist/, fsdd/ and text_lm/")
+    add("--tasks", nargs="+", choices=list(TASKS), help="default: all that can run")
+    add("--only", default="", help="pattern of method names")
+    add("--seeds", type=int, default=12)
+    add("--steps", type=int, default=plan.STEPS)
+    add("--k-min", type=int, default=1, help="least number of edges of a unit")
+    add("--densities", type=float, nargs="+", help="default: those of each task")
+    add("--factors", action="store_true", help="other floors and lengths of training")
+    add("--fresh", metavar="PATTERN", help="drop the runs of these methods first")
+    add("--report", action="store_true", help="tables from what is there, no runs")
+    add("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    if not args.report:
+        args.tasks = plan.possible(args.tasks, args.data)
+    return args
 
 
 def main() -> None:
-    """Runs the problems that are there and writes what came out."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder with the MNIST idx files")
-    parser.add_argument("--seeds", type=int, default=6)
-    parser.add_argument("--steps", type=int, help="default: 1000")
-    parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
-    parser.add_argument("--only", default="", help="pattern of method names")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    args = parser.parse_args()
-    console = Console()
-    problems = [data.digits()]
-    if args.data is not None:
-        problems.append(data.mnist(args.data))
-    args.out.mkdir(parents=True, exist_ok=True)
-    for problem in problems:
-        report = run(problem, args, console)
-        path = args.out / f"rules_{problem.name}.json"
-        path.write_text(json.dumps(report, indent=1) + "\n")
-        console.print(f"written: {path}")
+    """Runs what is missing and writes what is there."""
+    args, console = parsed(), Console()
+    store = Store(args.out / "rules")
+    if args.fresh is not None and not args.report:
+        gone = store.drop(args.fresh, args.tasks)
+        console.print(f"{gone} runs dropped")
+    if not args.report:
+        jobs = plan.jobs(args)
+        try:
+            work(jobs, Runner(store, args.data), console)
+        except KeyboardInterrupt:
+            console.print("stopped; the same command goes on from here")
+            raise SystemExit(STOPPED) from None
+    page.publish(store, args, console)
 
 
 if __name__ == "__main__":

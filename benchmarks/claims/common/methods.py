@@ -14,6 +14,7 @@ import optax
 import bbjax as bb
 from bbjax import rules
 from benchmarks.claims.common.net import Params
+from benchmarks.laws import standardized
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,12 @@ METHODS = {
     ),
     "bb": Method(
         "Budgeted Broadcast",
-        lambda: rules.budgeted_broadcast(),
+        lambda: rules.budgeted_broadcast(law=standardized()),
         ("#0072b2", "o", "-"),
     ),
     "bb_no_regrow": Method(
         "BB, no regrowth",
-        lambda: rules.budgeted_broadcast(),
+        lambda: rules.budgeted_broadcast(law=standardized()),
         ("#56b4e9", "v", "--"),
         regrow=False,
     ),

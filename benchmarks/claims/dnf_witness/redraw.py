@@ -17,13 +17,14 @@ import jax
 import jax.numpy as jnp
 
 from bbjax import laws, rules
+from benchmarks.laws import standardized
 
 SHARE = 0.3
 
 
 def redraw(seed: Any, *, by_traffic: bool) -> rules.Rule:
     """The rule; `by_traffic` is Budgeted Broadcast's."""
-    law = laws.log_odds() if by_traffic else laws.uniform()
+    law = standardized() if by_traffic else laws.uniform()
 
     def score(seen: rules.Candidates) -> jax.Array:
         key = jax.random.fold_in(jax.random.key(seed), seen.step)

@@ -14,6 +14,7 @@ from benchmarks.claims.common import net, train
 from benchmarks.claims.dnf_witness import judge
 from benchmarks.claims.dnf_witness import task as dnf
 from benchmarks.claims.dnf_witness.redraw import redraw
+from benchmarks.laws import standardized
 
 SEEDS = 40
 CLAUSES = (2, 4, 8, 16, 32)
@@ -103,7 +104,7 @@ def _optimizer(name: str, units: bb.Units, seed: Any, steps: int) -> Any:
         "sgd": lambda: redraw(seed, by_traffic=False),
         "random": lambda: redraw(seed, by_traffic=False),
         "bb": lambda: redraw(seed, by_traffic=True),
-        "bb_shipped": lambda: rules.budgeted_broadcast(),
+        "bb_shipped": lambda: rules.budgeted_broadcast(law=standardized()),
     }
     settings = {"density": DENSITY, "start": 0, "every": steps, "ema": 0.9}
     settings["stop"] = 1 if name == "sgd" else None

@@ -11,6 +11,7 @@ import bbjax as bb
 from bbjax import rules
 from benchmarks.claims.common import digits, net, train
 from benchmarks.claims.response import judge
+from benchmarks.laws import standardized
 
 SEEDS = 20
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4)
@@ -48,7 +49,7 @@ def _lane(side: str, before: int, slow: int):
     task = digits.task()
     units = train.trace(task, (SECOND, "out"))
     settings = {"density": DENSITY, "every": EVERY, "k_min": 1}
-    rule = rules.budgeted_broadcast()
+    rule = rules.budgeted_broadcast(law=standardized())
     half = jnp.arange(digits.SIZES[1]) % 2 == 0
 
     def lane(seed, share):

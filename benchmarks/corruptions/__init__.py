@@ -1,0 +1,1 @@
+"""Do pruned nets that were trained on clean images differ on spoiled ones?"""
