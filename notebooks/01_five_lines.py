@@ -188,14 +188,15 @@ print(f"{mask[~blank].mean():.1%}")
 # ## Degrees against activity
 #
 # The *degree* of a unit is the number of edges it keeps, its *on-rate* the share of
-# inputs on which it is above 0. Budgeted Broadcast gives quiet units many edges and
-# busy units few: degrees lie on a straight line of the log-odds of being off,
-# $\log\frac{1-a}{a}$, until they meet a bound. The next notebook says why.
+# inputs on which it is above 0. A degree has two parts. One is competition: three
+# quarters of the edges that the unit's weights win among all weights of the layer. The
+# other is the balance of Budgeted Broadcast: quiet units get more edges, busy units
+# fewer, on a straight line of the log-odds of being off, $\log\frac{1-a}{a}$. The next
+# notebook says why. `competition=0` leaves the line alone.
 #
-# `bb.degrees_of` and `bb.on_rates` read both from the optimizer state. Masks stay from
-# step `stop` on, and weights go on learning: what the on-rates did since then is the
-# scatter around the line. The further to the right, the more rarely a unit is on, and
-# the more edges it holds: whether that pays is a question for the accuracy below.
+# `bb.degrees_of` and `bb.on_rates` read both from the optimizer state. The scatter
+# around a line is competition, and what the on-rates did since masks stayed, from step
+# `stop` on.
 
 # %%
 degrees, rates = bb.degrees_of(opt_state), bb.on_rates(opt_state)

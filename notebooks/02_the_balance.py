@@ -158,8 +158,8 @@ plt.show()
 # - **beta** is the price of traffic in log-odds per edge. A small one spreads degrees
 #   wide, until units meet the *bounds* (hollow markers): no unit keeps fewer than
 #   `k_min` edges or more than there are. A large one makes all degrees equal, which is
-#   magnitude pruning per unit. If you name none, `bb.laws.log_odds()` takes the one at
-#   which the standard deviation of the degrees equals their mean.
+#   magnitude pruning per unit. If you name none, `bb.laws.log_odds()` uses another
+#   scale: a tenth of the mean degree per nat of log-odds, within two nats of the mean.
 # - **density** moves $d_0$ and so all degrees together. A bound takes units out of the
 #   balance: the others have to share what is left.
 # - **law**: other ways from on-rates to degrees under the same budget. With *threshold*

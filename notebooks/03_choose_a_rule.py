@@ -177,7 +177,8 @@ def curved(params):
 
 rules, laws = bb.rules, bb.laws
 METHODS = {
-    "BB, log-odds law": (rules.budgeted_broadcast(), on_a_ramp),
+    "BB": (rules.budgeted_broadcast(), on_a_ramp),
+    "BB, law alone": (rules.budgeted_broadcast(competition=0), on_a_ramp),
     "BB, quantile law": (rules.budgeted_broadcast(law=laws.quantile()), on_a_ramp),
     "BB, three-zone law": (rules.budgeted_broadcast(law=laws.three_zone()), on_a_ramp),
     "BB, threshold law": (rules.budgeted_broadcast(law=laws.threshold()), on_a_ramp),
@@ -221,7 +222,7 @@ OUTCOMES = {  # the knob is the share of the traffic; standard deviations; tau
     ),
 }
 if SMALL:
-    METHODS = {name: METHODS[name] for name in ("BB, log-odds law", "RigL", "SNIP")}
+    METHODS = {name: METHODS[name] for name in ("BB", "RigL", "SNIP")}
     OUTCOMES = {}
 
 # %% [markdown]
@@ -302,7 +303,8 @@ ONCE = {
     "magnitude, layer": rules.magnitude(scope="layer"),
     "Wanda": rules.wanda(),
     "SparseGPT": rules.sparsegpt(),
-    "BB, log-odds law": rules.budgeted_broadcast(),
+    "BB": rules.budgeted_broadcast(),
+    "BB, Wanda's score": rules.budgeted_broadcast(score="wanda", competition=0),
     "priced at 1": rules.priced(price=1.0),
     "fine-pruning, weights": rules.fine_pruning(by="weights"),
     "fine-pruning, units": rules.fine_pruning(),
@@ -366,7 +368,7 @@ plt.rcParams.update(
     {"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False}
 )
 LOOKS = {
-    "BB, log-odds law": {"color": "#0072b2", "marker": "o", "ls": "-"},
+    "BB": {"color": "#0072b2", "marker": "o", "ls": "-"},
     "activity-only": {"color": "#e69f00", "marker": "^", "ls": "-."},
     "magnitude, unit": {"color": "#8a8a8a", "marker": "s", "ls": "--"},
     "magnitude, layer": {"color": "#555555", "marker": "s", "ls": "-"},

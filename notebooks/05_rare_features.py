@@ -103,8 +103,11 @@ for kind, rows in ONLY.items():
 #
 # All rules keep exactly the same number of edges:
 #
-# - *Budgeted Broadcast* with the floor of one edge per input that is the default, and
-#   with a floor of three (`k_min=3`), which the busiest inputs live on;
+# - *Budgeted Broadcast*, the law alone and steep: half of the mean degree per nat of
+#   log-odds, within five nats, so that what it does is plain to see. (The default is
+#   mild, and gives raw inputs what their edges win in the whole layer.) Once with a
+#   floor of one edge per input, once with three (`k_min=3`), which the busiest inputs
+#   live on;
 # - *activity-only*: degrees in proportion to $1 - a$, a control without a price on the
 #   degree;
 # - *magnitude, layer*: all edges of the kernel compete by size;
@@ -144,9 +147,10 @@ units = bb.trace(loss_fn, init(jax.random.key(0)), *batch).select(
 )
 print(units)
 
+STEEP = bb.laws.log_odds(spread=0.5, limit=5.0, floor=0.0)
 RULES = {  # and the least number of edges of an input
-    "BB": (bb.rules.budgeted_broadcast(), 1),
-    "BB, k_min = 3": (bb.rules.budgeted_broadcast(), 3),
+    "BB": (bb.rules.budgeted_broadcast(law=STEEP), 1),
+    "BB, k_min = 3": (bb.rules.budgeted_broadcast(law=STEEP), 3),
     "activity-only": (bb.rules.activity_only(), 1),
     "magnitude, layer": (bb.rules.magnitude(scope="layer"), 1),
     "magnitude, equal": (bb.rules.magnitude(), 1),

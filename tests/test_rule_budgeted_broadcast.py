@@ -277,7 +277,10 @@ def test_names_say_what_differs():
             "score": "wanda",
             "scope": "global",
         },
-        "budgeted_broadcast[calibrated]": {"spread": "calibrated"},
+        "budgeted_broadcast[wanda, calibrated]": {
+            "score": "wanda",
+            "spread": "calibrated",
+        },
     }
     for name, options in made.items():
         assert rules.budgeted_broadcast(**options).name == name

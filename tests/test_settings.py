@@ -165,12 +165,16 @@ def test_traced_numbers_are_taken_on_trust():
     "text, make",
     [
         (
-            "expected beta, spread or law, got beta=0.5, spread=None and law='linear'",
+            "expected one of beta, spread and law, got beta=0.5, spread=None and law='l",
             lambda: bb.rules.budgeted_broadcast(beta=0.5, law=bb.laws.linear()),
         ),
         (
-            "expected beta, spread or law, got .* pass them to the law itself: bb.laws",
+            "expected one of beta, spread and law, got .* a law has a slope of its own",
             lambda: bb.rules.budgeted_broadcast(spread=0.5, law=bb.laws.linear()),
+        ),
+        (
+            "expected one of beta, spread and law, got beta=0.5, spread='calibrated'",
+            lambda: bb.rules.budgeted_broadcast(spread="calibrated", beta=0.5),
         ),
         (
             'expected a number or "calibrated" for spread, got .steep.; it is a share',

@@ -76,10 +76,11 @@ def budgeted_broadcast(
       >>> budgeted_broadcast(score="wanda").needs
       ('on_rate', 'inputs.mean_square')
     """
-    if law is not None and (beta is not None or spread is not None):
+    if sum(given is not None for given in (beta, spread, law)) > 1:
+        named = None if law is None else law.name
         raise ValueError(
-            f"expected beta, spread or law, got beta={beta!r}, spread={spread!r} and "
-            f"law={law.name!r}; pass them to the law itself: "
+            f"expected one of beta, spread and law, got beta={beta!r}, "
+            f"spread={spread!r} and law={named!r}; a law has a slope of its own: "
             "bb.laws.log_odds(spread=...)"
         )
     if competition is None:
@@ -91,6 +92,7 @@ def budgeted_broadcast(
     details = [] if law.name == "log_odds" else [law.name]
     details += [] if score == "magnitude" else [score]
     details += [] if scope == "layer" else [scope]
+    details += [] if slope is spread else ["calibrated"]
     name = "budgeted_broadcast" + (f"[{', '.join(details)}]" if details else "")
     needs = ("on_rate", *needs)
     if slope is not spread:
@@ -122,4 +124,4 @@ def _calibrated(
             "slope is chosen kernel by kernel; name a number, e.g. spread=0.1"
         )
     select = select_calibrated(of, competition)
-    return Rule(f"{name}[calibrated]", select, (*needs, "inputs.gram"), one_shot=True)
+    return Rule(name, select, (*needs, "inputs.gram"), one_shot=True)

@@ -10,7 +10,7 @@ import optax
 
 import bbjax as bb
 from benchmarks.claims.common import net, train
-from benchmarks.claims.common.methods import METHODS
+from benchmarks.claims.common.methods import METHODS, Method
 from benchmarks.claims.dnf_rare import judge
 from benchmarks.claims.dnf_rare import task as dnf
 
@@ -63,7 +63,7 @@ def _placement(placement: str, seeds: int, steps: int, small: bool) -> dict[str,
     names = NAMES[:-1] if small else NAMES
     found: dict[str, Any] = {}
     for name in names:
-        lanes = _lanes(placement, name, steps, FLOOR)
+        lanes = lanes_of(placement, METHODS[name], steps, FLOOR)
         for density, rare in settings:
             key = judge.key(density, rare)
             if name == "dense" and density != DENSITY:
@@ -74,16 +74,17 @@ def _placement(placement: str, seeds: int, steps: int, small: bool) -> dict[str,
         of.setdefault("dense", found[judge.key()]["dense"])
     for floor in FLOORS:
         if floor != FLOOR and not small:
-            seen = _lanes(placement, "bb", steps, floor)(
-                train.seeds_of(seeds), DENSITY, RARITY
-            )
+            lanes = lanes_of(placement, METHODS["bb"], steps, floor)
+            seen = lanes(train.seeds_of(seeds), DENSITY, RARITY)
             found[judge.key()][f"bb, k_min {floor}"] = jax.tree.map(np.asarray, seen)
     return found
 
 
-def _lanes(placement: str, name: str, steps: int, floor: int) -> Callable[..., Any]:
+def lanes_of(
+    placement: str, method: Method, steps: int, floor: int
+) -> Callable[..., Any]:
     """`(seeds, density, rare)` to what comes out, one program for all."""
-    method, kernel = METHODS[name], dnf.PLACEMENTS[placement]
+    dense, kernel = method.make is None, dnf.PLACEMENTS[placement]
     units = train.trace(dnf.task(RARITY), (kernel, "out"))
     when = {"start": START, "every": EVERY, "k_min": floor}
 
@@ -97,12 +98,12 @@ def _lanes(placement: str, name: str, steps: int, floor: int) -> Callable[..., A
         tested = jax.random.fold_in(order, 1)
 
         def look(lane: train.Lane) -> dict[str, jax.Array]:
-            return _units(placement, name, lane, tested, rare)
+            return _units(placement, dense, lane, tested, rare)
 
         every = steps // LOOKS
         lane, seen = loop.train(loop.start(params, order), steps, every, look)
         end = _test(lane.params, tested, rare)
-        if name != "dense":
+        if not dense:
             end["density"] = bb.masks(lane.state)[kernel].mean()
         return {"units": seen, "end": end}
 
@@ -110,7 +111,7 @@ def _lanes(placement: str, name: str, steps: int, floor: int) -> Callable[..., A
 
 
 def _units(
-    placement: str, name: str, lane: train.Lane, key: jax.Array, rare: Any
+    placement: str, dense: bool, lane: train.Lane, key: jax.Array, rare: Any
 ) -> dict[str, jax.Array]:
     """Mean fan-out and traffic of units of each class, and how many there are."""
     kernel = dnf.PLACEMENTS[placement]
@@ -125,7 +126,7 @@ def _units(
 
         rate, kinds = net.on_rates(first(x)), dnf.detected(first, key, PROBED, rare)
     full = jnp.full(len(rate), dnf.FANS[placement], jnp.float32)
-    degree = full if name == "dense" else bb.degrees_of(lane.state)[kernel]
+    degree = full if dense else bb.degrees_of(lane.state)[kernel]
     found = {"traffic, all": jnp.sum(degree * rate)}
     for kind, label in enumerate(dnf.CLASSES):
         of = (kinds == kind).astype(jnp.float32)

@@ -1,0 +1,1 @@
+"""Rules for rare features: `python -m benchmarks.rare`."""
