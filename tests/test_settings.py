@@ -165,7 +165,7 @@ def test_traced_numbers_are_taken_on_trust():
     "text, make",
     [
         (
-            "expected one of beta, spread and law, got beta=0.5, spread=None and law='l",
+            "expected one of beta, spread and law, got beta=0.5, spread=None and law=",
             lambda: bb.rules.budgeted_broadcast(beta=0.5, law=bb.laws.linear()),
         ),
         (
