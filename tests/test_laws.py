@@ -282,8 +282,8 @@ def test_bad_spread():
         ("limit", float("nan"), "one finite number > 0, got nan"),
         ("dead", -0.1, "one finite number >= 0 and < 0.5, got -0.1; it is an on-rate"),
         ("dead", 0.5, "one finite number >= 0 and < 0.5, got 0.5"),
-        ("floor", 1.5, "one finite number >= 0 and <= 1, got 1.5; it is a share"),
-        ("floor", np.ones(2), "one finite number >= 0 and <= 1"),
+        ("floor", 1.0, "one finite number >= 0 and <= 0.9, got 1.0; it is a share"),
+        ("floor", np.ones(2), "one finite number >= 0 and <= 0.9"),
     ],
 )
 def test_bad_numbers_of_the_band(name, bad, text):

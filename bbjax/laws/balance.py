@@ -63,7 +63,7 @@ def log_odds(
         limit: half width of the band, in nats, above 0.
         dead: on-rate up to which a unit counts as dead, in [0, 0.5). The running means
             of `bb.transform` resolve about `(1 - ema) / entries per update`.
-        floor: least degree as a share of the mean degree, in [0, 1].
+        floor: least degree as a share of the mean degree, in [0, 0.9].
         clip: on-rates are clipped to [clip, 1 - clip], in [1e-6, 0.5), before
             log-odds are taken: they are infinite at 0 and 1.
 
@@ -99,7 +99,8 @@ def log_odds(
     _check_spread(spread)
     check_range("limit", limit, above=0, remedy="it is a number of nats, e.g. 2.0")
     check_range("dead", dead, 0, below=0.5, remedy="it is an on-rate, e.g. 1e-3")
-    check_range("floor", floor, 0, 1, remedy="it is a share of the mean degree")
+    # At most .9: the mean is a float32 and may be rounded up, and floors must fit.
+    check_range("floor", floor, 0, 0.9, remedy="it is a share of the mean degree")
     profile = _by_spread(spread, limit, dead, clip)
     return Law("log_odds", profile, "shift", dead=dead, floor=floor)
 

@@ -108,7 +108,7 @@ def _against(auc: dict[str, np.ndarray], name: str, control: str) -> str:
 def results(report: dict[str, Any]) -> str:
     """What stands in the README, made from the JSON."""
     machine = report["machine"]
-    where = f"{machine['cores']} cores, {machine['backend']}, jax {machine['jax']}"
+    where = f"{machine['cores']} cores, not idle, jax {machine['jax']}"
     return (
         f"`{report['command']}`: {report['seeds']} seeds, "
         f"{report['seconds'] / 60:.1f} minutes on {where}; mean ± sd over seeds, "

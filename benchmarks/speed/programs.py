@@ -77,14 +77,26 @@ def observe(task: Task) -> Program:
 
 
 @functools.cache
+def law() -> bb.rules.Rule:
+    """Budgeted Broadcast without competition: one selection a refresh."""
+    return bb.rules.budgeted_broadcast(competition=0)
+
+
+@functools.cache
+def default() -> bb.rules.Rule:
+    """The rule of `bb.transform`: units also compete in their layer."""
+    return bb.rules.budgeted_broadcast()
+
+
+@functools.cache
 def pruned(task: Task, rule: Any = None, **settings: Any) -> Program:
-    """The step with `bb.transform`; `settings` are its own.
+    """The step with `bb.transform`, its rule the law alone; `settings` are its own.
 
     Step 0 refreshes, then every `every()`-th.
     """
     units = task.units()
     bb_tx = bb.transform(
-        units, rule, density=DENSITY, every=every(), start=0, **settings
+        units, rule or law(), density=DENSITY, every=every(), start=0, **settings
     )
     tx = optax.chain(optax.adam(RATE), bb_tx)
 

@@ -127,7 +127,10 @@ def rows(options: Options) -> Iterator[tuple[str, dict[str, Any]]]:
     rounds = options.times(small=2, cpu=15, accelerator=40)
     for name in options.models:
         what = task(name, options.size)
-        pruned = {"bb": programs.pruned(what)}
+        pruned = {
+            "bb": programs.pruned(what),
+            "bb, competition": programs.pruned(what, programs.default()),
+        }
         if options.no_regrow:
             pruned["bb, regrow=False"] = programs.pruned(what, regrow=False)
         yield name, row(pruned, {"observe": programs.observe(what)}, rounds)
