@@ -93,6 +93,20 @@ def _round_product(density: jax.Array, edges: int) -> jax.Array:
     return ((twice >> 1) + up).astype(jnp.int32)
 
 
+def mean_degree(budget: ArrayLike, units: int) -> jax.Array:
+    """Edges of a unit on average: float32 of the shape of the budget.
+
+    Compiled and eager alike: the compiler would replace the division by a constant by a
+    product with its rounded reciprocal, and a floor of the mean could lose an edge.
+
+    Example:
+        >>> float(mean_degree(jnp.int32(30), 4))
+        7.5
+    """
+    count = lax.optimization_barrier(jnp.float32(units))
+    return jnp.asarray(budget).astype(jnp.float32) / count
+
+
 def exact_budget(density: ArrayLike, edges: int) -> jax.Array:
     """The number of edges to keep: density * edges, rounded half to even.
 

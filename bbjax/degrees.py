@@ -26,7 +26,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from bbjax import laws
-from bbjax.budget import check_density, check_int, exact_budget
+from bbjax.budget import check_density, check_int, exact_budget, mean_degree
 
 __all__ = ["degrees", "exact_budget", "solve"]
 
@@ -254,7 +254,7 @@ def degrees(
             f"law: expected a Law, got {law!r}; call its factory, e.g. laws.log_odds()"
         )
     budget = jnp.broadcast_to(exact_budget(density, fan * units), rate.shape[:-1])
-    mean = budget.astype(jnp.float32) / units
+    mean = mean_degree(budget, units)
     profile = law.profile(rate, mean)
     if profile.shape != rate.shape:
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bbjax import needs
+from bbjax import needs, settings
 from bbjax.allocation import Density
 from bbjax.leaves import Leaves
 from bbjax.oneshot import Job
@@ -42,7 +42,8 @@ def spreads(
 
     Returns:
       By path, `Fitted(spread, error, level)`: the slope, the mean square change of the
-      outputs with it and with slope 0, float32 of the shape of the stack axes.
+      outputs with it and with slope 0 (equal degrees if `competition` is 0), float32 of
+      the shape of the stack axes.
 
     Raises:
       TypeError: as `prune`.
@@ -64,16 +65,16 @@ def spreads(
       >>> bool(found.error <= found.level)
       True
     """
-    job = Job.of(units, rule, density, pattern, masks, k_min)
-    needs.check_call(rule, stats, None, "bb.spreads")
-    found = {
-        kernel.path: choice.fitted
-        for kernel, choice in job.choices(Leaves.of(params), stats, None)
-    }
-    fitted = {path: one for path, one in found.items() if one is not None}
-    if len(fitted) < len(found):
+    settings.check_rule(rule)
+    if not rule.fits:
         raise ValueError(
             f"expected a rule that chooses its slope, got {rule.name!r}; use "
             'bb.rules.budgeted_broadcast(spread="calibrated")'
         )
-    return fitted
+    job = Job.of(units, rule, density, pattern, masks, k_min)
+    needs.check_call(rule, stats, None, "bb.spreads")
+    return {
+        kernel.path: choice.fitted
+        for kernel, choice in job.choices(Leaves.of(params), stats, None)
+        if choice.fitted is not None
+    }

@@ -88,6 +88,13 @@ class Law(NamedTuple):
     dead: float = -1.0
     floor: float = 0.0
 
+    def alive(self, rate):
+        """How much of a unit's claim counts: nothing up to `dead`, all from 4 dead."""
+        rate, dead = round(rate * 2**20) / 2**20, round(self.dead * 2**20) / 2**20
+        if dead <= 0:
+            return float(rate > dead)
+        return min(max((rate - dead) / (3 * dead), 0.0), 1.0)
+
 
 def log_odds(beta=None, *, spread=0.1, limit=2.0, dead=1e-3, floor=0.1, clip=1e-2):
     def odds(rates):
@@ -98,17 +105,14 @@ def log_odds(beta=None, *, spread=0.1, limit=2.0, dead=1e-3, floor=0.1, clip=1e-
         return odds(rates) / beta
 
     def by_spread(rates, mean):
-        level = [x for x, a in zip(odds(rates), rates, strict=True) if a > dead]
-        level = round(sum(level) / max(len(level), 1) * 1024) / 1024
-        profile = []
-        for x, a in zip(odds(rates), rates, strict=True):
-            apart = min(max(x - level, -limit), limit)
-            profile.append(spread * mean * apart if a > dead else 0.0)
-        return np.array(profile)
+        alive = np.array([law.alive(a) for a in rates])
+        level = (odds(rates) * alive).sum() / max(alive.sum(), 1e-9)
+        return spread * mean * np.clip(odds(rates) - level, -limit, limit) * alive
 
     if beta is not None:
         return Law("shift", by_beta)
-    return Law("shift", by_spread, dead, floor)
+    law = Law("shift", by_spread, dead, floor)
+    return law
 
 
 def uniform():
@@ -241,10 +245,11 @@ class Oracle:
             rows = [sorted(row, key=lambda i: (-scores[i], i)) for row in rows]
             rate = self.on_rates(actuator)[s]
             caps = [len(row) for row in rows]
-            wins = self._wins(actuator, rows, scores, budget)
             law, share = self.law, self.competition
             if share and actuator == "out" and self.raw:
                 law, share = uniform()._replace(floor=self.law.floor), 1.0
+            alive = [law.alive(a) for a in rate]
+            wins = self._wins(rows, scores, budget, alive) if share else None
             left = min(budget, sum(able))
             count = self._hand_out(law, share, wins, rate, caps, left, budget)
             sides[actuator] = rows, count
@@ -253,20 +258,19 @@ class Oracle:
             return self._best(rows, count, scores)
         return self._both(sides, scores, min(budget, sum(able)), able)
 
-    def _wins(self, actuator, rows, scores, budget):
-        """Edges of each unit among the best of the slice; ties are shared by all."""
-        if not self.competition:
-            return [0.0] * len(rows)
+    def _wins(self, rows, scores, budget, alive):
+        """Edges of each unit among the best of the living; ties are shared by all."""
+        rows = [row if a > 0 else [] for row, a in zip(rows, alive, strict=True)]
         ranked = sorted((scores[i] for row in rows for i in row), reverse=True)
         if len(ranked) <= budget:
-            return [float(len(row)) for row in rows]
+            return [len(row) * a for row, a in zip(rows, alive, strict=True)]
         last, first = ranked[budget - 1], ranked[budget]
         self._gap(last - first)
         ahead = sum(score > last for score in ranked)
         share = (budget - ahead) / ranked.count(last)
         return [
-            sum((scores[i] > last) + share * (scores[i] == last) for i in row)
-            for row in rows
+            a * sum((scores[i] > last) + share * (scores[i] == last) for i in row)
+            for row, a in zip(rows, alive, strict=True)
         ]
 
     def _hand_out(self, law, share, wins, rates, caps, budget, full_budget):
@@ -280,11 +284,7 @@ class Oracle:
         least = max(self.k_min, math.floor(np.float32(law.floor) * np.float32(mean)))
         low = [min(least, cap) for cap in caps]
         if share:
-            won = [
-                min(w, mean) if a <= law.dead else w
-                for w, a in zip(wins, order, strict=True)
-            ]
-            profile = share * np.array(won) + profile
+            profile = share * np.array(wins) + profile
         return self._served(law.combine, profile, order, low, caps, budget)
 
     def _served(self, combine, profile, rates, low, caps, budget):

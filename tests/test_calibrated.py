@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from contract import compilations
 from runs import candidates, chosen, dense
 
 import bbjax as bb
@@ -203,3 +204,26 @@ def test_masks_equal_those_chosen_alone():
     rule = rules.budgeted_broadcast(spread=choice.fitted.spread, competition=0)
     want = chosen(rule, dense(12, 8), jnp.asarray(w, jnp.float32), 48, rates)
     np.testing.assert_array_equal(choice.mask, want)
+
+
+def test_compiled_once_and_for_all():
+    """Eager calls do not compile the loop over slopes anew."""
+    params, x = model()
+    units = bb.trace(fn, params, x).select("up|down")
+    stats = bb.calibrate(fn, units, params, [(x,)], needs=RULE.needs)
+    bb.prune(params, units, RULE, 0.4, stats=stats)
+    with compilations() as made:
+        bb.prune(params, units, RULE, 0.4, stats=stats)
+    assert made.count == 0
+
+
+def test_a_weight_that_is_not_finite_counts_as_0():
+    w, _, gram, rate = problem(1, dense(12, 8))
+    rates = {"in": jnp.asarray(rate, jnp.float32)}
+    broken, mended = (jnp.asarray(w, jnp.float32).at[3, 2].set(v) for v in (jnp.nan, 0))
+    found = [
+        RULE.select(seen_with(dense(12, 8), v, 48, rates, gram)).fitted
+        for v in (broken, mended)
+    ]
+    assert np.isfinite(found[0].error)
+    np.testing.assert_allclose(found[0].error, found[1].error, rtol=1e-6)

@@ -74,6 +74,41 @@ def test_dead_units_have_no_claim_on_the_edges_of_others():
     assert np.abs(k[32:] - alone).max() <= 0.02 * 154  # c moves a little, no more
 
 
+def test_a_claim_rises_from_dead_to_alive_without_a_jump():
+    """An on-rate that wavers around the threshold moves degrees by little."""
+    rate = jnp.full((400, 16), 0.5).at[:, 0].set(jnp.linspace(0, 0.008, 400))
+    k = np.asarray(bb.degrees(rate, 1000, 0.3))[:, 0]
+    assert np.abs(np.diff(k)).max() <= 1 and k[0] == 300 and k[-1] >= 350
+    alive = laws.log_odds().alive(jnp.array([0.0, 0.001, 0.0025, 0.004, jnp.nan]))
+    np.testing.assert_allclose(alive, [0, 0, 0.5, 1, 1], atol=1e-3)
+    assert laws.log_odds(dead=0).alive(jnp.array([0.0, 1e-5])).tolist() == [0, 1]
+    assert laws.log_odds(dead=-1).alive(jnp.array([0.0])).tolist() == [1]
+
+
+@pytest.mark.parametrize("units", [49, 784, 300])
+def test_compiled_floors_are_those_of_eager_code(units, getkey):
+    """A mean degree that is exact stays exact where the density is traced."""
+    rate = jax.random.uniform(getkey(), (units,))
+    law = laws.log_odds(spread=1.0)
+    for mean in (60, 70, 80, 130):
+        density = jnp.float32(mean / 784)
+        eager = bb.degrees(rate, 784, density, law=law)
+        compiled = jax.jit(lambda d: bb.degrees(rate, 784, d, law=law))(density)
+        np.testing.assert_array_equal(eager, compiled)
+        assert int(eager.min()) == mean // 10
+
+
+def test_a_sum_of_log_odds_in_any_order():
+    rng = np.random.default_rng(4121)
+    a = rng.beta(1, 2, 256).astype(np.float32).clip(0.02, 0.98)
+    law = laws.log_odds()
+    want = np.asarray(law.profile(jnp.asarray(a), jnp.float32(100)))
+    for seed in range(40, 60):
+        order = np.random.default_rng(seed).permutation(256)
+        got = law.profile(jnp.asarray(a[order]), jnp.float32(100))
+        np.testing.assert_array_equal(got, want[order])
+
+
 def test_all_units_dead_are_equal():
     assert bb.degrees(jnp.zeros(4), 10, 0.5).tolist() == [5] * 4
 
@@ -206,7 +241,7 @@ def test_profile_never_rises_with_activity(law):
     near = [np.float32(x) + np.arange(-99, 99) * 6e-8 for x in (0.002, 0.3, 0.5, 0.99)]
     a = np.sort(np.concatenate([np.linspace(0, 1, 20001), *near])).astype(np.float32)
     profile = np.asarray(law.profile(jnp.asarray(a), jnp.float32(100)))
-    profile = profile[a > law.dead]
+    profile = profile[np.asarray(law.alive(a)) == 1]
     assert (np.diff(profile) <= 0).all() and profile[0] > profile[-1]
 
 
@@ -250,6 +285,11 @@ def test_a_law_is_frozen_data():
     assert {law: 1}[law] == 1
 
 
+def test_a_law_of_your_own_is_checked():
+    with pytest.raises(ValueError, match="floor: expected .* <= 0.9, got 2.0; it is"):
+        laws.Law("mine", lambda a, mean: a, "shift", floor=2.0)
+
+
 def test_bad_combine():
     with pytest.raises(ValueError, match="Law 'mine': expected combine .*got 'add'; u"):
         laws.Law("mine", lambda a, mean: a, "add")
@@ -264,7 +304,8 @@ def test_bad_slope_and_threshold(bad):
 
 
 def test_bad_spread():
-    for bad in (float("nan"), float("inf"), "steep", jnp.array([0.1, jnp.nan])):
+    bad_ones = (float("nan"), float("inf"), "steep", object(), jnp.array([jnp.nan]))
+    for bad in bad_ones:
         with pytest.raises(
             ValueError, match="spread: expected finite numbers, got .*0.1"
         ):
@@ -273,6 +314,11 @@ def test_bad_spread():
         ValueError, match="expected beta or spread, got both .*; beta is"
     ):
         laws.log_odds(0.5, spread=0.1)
+    two = laws.log_odds(spread=jnp.array([0.1, 0.2]))
+    with pytest.raises(
+        ValueError, match=r"a number or shape \(\), got shape \(2,\); pas"
+    ):
+        bb.degrees(jnp.full(4, 0.5), 10, 0.5, law=two)
 
 
 @pytest.mark.parametrize(
@@ -280,8 +326,8 @@ def test_bad_spread():
     [
         ("limit", 0.0, "one finite number > 0, got 0.0; it is a number of nats"),
         ("limit", float("nan"), "one finite number > 0, got nan"),
-        ("dead", -0.1, "one finite number >= 0 and < 0.5, got -0.1; it is an on-rate"),
-        ("dead", 0.5, "one finite number >= 0 and < 0.5, got 0.5"),
+        ("dead", 0.5, "one finite number < 0.5, got 0.5; it is an on-rate"),
+        ("dead", "few", "one finite number < 0.5, got 'few'"),
         ("floor", 1.0, "one finite number >= 0 and <= 0.9, got 1.0; it is a share"),
         ("floor", np.ones(2), "one finite number >= 0 and <= 0.9"),
     ],

@@ -132,36 +132,48 @@ def test_any_budget_is_met_on_weights_full_of_ties(seed, budget, k_min):
 
 
 @SIDES
-def test_a_dead_unit_wins_its_share_at_most(actuator):
-    w = np.array(weights())
-    if actuator == "in":
-        w[:, 0] *= 100  # would win every edge
-    else:
-        w[0] *= 100
-    units = 16 if actuator == "in" else 24
-    alive = jnp.full(units, 0.5)
-    k = {}
-    for name, rate in (("alive", alive), ("dead", alive.at[0].set(0.0))):
-        mask = chosen(
-            rules.budgeted_broadcast(), FED, w, BUDGET, {actuator: rate}, (actuator,)
-        )
-        k[name] = degrees(mask, actuator)
-    mean = BUDGET / units
-    assert k["alive"][0] > 2 * mean and k["dead"][0] <= mean + 1
+@pytest.mark.parametrize("share", [0.25, 0.75, 1.0])
+def test_dead_units_take_no_edges_from_the_living(actuator, share):
+    """However large the weights of dead units are: the living win the whole budget."""
+    kernel = dataclasses.replace(dense(200, 16), reads=("before",))
+    if actuator == "out":
+        kernel = dataclasses.replace(dense(16, 200), reads=("before",))
+    w = np.random.default_rng(0).normal(size=kernel.shape)
+    half = np.arange(16) < 8
+    w = np.where(half if actuator == "in" else half[:, None], 20 * w, w)
+    w = jnp.asarray(w, jnp.float32)
+    rate = jnp.where(half, 0.0, 0.5)
+    rule = rules.budgeted_broadcast(competition=share)
+    mask = chosen(rule, kernel, w, 800, {actuator: rate}, (actuator,))
+    k = degrees(mask, actuator)
+    rest = (1 - share) * 50  # what every unit gets besides its wins
+    assert k.sum() == 800 and np.abs(k[half] - max(rest, 5)).max() <= 1
+    assert k[~half].min() > 50
+    alive = chosen(rule, kernel, w, 800, {}, (actuator,))
+    assert degrees(alive, actuator)[half].min() > 50
 
 
-def test_dead_units_do_not_gain_by_competition():
-    """A unit that wins nothing gets nothing for being dead."""
-    w = np.array(weights())
-    w[:, 0] *= 1e-3
-    rate = jnp.full(16, 0.5)
-    k = [
-        degrees(
-            chosen(rules.budgeted_broadcast(), FED, w, BUDGET, {"in": r}, ("in",)), "in"
-        )[0]
-        for r in (rate, rate.at[0].set(0.0))
-    ]
-    assert k[0] == k[1] < 4
+def test_noise_around_the_threshold_of_dead_units_moves_little():
+    kernel = dataclasses.replace(dense(40, 16), reads=("before",))
+    w = np.random.default_rng(1).normal(size=(40, 16))
+    w[:, 0] *= 20
+    at = np.linspace(0.0005, 0.005, 46)
+    rates = jnp.full((46, 16), 0.5).at[:, 0].set(jnp.asarray(at, jnp.float32))
+    rule = rules.budgeted_broadcast()
+
+    def degree(rate):
+        seen = candidates(kernel, jnp.asarray(w, jnp.float32), 160, {"in": rate})
+        return rule.select(seen).sum(0)[0]
+
+    k = np.asarray(jax.jit(jax.vmap(degree))(rates))
+    assert k[0] <= 5 and k[-1] >= 25 and np.abs(np.diff(k)).max() <= 3
+
+
+def test_where_all_units_are_dead_degrees_are_equal():
+    mask = chosen(
+        rules.budgeted_broadcast(), FED, weights(), BUDGET, {"in": jnp.zeros(16)}
+    )
+    assert (degrees(mask, "in") == 6).all()
 
 
 def test_raw_inputs_are_no_units():
@@ -173,10 +185,23 @@ def test_raw_inputs_are_no_units():
     np.testing.assert_array_equal(got, chosen(flat, RAW, w, BUDGET, {}, ("out",)))
     fed = chosen(rule, FED, w, BUDGET, {"out": rate}, ("out",))
     assert (got != fed).any()
-    # The law alone is what was asked for, on raw inputs as well.
+    # The law alone is what was asked for, on raw inputs as well, whatever 0 it is.
     law = rules.budgeted_broadcast(spread=0.5, competition=0)
     alone = chosen(law, RAW, w, BUDGET, {"out": rate}, ("out",))
     assert (np.diff(degrees(alone, "out")) <= 0).all()
+    for zero in (0.0, np.float32(0), jnp.float32(0)):
+        same = rules.budgeted_broadcast(spread=0.5, competition=zero)
+        np.testing.assert_array_equal(
+            chosen(same, RAW, w, BUDGET, {"out": rate}, ("out",)), alone
+        )
+
+    def traced(share):
+        rule = rules.budgeted_broadcast(spread=0.5, competition=share)
+        return rule.select(candidates(RAW, w, BUDGET, {"out": rate}, ("out",)))
+
+    none, some = jax.jit(jax.vmap(traced))(jnp.array([0.0, 0.5]))
+    np.testing.assert_array_equal(none, alone)
+    np.testing.assert_array_equal(some, got)
 
 
 def test_busier_units_still_get_fewer_edges():
@@ -265,6 +290,16 @@ def test_without_a_law_it_is_wanda():
         for r in (rule, rules.wanda())
     ]
     np.testing.assert_array_equal(*masks)
+
+
+def test_with_64_bit_types_on():
+    w = np.asarray(weights())
+    with jax.enable_x64(True):
+        seen = candidates(FED, jnp.asarray(w), BUDGET, {"in": jnp.full(16, 0.3)})
+        mask = rules.budgeted_broadcast().select(seen)
+        everywhere = rules.budgeted_broadcast(scope="global")
+        (other,) = everywhere.select(rules.Group((seen,), lambda which: BUDGET))
+    assert mask.sum() == other.sum() == BUDGET
 
 
 def test_names_say_what_differs():

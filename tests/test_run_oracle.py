@@ -96,7 +96,7 @@ CASES = {
     "log odds": case(),
     "steep": case(law="steep", density=0.4),
     "half competition": case(law="half", density=0.3),
-    "dead units win no more than their share": case(law="dead", density=0.3),
+    "dead units do not compete": case(law="dead", density=0.3),
     "slope given": case(law="beta"),
     "uniform": case(law="uniform"),
     "linear": case(law="linear", density=0.3),

@@ -130,10 +130,10 @@ def test_default_law_in_float64(rate, density):
     k = np.asarray(degrees(jnp.array(rate), fan, density))
     rate = np.array(rate)
     a = np.clip(rate, 1e-2, 1 - 1e-2)
-    odds, alive = np.log((1 - a) / a), rate > 1e-3
+    odds, alive = np.log((1 - a) / a), np.clip((rate - 1e-3) / 3e-3, 0, 1)
     mean = round(density * fan * UNITS) / UNITS
-    apart = np.clip(odds - (odds[alive].mean() if alive.any() else 0), -2, 2)
-    profile = np.where(alive, 0.1 * mean * apart, 0)
+    level = (odds * alive).sum() / max(alive.sum(), 1e-9)
+    profile = 0.1 * mean * np.clip(odds - level, -2, 2) * alive
     least = max(1, int(np.float32(0.1) * np.float32(mean)))
     assert_no_swap_is_due(k, profile, "shift", least, fan, rtol=5e-3)
 

@@ -12,6 +12,10 @@ the paper's as it stands.
 Reference: the degree controller of arXiv 2510.01263.
 """
 
+import dataclasses
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +31,6 @@ from bbjax.laws.base import (
 )
 
 SPREAD = 0.1
-_ROUND = 1024.0
 
 
 def log_odds(
@@ -46,8 +49,10 @@ def log_odds(
         degree_i = c + spread * mean_degree * clamp(L_i - mean(L), -limit, limit)
 
     The mean is over the living units of a slice; a dead unit (on-rate of at most
-    `dead`) has the degree `c`, that of a unit of mean log-odds. No unit gets less than
-    `floor * mean_degree`, rounded down. With the defaults, a unit that is on 10 % of
+    `dead`) has the degree `c`, that of a unit of mean log-odds, and from there to four
+    times that on-rate a unit's claim rises to the full one. No unit gets less than
+    `floor * mean_degree`, rounded down (where both sides of a kernel are budgeted, only
+    `k_min` holds). With the defaults, a unit that is on 10 % of
     the time gets 22 % of the mean degree more than one that is on half of the time, and
     on-rates of .49 and .51 give degrees that differ by less than 1 % of it.
 
@@ -61,8 +66,9 @@ def log_odds(
             one per slice (the leading shape), possibly traced; 0.1 unless `beta` is
             given. 0 gives equal degrees, a negative number reverses the balance.
         limit: half width of the band, in nats, above 0.
-        dead: on-rate up to which a unit counts as dead, in [0, 0.5). The running means
-            of `bb.transform` resolve about `(1 - ema) / entries per update`.
+        dead: on-rate up to which a unit counts as dead, below 0.5; below 0, none does.
+            The running means of `bb.transform` resolve about `1 - ema` over the
+            entries of an update.
         floor: least degree as a share of the mean degree, in [0, 0.9].
         clip: on-rates are clipped to [clip, 1 - clip], in [1e-6, 0.5), before
             log-odds are taken: they are infinite at 0 and 1.
@@ -98,17 +104,20 @@ def log_odds(
     spread = SPREAD if spread is None else spread
     _check_spread(spread)
     check_range("limit", limit, above=0, remedy="it is a number of nats, e.g. 2.0")
-    check_range("dead", dead, 0, below=0.5, remedy="it is an on-rate, e.g. 1e-3")
-    # At most .9: the mean is a float32 and may be rounded up, and floors must fit.
-    check_range("floor", floor, 0, 0.9, remedy="it is a share of the mean degree")
-    profile = _by_spread(spread, limit, dead, clip)
-    return Law("log_odds", profile, "shift", dead=dead, floor=floor)
+    # What is alive is the law's to say, and its profile asks it.
+    law = Law("log_odds", _by_beta(1.0, clip), "shift", dead=dead, floor=floor)
+    profile = _by_spread(spread, limit, clip, law.alive)
+    return dataclasses.replace(law, profile=profile)
 
 
 def _check_spread(spread: ArrayLike) -> None:
     if isinstance(spread, jax.core.Tracer):
         return
-    if isinstance(spread, str) or not np.isfinite(np.asarray(spread, float)).all():
+    try:
+        sound = bool(np.isfinite(np.asarray(spread, np.float64)).all())
+    except (TypeError, ValueError):
+        sound = False
+    if not sound:
         raise ValueError(
             f"spread: expected finite numbers, got {spread!r}; it is a share of the "
             "mean degree per nat of log-odds, e.g. 0.1"
@@ -129,22 +138,41 @@ def _by_beta(beta: ArrayLike, clip: float) -> Profile:
     return profile
 
 
-def _by_spread(spread: ArrayLike, limit: float, dead: float, clip: float) -> Profile:
+def _by_spread(
+    spread: ArrayLike,
+    limit: float,
+    clip: float,
+    living: Callable[[ArrayLike], jax.Array],
+) -> Profile:
     def profile(on_rate: jax.Array, mean_degree: jax.Array) -> jax.Array:
-        rate = grid_rate(on_rate)
-        odds, alive = _log_odds(rate, clip), rate > dead
-        apart = jnp.clip(odds - _mean_over(odds, alive), -limit, limit)
+        odds, alive = _log_odds(grid_rate(on_rate), clip), living(on_rate)
+        slices = odds.shape[:-1]
+        if jnp.shape(spread) not in ((), slices):
+            raise ValueError(
+                f"spread: expected a number or shape {slices}, got shape "
+                f"{jnp.shape(spread)}; pass one slope, or one per slice"
+            )
+        apart = jnp.clip(odds - _mean_over(odds, alive, clip), -limit, limit)
         slope = jnp.asarray(spread).astype(jnp.float32)
         slope = slope * jnp.asarray(mean_degree).astype(jnp.float32)
-        slope = jnp.broadcast_to(slope, odds.shape[:-1])[..., None]
-        return jnp.where(alive, slope * apart, 0.0)
+        return jnp.broadcast_to(slope, slices)[..., None] * (apart * alive)
 
     return profile
 
 
-def _mean_over(values: jax.Array, chosen: jax.Array) -> jax.Array:
-    # The last bits of a sum depend on the order of its terms, hence on the order of
-    # the units and the number of devices: rounded off, they decide no unit's edges.
-    count = jnp.sum(chosen, axis=-1, keepdims=True, dtype=jnp.float32)
-    total = jnp.sum(jnp.where(chosen, values, 0.0), axis=-1, keepdims=True)
-    return jnp.round(total / jnp.maximum(count, 1.0) * _ROUND) / _ROUND
+def _mean_over(values: jax.Array, weights: jax.Array, clip: float) -> jax.Array:
+    """The weighted mean over units, the same in whatever order they are summed.
+
+    The last bits of a sum of floats depend on the order of the units and the number of
+    devices, and could decide a unit's edges. So values and weights are summed as
+    integers, on a grid as fine as their number allows.
+    """
+    most = math.log((1 - clip) / clip) + 1
+    grid = 2.0 ** min(math.floor(math.log2(2.0**31 / (most * values.shape[-1]))), 20)
+
+    def total(x: jax.Array) -> jax.Array:
+        whole = jnp.round(x * grid).astype(jnp.int32)
+        return jnp.sum(whole, axis=-1, keepdims=True, dtype=jnp.int32)
+
+    weight = jnp.maximum(total(weights), 1).astype(jnp.float32)
+    return total(values * weights).astype(jnp.float32) / weight

@@ -37,9 +37,12 @@ class Law:
         edges: `(on_rate, fan) -> degrees` without a budget, float32 of the shape of
             the on-rates, not yet rounded or held within [k_min, fan]; None for laws
             that say degrees up to a budget only.
+        dead: on-rate up to which a unit counts as dead, below 0.5; below 0, none does.
+        floor: least degree under a budget, as a share of the mean degree, in [0, 0.9],
+            beside the `k_min` of the caller.
 
     Raises:
-        ValueError: if `combine` is neither of the two.
+        ValueError: if `combine` is neither of the two, or a number is out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -59,13 +62,41 @@ class Law:
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        """Checks the one field with a closed set of values."""
+        """Checks what is not a function."""
         if self.combine not in get_args(Combine):
             raise ValueError(
                 f"Law {self.name!r}: expected combine 'shift' or 'scale', got "
                 f"{self.combine!r}; use 'shift' if the budget moves all degrees by the "
                 "same number, 'scale' if by the same factor"
             )
+        remedy = "it is an on-rate, e.g. 1e-3; a negative one calls no unit dead"
+        check_range("dead", self.dead, below=0.5, remedy=remedy)
+        # At most .9: the mean is a float32 and may be rounded up, and floors must fit.
+        remedy = "it is a share of the mean degree"
+        check_range("floor", self.floor, 0, 0.9, remedy=remedy)
+
+    def alive(self, on_rate: ArrayLike) -> jax.Array:
+        """How much of a unit's claim counts: 0 up to `dead`, all from 4 `dead` on.
+
+        In between it rises in proportion, so that the noise of a running mean does not
+        move degrees at one threshold.
+
+        Args:
+            on_rate: any shape; NaN counts as 0.5.
+
+        Returns:
+            float32 of the same shape, in [0, 1].
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> law = Law("mine", lambda rate, mean: rate, "shift", dead=0.125)
+            >>> law.alive(jnp.array([0.1, 0.3125, 0.5])).tolist()
+            [0.0, 0.5, 1.0]
+        """
+        rate, dead = grid_rate(on_rate), round(self.dead * GRID) / GRID
+        if dead <= 0:
+            return jnp.where(rate > self.dead, 1.0, 0.0)
+        return jnp.clip((rate - dead) / (3 * dead), 0.0, 1.0)
 
     def least(self, mean_degree: ArrayLike, k_min: ArrayLike) -> jax.Array:
         """The least degree of a unit: `k_min`, or the floor if that is more.
@@ -153,7 +184,10 @@ def check_range(
     """
     if isinstance(value, jax.core.Tracer):
         return
-    number = np.asarray(value, np.float64)
+    try:
+        number = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        number = np.asarray(np.nan)
     sound = number.ndim == 0 and np.isfinite(number) and least <= number <= most
     if not (sound and above < number < below):
         low = f"> {above:g}" if above > -np.inf else f">= {least:g}"

@@ -146,6 +146,7 @@ class Rule:
       one_sided: whether it can budget one side of a kernel only.
       favours: whether it favours what is kept where `bb.transform` is asked for
         hysteresis.
+      fits: whether it chooses its slope on calibration data (`bb.spreads`).
     """
 
     name: str
@@ -158,6 +159,7 @@ class Rule:
     patterned: bool = True
     one_sided: bool = False
     favours: bool = True
+    fits: bool = False
 
     @property
     def reads_activity(self) -> bool:

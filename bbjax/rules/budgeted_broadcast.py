@@ -55,11 +55,13 @@ def budgeted_broadcast(
       beta: slope of the balance in log-odds per edge instead, above 0: the paper's
         controller to the letter. May be traced.
       law: another law than `log_odds`, e.g. `bb.laws.threshold()`.
-      competition: share of a unit's degree that comes from the edges it wins among all
-        edges of the layer, in [0, 1]; may be traced. 0.75 by default, 0 with `beta` or
-        `law`.
+      competition: share of the edges that a unit wins among all edges of the layer,
+        which is added to its degree, in [0, 1]; may be traced. 0.75 by default, 0 with
+        `beta` or `law`, and 0 for laws that combine by "scale". Under actuator "out" a
+        kernel that reads raw inputs follows competition alone, unless it is 0.
       scope: `"layer"`: every stack slice of a kernel has its own budget; `"global"`:
-        all kernels compete for one budget, by `score`, before the units of each do.
+        all kernels compete for one budget, by `score`, before the units of each do;
+        budgets then move at every refresh, and `hysteresis` holds edges, not degrees.
       score: what an edge is worth: `"magnitude"`, |w|, or `"wanda"`, |w| times the root
         mean square of its input. See `bbjax.rules.scores`.
 
@@ -124,4 +126,5 @@ def _calibrated(
             "slope is chosen kernel by kernel; name a number, e.g. spread=0.1"
         )
     select = select_calibrated(of, competition)
-    return Rule(name, select, (*needs, "inputs.gram"), one_shot=True)
+    needs = (*needs, "inputs.gram")
+    return Rule(name, select, needs, one_shot=True, fits=True)

@@ -29,11 +29,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from bbjax import placement
+from bbjax.budget import mean_degree
 from bbjax.degrees import solve
 from bbjax.laws import Law
 from bbjax.patterns import groups_per_unit, join_groups, row_axes, split_groups
 from bbjax.rules.base import Candidates, Choice, Group, JointSelect, Select, side_of
-from bbjax.rules.competition import Blend, blended, won
+from bbjax.rules.competition import Blend, Claims, blended
 from bbjax.rules.scores import magnitude
 from bbjax.rules.stay import Score, favoured, is_on, played
 from bbjax.topk import kth_largest, share_out, top_k_mask
@@ -57,12 +58,12 @@ def select_by_law(
     blend = Blend(law, competition)
 
     def select(seen: Candidates) -> jax.Array:
-        # What is kept is favoured within a unit, and by its degree (`played`), but not
-        # between units: competition would otherwise follow the masks it has made.
         plain = score(seen)
         scores = ranked(seen, favoured(seen, plain, seen.mask))
-        plain = ranked(seen, plain)
-        counts = {a: degrees_for(seen, blend, a, plain) for a in seen.actuators}
+        # What is kept is favoured within a unit, and by its degree (`played`), but not
+        # between units: competition would otherwise follow the masks it has made.
+        rivals = ranked(seen, plain) if blend.competes and is_on(seen) else scores
+        counts = {a: degrees_for(seen, blend, a, rivals) for a in seen.actuators}
         if len(counts) == 1:
             (actuator,) = counts
             return one_side(seen, scores, actuator, counts[actuator])
@@ -98,7 +99,8 @@ def select_over_all(select: Select, score: Score) -> JointSelect:
 def _edges_in(seen: Candidates, mask: jax.Array) -> jax.Array:
     """Kept edges of every stack slice."""
     each = placement.whole(seen.kernel.gather(mask.astype(jnp.int32), "outputs"))
-    return jnp.sum(jnp.reshape(each, (*seen.kernel.stack_shape, -1)), -1)
+    each = jnp.reshape(each, (*seen.kernel.stack_shape, -1))
+    return jnp.sum(each, -1, dtype=jnp.int32)
 
 
 def ranked(seen: Candidates, scores: jax.Array) -> jax.Array:
@@ -128,7 +130,6 @@ def degrees_for(
       scores: by which edges compete, as `ranked` returns them; for a blend alone.
     """
     blend = law if isinstance(law, Blend) else Blend(law)
-    blend = blend.for_units(seen, actuator)
     kernel, side, law = seen.kernel, side_of(actuator), blend.law
     if law.reads_activity:
         rate = seen.on_rate(actuator)
@@ -142,15 +143,13 @@ def degrees_for(
     cap: jax.Array | int = kernel.fan(actuator) // groups
     if not seen.regrow:
         cap = jnp.reshape(placement.match(_room(seen, actuator), rate), flat.shape)
-    mean = budget.astype(jnp.float32) / kernel.unit_count(actuator)
+    mean = mean_degree(budget, kernel.unit_count(actuator))
     floor = law.least(mean, -(-seen.k_min // groups))
-    profile = law.profile(flat, mean)
+    claims = Claims(law.profile(flat, mean), flat)
     if blend.competes:
         assert scores is not None
-        wins = placement.match(won(seen, scores, actuator), rate) / groups
-        wins = jnp.reshape(wins, flat.shape)
-        profile = blended(blend, profile, wins, mean, flat)
-    count = solve(profile, law.combine, budget, cap, floor, flat)
+        claims = blended(seen, blend, actuator, claims, scores, groups)
+    count = solve(claims.profile, law.combine, budget, cap, floor, claims.rate)
     # With both sides budgeted, the mask has neither side's degrees: nothing to stay at.
     if is_on(seen) and len(seen.actuators) == 1:
         held = kernel.gather(seen.mask.astype(jnp.int32), side) // groups
