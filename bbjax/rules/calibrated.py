@@ -13,7 +13,6 @@ whether rare or busy units need more edges than their share.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +25,7 @@ from bbjax.kernel import Kernel
 from bbjax.laws import log_odds
 from bbjax.rules.base import Candidates, Choice, Fitted, Select, as_choice
 from bbjax.rules.competition import Blend
+from bbjax.rules.matrices import matrices, refuse_windows
 from bbjax.rules.selection import select_by_law
 from bbjax.rules.stay import Score
 
@@ -48,7 +48,9 @@ def select_calibrated(score: Score, competition: ArrayLike) -> Select:
     share = Blend(log_odds(), competition).share  # checked, and a float if it is known
 
     def select(seen: Candidates) -> Choice:
-        _check_kernel(seen.kernel)
+        refuse_windows(
+            seen.kernel, "to calibrate the spread", "name a number, e.g. 0.1"
+        )
         fields = {f.name: getattr(seen, f.name) for f in dataclasses.fields(seen)}
         arrays = {name: fields.pop(name) for name in _ARRAYS}
         static = tuple(fields.items())
@@ -118,23 +120,10 @@ def output_error(seen: Candidates, mask: jax.Array) -> jax.Array:
     kernel = seen.kernel
     weights = kernel.sum_spatial(seen.weights.astype(jnp.float32))
     weights = jnp.where(jnp.isfinite(weights), weights, 0.0)
-    lost = placement.whole(jnp.where(mask, 0.0, weights))
-    order = kernel.axes("stack") + kernel.axes("in") + kernel.axes("out")
-    sizes = (-1, math.prod(kernel.in_units), math.prod(kernel.out_units))
-    lost = jnp.reshape(jnp.transpose(lost, order), sizes)
+    lost = matrices(kernel, jnp.where(mask, 0.0, weights))
+    slices, n, _ = lost.shape
     gram = placement.whole(seen.statistics["inputs.gram"])
-    gram = jnp.reshape(gram, (lost.shape[0], lost.shape[1], lost.shape[1]))
+    gram = jnp.reshape(gram, (slices, n, n))
     with jax.default_matmul_precision("highest"):
         moved = gram @ lost
     return jnp.reshape(jnp.sum(lost * moved, axis=(1, 2)), kernel.stack_shape)
-
-
-def _check_kernel(kernel: Kernel) -> None:
-    window = math.prod(kernel.split) // math.prod(kernel.edge_shape)
-    if kernel.groups > 1 or window > 1:
-        what = f"{kernel.groups} groups" if kernel.groups > 1 else f"{window} positions"
-        raise ValueError(
-            f"expected a matrix product or a 1x1 convolution to calibrate the spread, "
-            f"got {kernel.path!r} with {what} in its window; leave it out, or name a "
-            "number, e.g. spread=0.1"
-        )

@@ -28,9 +28,9 @@ from bbjax import laws, placement
 from bbjax.budget import check_int
 from bbjax.rules.base import Candidates, Choice, Rule
 from bbjax.rules.competition import Blend
+from bbjax.rules.matrices import matrices, per_edge, refuse_windows
 from bbjax.rules.selection import degrees_for, ranked
 from bbjax.surgeon import cost, operate
-from bbjax.units import Kernel
 
 
 def sparsegpt(
@@ -86,44 +86,27 @@ def sparsegpt(
     def select(seen: Candidates) -> Choice:
         _check_kernel(seen)
         kernel, m = seen.kernel, seen.pattern.m if seen.pattern else None
-        weights = _matrices(kernel, kernel.sum_spatial(seen.weights))
+        weights = matrices(kernel, kernel.sum_spatial(seen.weights))
         slices, n, _ = weights.shape
         gram = jnp.reshape(seen.statistics["inputs.gram"], (slices, n, n))
         gram = placement.whole(gram)
         scores = None
         if blend.competes:
             costs = jax.vmap(lambda *one: cost(*one, damp))(weights, gram)
-            scores = ranked(seen, _per_edge(kernel, costs))
+            scores = ranked(seen, per_edge(kernel, costs))
         keep = jnp.reshape(degrees_for(seen, blend, "in", scores), (slices, -1))
-        alive = _matrices(kernel, seen.mask)
+        alive = matrices(kernel, seen.mask)
         done = jax.vmap(lambda *one: operate(*one, damp, block=block, m=m))(
             weights, gram, placement.whole(keep), alive
         )
         _check_sound(kernel.path, done.sound, damp)
-        mask = placement.match(_per_edge(kernel, done.mask), seen.mask)
-        weights = placement.match(_per_edge(kernel, done.weights), seen.mask)
+        mask = placement.match(per_edge(kernel, done.mask), seen.mask)
+        weights = placement.match(per_edge(kernel, done.weights), seen.mask)
         return Choice(mask, kernel.over_spatial(weights))
 
     needs = ("inputs.gram", "on_rate") if law.reads_activity else ("inputs.gram",)
     name = "sparsegpt" if law.name == "uniform" else f"sparsegpt[{law.name}]"
     return Rule(name, select, needs=needs, one_shot=True)
-
-
-# From the kernel to matrices (slices, in, out), and back ---------------------------
-def _order(kernel: Kernel) -> tuple[int, ...]:
-    return kernel.axes("stack") + kernel.axes("in") + kernel.axes("out")
-
-
-def _matrices(kernel: Kernel, per_edge: jax.Array) -> jax.Array:
-    sizes = (-1, math.prod(kernel.in_units), math.prod(kernel.out_units))
-    edges = placement.whole(per_edge)
-    return jnp.reshape(jnp.transpose(edges, _order(kernel)), sizes)
-
-
-def _per_edge(kernel: Kernel, matrices: jax.Array) -> jax.Array:
-    order = _order(kernel)
-    split = jnp.reshape(matrices, [kernel.edge_shape[a] for a in order])
-    return jnp.transpose(split, [order.index(a) for a in range(len(order))])
 
 
 # Checks --------------------------------------------------------------------------
@@ -145,17 +128,7 @@ def _check_kernel(seen: Candidates) -> None:
             f"{' and '.join(map(repr, seen.actuators))}: sparsegpt makes up for the "
             "lost inputs of a unit; select with actuator='in'"
         )
-    window = tuple(
-        n
-        for n, role in zip(kernel.split, kernel.roles, strict=True)
-        if role == "spatial"
-    )
-    if kernel.groups > 1 or math.prod(window) > 1:
-        what = f"{kernel.groups} groups" if kernel.groups > 1 else f"window {window}"
-        raise ValueError(
-            f"expected a matrix product or a 1x1 convolution for rule 'sparsegpt', got "
-            f"{kernel.path!r} with {what}; leave it out or choose bb.rules.wanda()"
-        )
+    refuse_windows(kernel, "for rule 'sparsegpt'", "choose bb.rules.wanda()")
 
 
 def _check_sound(path: str, sound: jax.Array, damp: Any) -> None:

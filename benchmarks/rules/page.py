@@ -23,6 +23,26 @@ from benchmarks.rules.store import Store
 from benchmarks.rules.table import LEVEL, VERDICTS
 
 README = Path(__file__).parent / "README.md"
+GUIDE = Path(__file__).parents[2] / "bbjax" / "rules" / "README.md"
+# What the guide to the rules shows.
+IN_BRIEF = (
+    "priced at 0, raw inputs, global",
+    "priced at 0, raw inputs",
+    "magnitude, global",
+    "magnitude, layer, ERK",
+    "magnitude, layer",
+    "BB, global",
+    "BB",
+    "BB, out",
+    "BB, law alone",
+    "BB, law alone, reversed",
+    "BB, standardized law",
+    "equal degrees (magnitude, unit)",
+    "activity-only",
+    "Wanda, refreshed",
+    "RigL, ERK",
+    "SNIP",
+)
 UNRESOLVED, BETTER, WORSE = "=", "▲", "▼"
 MARKS = {VERDICTS[0]: f" {BETTER}", VERDICTS[1]: f" {WORSE}", VERDICTS[2]: ""}
 
@@ -50,6 +70,7 @@ def publish(store: Store, args: Namespace, console: Console) -> None:
     picture.draw(saved, args.out / "rules.png")
     if args.out.resolve() == RESULTS.resolve():
         README.write_text(put_in(README.read_text(), results(saved)))
+        GUIDE.write_text(put_in(GUIDE.read_text(), brief(saved)))
     console.print(overall(saved["families"]["trained"]), markup=False, highlight=False)
     console.print(f"written: {path}")
 
@@ -109,6 +130,24 @@ def overall(family: dict[str, Any]) -> str:
         counts = [found[v] for v in VERDICTS] if found else ["–"] * 3
         rows.append([_name(name, family), rank, *counts])
     return table(["method", "mean rank", *VERDICTS], rows)
+
+
+def brief(saved: dict[str, Any]) -> str:
+    """What the guide to the rules shows: ranks, verdicts, gains at tight budgets."""
+    family = saved["families"]["trained"]
+    ranks, metric = family["ranks"]["mean"], family["metrics"][0]
+    tasks = list(metric["names"])
+    tight = {task: list(_cells(metric, task).items())[-1] for task in tasks}
+    heads = [f"{task}, {cell['density']:g}" for task, (_, cell) in tight.items()]
+    names = [n for n in IN_BRIEF if n in ranks or n in metric["verdicts"]]
+    rows = []
+    for name in sorted(names, key=lambda n: ranks.get(n, math.inf)):
+        rank = f"{ranks[name]:.1f}" if name in ranks else "–"
+        found = metric["verdicts"].get(name)
+        counts = "–" if found is None else " / ".join(str(found[v]) for v in VERDICTS)
+        cells = [gain(cell["methods"].get(name)) for _, cell in tight.values()]
+        rows.append([_name(name, family), rank, counts, *cells])
+    return table(["rule", "mean rank", "better / worse / level", *heads], rows)
 
 
 def notes(family: dict[str, Any]) -> str:
