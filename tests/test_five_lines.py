@@ -53,6 +53,9 @@ def test_five_lines(getkey):
     for dense in (params["mlp"]["in"], params["mlp"]["down"], params["head"]):
         assert (dense != 0).all()
     rates, degrees = bb.on_rates(opt_state), bb.degrees_of(opt_state)
-    order = np.argsort(rates["mlp/up"])
-    fewer_with_activity = np.diff(np.asarray(degrees["mlp/up"])[order])
-    assert (fewer_with_activity <= 0).all()
+    assert rates["mlp/up"].shape == degrees["mlp/up"].shape == (25,)
+    # By default most of a degree is what the unit's weights win in the layer. Of the
+    # rest, the balance, hardly an edge is left for ten inputs: no unit starves.
+    size = np.abs(params["mlp"]["up"]).sum(0)
+    assert np.corrcoef(degrees["mlp/up"], size)[0, 1] > 0.5
+    assert int(degrees["mlp/up"].min()) >= 2

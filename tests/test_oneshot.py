@@ -30,6 +30,7 @@ MAGNITUDE, BB, WANDA = (
     bb.rules.budgeted_broadcast(),
     bb.rules.wanda(),
 )
+LAW = bb.rules.budgeted_broadcast(spread=0.4, competition=0)
 
 
 @functools.cache
@@ -150,7 +151,7 @@ def test_activity_of_training_will_do_as_statistics():
 
 
 def test_busy_units_keep_few_edges():
-    _, masks = pruned(BB)
+    _, masks = pruned(LAW)
     rate = np.asarray(stats("mlp")["up"].outputs.on_rate)
     assert (np.diff(degrees(masks["up"])[np.argsort(rate)]) <= 0).all()
 
@@ -260,7 +261,7 @@ def gated(params, x):
 
 
 def test_gate_and_up_share_the_activity_of_their_product():
-    """A gated unit is one unit: both kernels get the degrees of its on-rate."""
+    """A gated unit is one unit: by the law both kernels get the same degrees."""
     keys = jax.random.split(jax.random.key(3), 3)
     shapes = {"gate": (8, 24), "up": (8, 24), "down": (24, 8)}
     params = {
@@ -273,9 +274,9 @@ def test_gate_and_up_share_the_activity_of_their_product():
     np.testing.assert_array_equal(
         seen["gate"].outputs.on_rate, seen["up"].outputs.on_rate
     )
-    _, masks = bb.prune(params, units, BB, 0.5, stats=seen)
+    _, masks = bb.prune(params, units, LAW, 0.5, stats=seen)
     np.testing.assert_array_equal(degrees(masks["gate"]), degrees(masks["up"]))
-    _, grouped = bb.prune(params, units, BB, stats=seen, pattern=bb.n_m(2, 4))
+    _, grouped = bb.prune(params, units, LAW, stats=seen, pattern=bb.n_m(2, 4))
     per_group = np.asarray(grouped["up"]).reshape(2, 4, 24).sum(1)
     assert (per_group[0] == per_group[1]).all() and np.ptp(per_group[0]) > 0
     assert grouped["up"].sum() == grouped["gate"].sum() == 8 * 24 // 2
