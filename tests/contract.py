@@ -90,6 +90,9 @@ RULES = {
         scratch=1.5,
     ),
     "layer": Row(lambda: bb.rules.magnitude(scope="layer"), scratch=1.0),
+    "scaled": Row(
+        lambda: bb.rules.magnitude(scope="layer", score="scaled"), scratch=1.5
+    ),
     "global": Row(
         lambda: bb.rules.magnitude(scope="global"), budget="pool", scratch=3.0
     ),

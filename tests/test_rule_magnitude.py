@@ -1,10 +1,12 @@
 """Magnitude in every scope: what competes with what, for a budget that is exact."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import chosen, dense
+from runs import candidates, chosen, dense
 
 import bbjax as bb
 from bbjax.rules import magnitude
@@ -190,3 +192,47 @@ def test_a_pattern_without_kernels_is_named(scope):
     params = weights(THREE)
     with pytest.raises(ValueError, match=f"got '{scope[1]}', which matches none of"):
         pruned(THREE, params, scope, density=0.5)
+
+
+# Other scores --------------------------------------------------------------------
+def with_sizes(kernel, w, budget, **rest):
+    seen = candidates(kernel, w, budget, **rest)
+    rng = np.random.default_rng(7)
+    square = jnp.asarray(rng.uniform(0.1, 4.0, kernel.in_units), jnp.float32)
+    seen.statistics["inputs.mean_square"] = square
+    return seen, np.asarray(square)
+
+
+@pytest.mark.parametrize("reads", [(), ("before",)], ids=["raw", "hidden"])
+@pytest.mark.parametrize("scope", ["unit", "layer"])
+def test_raw_inputs_count_by_their_size(scope, reads):
+    """Hidden units have sizes that training made; raw inputs have those of the data."""
+    kernel = dataclasses.replace(dense(12, 10), reads=reads)
+    w = jax.random.normal(jax.random.key(0), kernel.shape)
+    seen, square = with_sizes(kernel, w, 40, k_min=0)
+    rule = bb.rules.magnitude(scope=scope, score="scaled")
+    mask = np.asarray(rule.select(seen))
+    score = np.abs(w) if reads else np.abs(w) * square[:, None] ** 0.25
+    if scope == "layer":
+        np.testing.assert_array_equal(mask, score >= np.sort(score.ravel())[-40])
+    else:
+        np.testing.assert_array_equal(mask, score >= np.sort(score, 0)[-4])
+
+
+def test_by_wandas_score_in_units_it_is_wanda():
+    w = jax.random.normal(jax.random.key(1), (12, 10))
+    seen, _ = with_sizes(dense(12, 10), w, 43)
+    masks = [
+        rule.select(seen)
+        for rule in (bb.rules.magnitude(score="wanda"), bb.rules.wanda())
+    ]
+    np.testing.assert_array_equal(*masks)
+
+
+def test_scores_have_names_and_needs():
+    rule = bb.rules.magnitude(scope="global", score="scaled")
+    assert rule.name == "magnitude[global, scaled]" and rule.joint
+    assert rule.needs == ("inputs.mean_square",)
+    assert bb.rules.magnitude(score="wanda").name == "magnitude[wanda]"
+    with pytest.raises(ValueError, match="expected score .* or .scaled., got 'size'"):
+        bb.rules.magnitude(score="size")

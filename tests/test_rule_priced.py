@@ -1,7 +1,5 @@
 """Priced competition: value over cost, where a unit of traffic costs edges."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,14 +147,3 @@ def test_in_a_run_traffic_is_below_that_of_magnitude():
 def test_bad_arguments(text, given):
     with pytest.raises(ValueError, match=text):
         priced(**given)
-
-
-@pytest.mark.parametrize("reads", [(), ("before",)], ids=["raw", "hidden"])
-def test_inputs_may_count_on_raw_inputs_alone(reads):
-    """Units of the net have sizes that training shapes; raw inputs do not."""
-    kernel = dataclasses.replace(KERNEL, reads=reads)
-    w, a, q = arrays((12, 10))
-    score = np.abs(w) if reads else np.abs(w) * q[:, None] ** 0.25
-    seen = look(kernel, w, {"in": jnp.asarray(a)}, q, 40, k_min=0)
-    mask = np.asarray(priced(price=0, raw_only=True).select(seen))
-    np.testing.assert_array_equal(mask, score >= np.sort(score.ravel())[-40])

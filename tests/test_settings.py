@@ -201,7 +201,7 @@ def test_traced_numbers_are_taken_on_trust():
             lambda: bb.rules.budgeted_broadcast(scope="unit"),
         ),
         (
-            'expected score "magnitude" or "wanda", got .size.; it is what an edge is',
+            'expected score "magnitude" or "wanda" or "scaled", got .size.; it is what',
             lambda: bb.rules.budgeted_broadcast(score="size"),
         ),
         (

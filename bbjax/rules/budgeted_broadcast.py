@@ -62,8 +62,9 @@ def budgeted_broadcast(
       scope: `"layer"`: every stack slice of a kernel has its own budget; `"global"`:
         all kernels compete for one budget, by `score`, before the units of each do;
         budgets then move at every refresh, and `hysteresis` holds edges, not degrees.
-      score: what an edge is worth: `"magnitude"`, |w|, or `"wanda"`, |w| times the root
-        mean square of its input. See `bbjax.rules.scores`.
+      score: what an edge is worth: `"magnitude"`, |w|; `"wanda"`, |w| times the root
+        mean square of its input; `"scaled"`, |w| times the square root of that where
+        inputs are raw, |w| elsewhere. See `bbjax.rules.scores`.
 
     Returns:
       A rule that needs the on-rate of the budgeted units, and what the score reads.

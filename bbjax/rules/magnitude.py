@@ -6,9 +6,10 @@
     global   one budget, over all edges of all kernels
     pools    one budget for the kernels of each path pattern
 
-The score |w| of an edge of a convolution is the sum over its window. Budgets count all
-edges, not those that are left: after any number of refreshes the density is what was
-asked for. Unit scope is the control for every rule that gives units different degrees.
+The score |w| of an edge of a convolution is the sum over its window; `score` takes
+another one (`bbjax.rules.scores`). Budgets count all edges, not those that are left:
+after any number of refreshes the density is what was asked for. Unit scope is the
+control for every rule that gives units different degrees.
 Reference: Han et al., arXiv 1506.02626.
 """
 
@@ -23,14 +24,14 @@ import jax
 from bbjax import laws
 from bbjax.rules.base import Group, JointSelect, Rule
 from bbjax.rules.scoped import in_slices, over_all
-from bbjax.rules.scores import magnitude as size
+from bbjax.rules.scores import Name, score_called
 from bbjax.rules.selection import pooled_over, select_by_law
-from bbjax.rules.stay import scored
+from bbjax.rules.stay import Score, scored
 
 Scope = Literal["unit", "layer", "global"] | Sequence[str]
 
 
-def magnitude(*, scope: Scope = "unit") -> Rule:
+def magnitude(*, scope: Scope = "unit", score: Name = "magnitude") -> Rule:
     """Keeps the largest |w| of every unit, slice, pool of kernels, or of all kernels.
 
     In every scope but "unit" each unit first keeps its `k_min` largest weights;
@@ -44,41 +45,49 @@ def magnitude(*, scope: Scope = "unit") -> Rule:
         kernels, slices of a stack included, compete for one budget; a tuple of regular
         expressions: so do the edges of the kernels whose path matches the same one
         (the first match counts), and a kernel that none matches is a layer.
+      score: what an edge is worth: `"magnitude"`, |w|; `"wanda"`, |w| times the root
+        mean square of its input; `"scaled"`, |w| times the square root of that where
+        inputs are raw, |w| elsewhere.
 
     Returns:
-      A rule that needs no activity.
+      A rule that needs no activity, but for what the score reads.
 
     Raises:
       TypeError: scope is no text and no sequence of texts.
-      ValueError: unknown scope, no pattern or one that is no regular expression. When
-        kernels are chosen from: a pattern that is left with none.
+      ValueError: unknown scope or score, no pattern or one that is no regular
+        expression. When kernels are chosen from: a pattern that is left with none.
 
     Example:
       >>> magnitude(scope="global").joint, magnitude(scope="layer").joint
       (True, False)
       >>> magnitude(scope=("attention/", "mlp/")).name
       'magnitude[pools]'
+      >>> magnitude(scope="layer", score="scaled").needs
+      ('inputs.mean_square',)
     """
+    of, needs = score_called(score)
+    tail = "" if score == "magnitude" else f", {score}"
     if scope == "unit":
-        return Rule("magnitude", select_by_law(laws.uniform()))
+        name = "magnitude" if not tail else f"magnitude[{score}]"
+        return Rule(name, select_by_law(laws.uniform(), of), needs)
     if scope == "layer":
-        return Rule("magnitude[layer]", _in_layer)
+        return Rule(f"magnitude[layer{tail}]", in_slices(of), needs)
     if scope == "global":
-        return Rule("magnitude[global]", _everywhere, joint=True)
-    return Rule("magnitude[pools]", _in_pools(_checked(scope)), joint=True)
+        return Rule(f"magnitude[global{tail}]", over_all(of), needs, joint=True)
+    pooled = _in_pools(_checked(scope), of)
+    return Rule(f"magnitude[pools{tail}]", pooled, needs, joint=True)
 
 
-_in_layer, _everywhere = in_slices(size), over_all(size)
+def _in_pools(patterns: Sequence[str], of: Score) -> JointSelect:
+    in_layer = in_slices(of)
 
-
-def _in_pools(patterns: Sequence[str]) -> JointSelect:
     def select(group: Group) -> list[jax.Array]:
         masks: dict[int, jax.Array] = {}
         for which in _pools([seen.kernel.path for seen in group.members], patterns):
-            sizes = [scored(group.members[i], size) for i in which]
+            sizes = [scored(group.members[i], of) for i in which]
             masks |= zip(which, pooled_over(group, which, sizes), strict=True)
         return [
-            masks[i] if i in masks else _in_layer(seen)
+            masks[i] if i in masks else in_layer(seen)
             for i, seen in enumerate(group.members)
         ]
 

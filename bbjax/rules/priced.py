@@ -42,11 +42,7 @@ Scope = Literal["layer", "global"]
 
 
 def priced(
-    *,
-    price: ArrayLike = 0.3,
-    inputs: float = 0.5,
-    raw_only: bool = False,
-    scope: Scope = "layer",
+    *, price: ArrayLike = 0.3, inputs: float = 0.5, scope: Scope = "layer"
 ) -> Rule:
     """Keeps the edges that are worth most for what they cost, one edge plus traffic.
 
@@ -60,8 +56,6 @@ def priced(
         budgets bind; 0.3 costs nothing measurable; 0 ignores activity.
       inputs: exponent of the root mean square of an edge's input, in [0, 1]: 0 values
         an edge by |w| alone, 1 by what it carries.
-      raw_only: whether inputs count only in kernels that read raw inputs, those that
-        are no kernel's output units; elsewhere edges are valued by |w|.
       scope: `"layer"`: all edges of a stack slice compete for its budget; `"global"`:
         all edges of all budgeted kernels for one.
 
@@ -92,18 +86,17 @@ def priced(
         )
     check_scope(scope, get_args(Scope))
     needs = ("on_rate", "inputs.mean_square") if inputs else ("on_rate",)
-    score = _score(price, inputs, raw_only)
+    score = _score(price, inputs)
     if scope == "global":
         return Rule("priced[global]", over_all(score), needs=needs, joint=True)
     return Rule("priced", in_slices(score), needs)
 
 
-def _score(price: ArrayLike, inputs: float, raw_only: bool) -> Score:
+def _score(price: ArrayLike, inputs: float) -> Score:
     sized = by_input(inputs)
 
     def score(seen: Candidates) -> jax.Array:
-        plain = not inputs or (raw_only and seen.kernel.reads)
-        value = seen.magnitude if plain else sized(seen)
+        value = sized(seen) if inputs else seen.magnitude
         return value / _cost(seen, price)
 
     return score

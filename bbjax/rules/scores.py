@@ -1,11 +1,15 @@
 """Scores: what an edge is worth, apart from how many edges its unit may keep.
 
     magnitude    |w|
-    wanda        |w| * sqrt(mean x**2)         what the edge carries
+    wanda        |w| * rms(x)                 what the edge carries
+    scaled       |w| * sqrt(rms(x))           where inputs are raw, |w| elsewhere
 
-A rule is law x score x competition, and any score goes with any law. In a convolution
-|w| is summed over the window, and the positions of a channel are samples. References:
-magnitude, Han et al., arXiv 1506.02626; Wanda, Sun et al., arXiv 2306.11695.
+with rms(x) the root mean square of the edge's input. Any score goes with any law. Raw
+inputs are those that are no other kernel's output units: their sizes are what the data
+says, while those of hidden units are what training made of them. In a convolution |w|
+is summed over the window, and the positions of a channel are samples. References:
+magnitude, Han et al., arXiv 1506.02626; Wanda, Sun et al., arXiv 2306.11695; scaled is
+this library's own.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import jax.numpy as jnp
 from bbjax.rules.base import Candidates
 from bbjax.rules.stay import Score
 
-Name = Literal["magnitude", "wanda"]
+Name = Literal["magnitude", "wanda", "scaled"]
 
 
 class Scored(NamedTuple):
@@ -57,9 +61,17 @@ def by_input(exponent: float) -> Score:
     return score
 
 
+_root = by_input(0.5)
+
+
+def _scaled(seen: Candidates) -> jax.Array:
+    return seen.magnitude if seen.kernel.reads else _root(seen)
+
+
 SCORES: Mapping[str, Scored] = {
     "magnitude": Scored(magnitude),
     "wanda": Scored(by_input(1), ("inputs.mean_square",)),
+    "scaled": Scored(_scaled, ("inputs.mean_square",)),
 }
 
 

@@ -101,8 +101,14 @@ METHODS: Mapping[str, Method] = {
     "priced at 0.3": _priced(0.3),
     "priced at 1": _priced(1.0),
     "priced at 0, global": _priced(0, scope="global"),
-    "priced at 0, raw inputs": _priced(0, raw_only=True),
-    "priced at 0, raw inputs, global": _priced(0, raw_only=True, scope="global"),
+    "magnitude, layer, scaled": Method(
+        lambda n: rules.magnitude(scope="layer", score="scaled")
+    ),
+    "magnitude, global, scaled": Method(
+        lambda n: rules.magnitude(scope="global", score="scaled")
+    ),
+    "BB, scaled": _bb(score="scaled"),
+    "BB, global, scaled": _bb(scope="global", score="scaled"),
     "Wanda, refreshed": Method(lambda n: rules.wanda()),
     "activity-only": Method(lambda n: rules.activity_only()),
     "activation top-k": Method(lambda n: rules.activation_topk()),
@@ -144,7 +150,7 @@ MAIN = (
     "magnitude, layer",
     "BB, law alone",
     "BB, standardized law",
-    "priced at 0, raw inputs",
+    "magnitude, layer, scaled",
     "BB, out",
     "RigL, ERK",
     "BB, law alone, reversed",
@@ -159,5 +165,5 @@ FACTOR_METHODS = (
     "BB",
     "BB, law alone",
     "BB, standardized law",
-    "priced at 0, raw inputs",
+    "magnitude, layer, scaled",
 )

@@ -26,11 +26,13 @@ README = Path(__file__).parent / "README.md"
 GUIDE = Path(__file__).parents[2] / "bbjax" / "rules" / "README.md"
 # What the guide to the rules shows.
 IN_BRIEF = (
-    "priced at 0, raw inputs, global",
-    "priced at 0, raw inputs",
+    "magnitude, global, scaled",
+    "magnitude, layer, scaled",
     "magnitude, global",
     "magnitude, layer, ERK",
     "magnitude, layer",
+    "BB, global, scaled",
+    "BB, scaled",
     "BB, global",
     "BB",
     "BB, out",

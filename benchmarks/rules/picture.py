@@ -14,7 +14,7 @@ SHOWN = (
     "BB, law alone",
     "BB, out",
     "magnitude, layer",
-    "priced at 0, raw inputs",
+    "magnitude, layer, scaled",
     "RigL, ERK",
 )
 UNITS = {"nats": "nats saved"}
