@@ -114,9 +114,11 @@ def test_runs_to_its_end_without_warnings(name, tmp_path):
     left_out = ("XLA_FLAGS", "MPLBACKEND")
     env = {k: v for k, v in os.environ.items() if k not in left_out}
     notebook = book(name)
+    # A cell with widgets at times ends without the message that says so, and the client
+    # waits for it until the time is up: no longer than the slowest cell needs.
     client = nbclient.NotebookClient(
         notebook,
-        timeout=900,
+        timeout=240,
         kernel_name="python3",
         resources={"metadata": {"path": str(tmp_path)}},
     )
