@@ -6,8 +6,6 @@ The text is made from the JSON alone, so that text and numbers cannot part.
 import json
 import math
 import re
-import shlex
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +43,8 @@ IN_BRIEF = (
     "RigL, ERK",
     "SNIP",
 )
+# Runs are kept one by one: this makes all of them, however many calls it took.
+COMMAND = "python -m benchmarks.rules --data FOLDER"
 UNRESOLVED, BETTER, WORSE = "=", "▲", "▼"
 MARKS = {VERDICTS[0]: f" {BETTER}", VERDICTS[1]: f" {WORSE}", VERDICTS[2]: ""}
 
@@ -62,10 +62,10 @@ def publish(store: Store, args: Namespace, console: Console) -> None:
         console.print("no tables: runs of equal degrees are needed to compare with")
         return
     path = args.out / "rules.json"
-    head = {"name": "rules", "command": _command()}
+    head = {"name": "rules", "command": COMMAND}
     if args.report and path.exists():  # the machine that ran, not the one that tells
         saved = json.loads(path.read_text())
-        head |= {name: saved[name] for name in ("machine", "command")}
+        head |= {"machine": saved["machine"]}
     write(path, plain({"machine": machine()} | head | found, digits=5))
     path.write_text(flat(path.read_text()))
     saved = json.loads(path.read_text())
@@ -75,13 +75,6 @@ def publish(store: Store, args: Namespace, console: Console) -> None:
         GUIDE.write_text(put_in(GUIDE.read_text(), brief(saved)))
     console.print(overall(saved["families"]["trained"]), markup=False, highlight=False)
     console.print(f"written: {path}")
-
-
-def _command() -> str:
-    words = [shlex.quote(word) for word in sys.argv[1:]]
-    if "--data" in words:  # whose folder it was is no one's concern
-        words[words.index("--data") + 1] = "FOLDER"
-    return " ".join(["python -m benchmarks.rules", *words])
 
 
 def flat(text: str) -> str:

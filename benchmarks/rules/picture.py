@@ -12,7 +12,7 @@ from benchmarks.claims.common.pictures import SERIES, save, tidy
 SHOWN = (
     "BB",
     "BB, law alone",
-    "BB, out",
+    "BB, scaled",
     "magnitude, layer",
     "magnitude, layer, scaled",
     "RigL, ERK",
