@@ -12,9 +12,7 @@ the paper's as it stands.
 Reference: the degree controller of arXiv 2510.01263.
 """
 
-import dataclasses
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +22,8 @@ from jax.typing import ArrayLike
 from bbjax.laws.base import (
     Law,
     Profile,
+    alive_share,
     check_clip,
-    check_positive,
     check_range,
     grid_rate,
 )
@@ -99,15 +97,14 @@ def log_odds(
                 f"spread={spread!r}); beta is the slope in log-odds per edge, spread "
                 "in shares of the mean degree per nat of log-odds"
             )
-        check_positive("beta", beta, "larger is flatter; None takes spread=0.1")
+        remedy = "larger is flatter; None takes spread=0.1"
+        check_range("beta", beta, above=0, remedy=remedy)
         return Law("log_odds", _by_beta(beta, clip), "shift")
     spread = SPREAD if spread is None else spread
     _check_spread(spread)
     check_range("limit", limit, above=0, remedy="it is a number of nats, e.g. 2.0")
-    # What is alive is the law's to say, and its profile asks it.
-    law = Law("log_odds", _by_beta(1.0, clip), "shift", dead=dead, floor=floor)
-    profile = _by_spread(spread, limit, clip, law.alive)
-    return dataclasses.replace(law, profile=profile)
+    profile = _by_spread(spread, limit, clip, dead)
+    return Law("log_odds", profile, "shift", dead=dead, floor=floor)
 
 
 def _check_spread(spread: ArrayLike) -> None:
@@ -138,14 +135,9 @@ def _by_beta(beta: ArrayLike, clip: float) -> Profile:
     return profile
 
 
-def _by_spread(
-    spread: ArrayLike,
-    limit: float,
-    clip: float,
-    living: Callable[[ArrayLike], jax.Array],
-) -> Profile:
+def _by_spread(spread: ArrayLike, limit: float, clip: float, dead: float) -> Profile:
     def profile(on_rate: jax.Array, mean_degree: jax.Array) -> jax.Array:
-        odds, alive = _log_odds(grid_rate(on_rate), clip), living(on_rate)
+        odds, alive = _log_odds(grid_rate(on_rate), clip), alive_share(on_rate, dead)
         slices = odds.shape[:-1]
         if jnp.shape(spread) not in ((), slices):
             raise ValueError(

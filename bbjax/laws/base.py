@@ -93,10 +93,7 @@ class Law:
             >>> law.alive(jnp.array([0.1, 0.3125, 0.5])).tolist()
             [0.0, 0.5, 1.0]
         """
-        rate, dead = grid_rate(on_rate), round(self.dead * GRID) / GRID
-        if dead <= 0:
-            return jnp.where(rate > self.dead, 1.0, 0.0)
-        return jnp.clip((rate - dead) / (3 * dead), 0.0, 1.0)
+        return alive_share(on_rate, self.dead)
 
     def least(self, mean_degree: ArrayLike, k_min: ArrayLike) -> jax.Array:
         """The least degree of a unit: `k_min`, or the floor if that is more.
@@ -141,15 +138,12 @@ def grid_rate(on_rate: ArrayLike) -> jax.Array:
     return jnp.round(clean_rate(on_rate) * GRID) / GRID
 
 
-def check_positive(name: str, value: ArrayLike | None, remedy: str) -> None:
-    """Refuses a concrete value that is not one finite number above 0."""
-    if value is None or isinstance(value, jax.core.Tracer):
-        return
-    number = np.asarray(value, np.float64)
-    if number.ndim or not (np.isfinite(number) and number > 0):
-        raise ValueError(
-            f"{name}: expected one finite number > 0, got {value!r}; {remedy}"
-        )
+def alive_share(on_rate: ArrayLike, dead: float) -> jax.Array:
+    """As `Law.alive`, for the on-rate up to which a unit counts as dead."""
+    rate, least = grid_rate(on_rate), round(dead * GRID) / GRID
+    if least <= 0:
+        return jnp.where(rate > dead, 1.0, 0.0)
+    return jnp.clip((rate - least) / (3 * least), 0.0, 1.0)
 
 
 def check_clip(clip: float) -> None:

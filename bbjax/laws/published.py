@@ -14,7 +14,7 @@ from bbjax.laws.base import (
     GRID,
     Law,
     check_clip,
-    check_positive,
+    check_range,
     clean_rate,
     grid_rate,
 )
@@ -45,7 +45,7 @@ def threshold(tau: ArrayLike = 1.0, *, clip: float = 1e-2) -> Law:
         >>> threshold(2.0).profile(jnp.array([0.25, 1.0]), jnp.array(8.0)).tolist()
         [8.0, 2.0]
     """
-    check_positive("tau", tau, "a budget rescales it, so 1.0 will do")
+    check_range("tau", tau, above=0, remedy="a budget rescales it, so 1.0 will do")
     check_clip(clip)
 
     def settled(on_rate: jax.Array, other: ArrayLike) -> jax.Array:

@@ -28,12 +28,12 @@ from rich.progress import (
 
 import bbjax
 from benchmarks.claims.common.report import finish
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, commit
 from benchmarks.corruptions import page, picture
 from benchmarks.corruptions.judge import judged
 from benchmarks.corruptions.methods import METHODS
 from benchmarks.corruptions.nets import NETS
-from benchmarks.corruptions.runs import Key, Store, commit, place
+from benchmarks.corruptions.runs import Key, Store, place
 from benchmarks.corruptions.train import DENSITY, Bench
 
 NAME = "corruptions"
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace, store: Store, console: Console) -> None:
     if not missing:
         return
     # Of the program that was loaded, whatever happens to its files from now on.
-    origin = {"commit": commit(), "place": place()}
+    origin = {"commit": commit() or "unknown", "place": place()}
     benches: dict[str, Bench] = {}
     for net in sorted({net for net, _, _ in missing}):
         benches[net] = Bench(NETS[net], NETS[net].data(args.data), args.steps)

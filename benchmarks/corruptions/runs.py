@@ -5,14 +5,12 @@ off; a line that cannot be read anywhere else is an error, for it is no accident
 """
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import machine
 from benchmarks.corruptions.corrupt import CELLS, CLEAN
 
-ROOT = Path(__file__).resolve().parents[2]
 Line = dict[str, Any]
 Key = tuple[str, str, int]
 
@@ -80,23 +78,8 @@ def _cut_off(path: Path) -> None:
         path.write_bytes(text[: text.rfind(b"\n") + 1])
 
 
-def commit() -> str:
-    """What the library is at: the commit, with `+` where its files differ from it."""
-    try:
-        name = _git("rev-parse", "--short", "HEAD")
-        return name + "+" * bool(_git("status", "--porcelain", "--", "bbjax"))
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
 def place() -> str:
     """The machine and the versions that times and digits belong to."""
     its = machine()
     kind = its["cpu"] if its["backend"] == "cpu" else its["device"]
     return f"{kind}, {its['cores']} cores, {its['backend']}, jax {its['jax']}"
-
-
-def _git(*words: str) -> str:
-    call = ["git", *words]
-    done = subprocess.run(call, cwd=ROOT, check=True, capture_output=True, text=True)
-    return done.stdout.strip()

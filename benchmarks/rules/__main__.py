@@ -15,11 +15,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, commit
 from benchmarks.rules import page, plan
 from benchmarks.rules.methods import METHODS
 from benchmarks.rules.plan import DENSE, TASKS
-from benchmarks.rules.store import Job, Store, as_runs, commit
+from benchmarks.rules.store import Job, Store, as_runs
 from benchmarks.rules.train import Bench
 
 STOPPED = 130  # as shells have it for Ctrl-C

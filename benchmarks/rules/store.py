@@ -9,12 +9,9 @@ import json
 import math
 import os
 import re
-import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Job(NamedTuple):
@@ -141,23 +138,6 @@ class Store:
 
     def _path(self, task: str) -> Path:
         return self.folder / f"{task}.jsonl"
-
-
-def commit(root: Path = ROOT) -> str | None:
-    """Of the library, with a "+" if its files differ from it; None outside git."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", *words], cwd=root, capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
-
-    try:
-        return git("rev-parse", "--short", "HEAD") + (
-            "+" if git("status", "--porcelain", "--", "bbjax") else ""
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def as_runs(job: Job, found: Any, seconds: float, made_at: str | None) -> list[Run]:
