@@ -11,6 +11,7 @@ from bbjax.degrees import degrees
 from bbjax.exchange import load_masks, save_masks
 from bbjax.files import load, save
 from bbjax.fitted import spreads
+from bbjax.gradients import value_and_grad
 from bbjax.metrics import metrics
 from bbjax.moments import moment_paths, reset_moments
 from bbjax.observe import observe
@@ -79,6 +80,7 @@ __all__ = [
     "transform",
     "unitwise",
     "unstack",
+    "value_and_grad",
     "wrap",
 ]
 

@@ -50,8 +50,7 @@ class TrainState(train_state.TrainState):
       >>> units = bb.trace(loss, params, x)
       >>> tx = optax.chain(optax.sgd(0.1), bb.transform(units, density=0.5, start=0))
       >>> state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
-      >>> observed = jax.value_and_grad(bb.observe(loss, units), has_aux=True)
-      >>> (_, activity), grads = observed(state.params, x)
+      >>> _, grads, activity = bb.value_and_grad(loss, units)(state.params, x)
       >>> state = state.apply_gradients(grads=grads, activity=activity)
       >>> int((state.params["up"]["kernel"] != 0).sum())
       16

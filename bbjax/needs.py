@@ -24,7 +24,8 @@ def check_needs(rule: Rule, activity: Any, grads: Any) -> None:
         raise ValueError(
             f"expected activity, which rule {rule.name!r} needs, got None; call "
             "tx.update(grads, opt_state, params, activity=activity) with the activity "
-            "that bb.observe(loss_fn, units) returns"
+            "that bb.value_and_grad(loss_fn, units) or bb.observe(loss_fn, units) "
+            "returns"
         )
     if grads is None and "grads" in rule.needs:
         raise ValueError(
@@ -66,7 +67,8 @@ def check_activity(kernel: Kernel, names: tuple[str, ...], activity: Any) -> Any
         if value is None:
             raise ValueError(
                 f"expected statistic {statistic!r} of the {side} of {kernel.path!r}, "
-                "got none; pass needs=rule.needs to bb.observe or bb.calibrate"
+                "got none; pass needs=rule.needs to bb.value_and_grad, bb.observe or "
+                "bb.calibrate"
             )
         _check_statistic(kernel, name, value)
     return sides

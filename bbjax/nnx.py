@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
-__all__ = ["Functional", "functional", "opened"]
+__all__ = ["Functional", "functional", "objects_in", "opened", "value_and_grad"]
 
 
 class Functional(NamedTuple):
@@ -124,6 +124,30 @@ def opened(params: Any) -> tuple[Any, Callable[[Any], Any]]:
         return jax.tree_util.tree_unflatten(tree, given)
 
     return jax.tree_util.tree_unflatten(tree, leaves), closed
+
+
+def objects_in(tree: Any) -> bool:
+    """Whether a tree holds an NNX object.
+
+    Example:
+      >>> objects_in({"a": 1}), objects_in([nnx.Rngs(0)])
+      (False, True)
+    """
+    return bool(_places(tree)[2])
+
+
+def value_and_grad(fn: Callable[..., Any], params: Any, wrt: Any) -> Callable[..., Any]:
+    """`nnx.value_and_grad` of a function that returns `(loss, more)`.
+
+    Args:
+      fn: function of `(params, *args, **kwargs)`.
+      params: what its first argument will be.
+      wrt: filter of the variables that get gradients; `nnx.Param` if None.
+    """
+    if not objects_in(params):  # plain arrays beside an object among the arguments
+        return nnx.value_and_grad(fn, has_aux=True)
+    chosen = nnx.DiffState(0, nnx.Param if wrt is None else wrt)
+    return nnx.value_and_grad(fn, argnums=chosen, has_aux=True)
 
 
 def _places(tree: Any) -> tuple[list[Any], Any, list[int]]:

@@ -52,12 +52,14 @@ def observe(
     Returns:
       A function of the same arguments that returns `(out, activity)`, or
       `(out, (aux, activity))` with `has_aux`: ready for
-      `jax.value_and_grad(..., has_aux=True)`. `activity` maps the path of each kernel
+      `jax.value_and_grad(..., has_aux=True)`; `bb.value_and_grad` is both in one.
+      `activity` maps the path of each kernel
       to its `inputs` and `outputs`; see `bb.activity.Statistics`. Results and
       gradients are those of `fn`.
 
     Raises:
-      TypeError: `units` is no `Units`, `fn` or `on` is not callable.
+      TypeError: `units` is no `Units`, `fn` or `on` is not callable, `fn` returns no
+        pair with `has_aux`.
       ValueError: an unknown statistic, one that a kernel does not have or that only
         `bb.calibrate` measures, a function without the selected kernels, a mask that
         fits no activity.
@@ -96,10 +98,21 @@ def observe(
         activity = finished(sides, probe.geometries, measured_paths(units))
         if not has_aux:
             return result, activity
-        out, aux = result
+        out, aux = _pair(result)
         return out, (aux, activity)
 
     return observed
+
+
+def _pair(result: Any) -> tuple[Any, Any]:
+    """The two parts of what a function with side outputs returns."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        got = f"{len(result)} results" if isinstance(result, tuple) else "one result"
+        raise TypeError(
+            f"expected fn to return (out, aux) with has_aux=True, got {got}; return a "
+            "pair, or leave has_aux out"
+        )
+    return result
 
 
 def check(units: Units, on: On) -> None:
