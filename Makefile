@@ -13,11 +13,11 @@ DEMO_ARGS ?=
 .DEFAULT_GOAL := help
 .PHONY: help demo notebooks test test-optimized test-slow lint types doctest check clean
 
-help: ## list the targets
+help: ## list the targets; durations are for 2 CPU cores
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | \
-		awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
+		awk -F '\t' '{ printf "make %-15s %s\n", $$1, $$2 }'
 
-demo: $(VENV)/.installed-demo ## run the demo (options in DEMO_ARGS)
+demo: $(VENV)/.installed-demo ## run the demo (options in DEMO_ARGS), about 6 minutes
 	$(PY) -m bbjax.demo $(DEMO_ARGS)
 
 notebooks: $(VENV)/.installed-test ## run the notebooks, at their small setting
@@ -51,7 +51,7 @@ doctest: $(VENV)/.installed-test ## run the examples in the docstrings and in th
 check: lint types test doctest ## style, types, tests and examples
 
 clean: ## remove .venv, caches, builds and what the demo wrote
-	rm -rf $(VENV) build dist demo-output .hypothesis
+	rm -rf $(VENV) build dist demo-output demo-output-[0-9]* .hypothesis
 	rm -rf .pytest_cache .mypy_cache .ruff_cache
 	find bbjax tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -64,8 +64,10 @@ $(VENV)/bin/pip:
 		echo "bbjax needs Python >= 3.11; '$(PYTHON)' is" \
 			"$$("$(PYTHON)" --version 2>&1). Name another:" \
 			"make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	"$(PYTHON)" -m venv $(VENV)
+	@echo 'Making a Python environment in $(VENV), once.'
+	@"$(PYTHON)" -m venv $(VENV)
 
 $(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/pip
-	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@echo 'Installing bbjax and its packages for "$*" into $(VENV), once: about a minute.'
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@

@@ -4,8 +4,11 @@ The tiny run is at a density that binds and at a number of steps where ramp, ref
 and frozen masks all happen; whether methods differ is not asked here.
 """
 
+import io
 import json
+import shutil
 import struct
+import subprocess
 from types import SimpleNamespace
 
 import jax
@@ -16,11 +19,16 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
-from bbjax.demo import __main__ as command
-from bbjax.demo import data, model, tables
-from bbjax.demo.methods import METHODS, Timing, least_degree
+from rich.console import Console
 
-PICTURES = ("activity_degree", "degrees", "accuracy_density", "churn", "overview")
+from bbjax.demo import __main__ as command
+from bbjax.demo import data, model, outcome, run, smaller, statistics, tables
+from bbjax.demo.methods import LAW, METHODS, Timing, least_degree
+from bbjax.demo.origin import commit
+from bbjax.demo.progress import Steps
+from bbjax.demo.results import Results
+
+PICTURES = ("activity_degree", "degrees", "churn", "overview")
 STEPS = 14
 
 
@@ -77,9 +85,53 @@ def test_help_names_every_option_and_its_default(capsys):
         command.main(["--help"])
     assert stopped.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
-    for option in ("--density", "--seeds", "--steps", "--out"):
+    for option in ("--density", "--seeds", "--steps", "--out", "--overwrite"):
         assert option in shown
-    assert "demo-output" in shown and "(default: 5)" in shown
+    assert "(default: demo-output, or demo-output-2 and so on" in shown
+    assert "(default: 5)" in shown
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """The folders that runs are asked to write, in an empty place; nothing is run."""
+    folders = []
+
+    def fake(density, seeds, steps, out):
+        folders.append(str(out))
+        (out / "results.json").write_text("{}")
+
+    monkeypatch.setattr(run, "run", fake)
+    monkeypatch.chdir(tmp_path)
+    return folders
+
+
+def test_runs_without_a_folder_write_one_after_the_other(asked, tmp_path):
+    (tmp_path / "demo-output").mkdir()  # of a run that was stopped
+    for _ in range(3):
+        assert command.main([]) == 0
+    assert asked == ["demo-output", "demo-output-2", "demo-output-3"]
+    assert command.main(["--overwrite"]) == 0
+    assert asked[-1] == "demo-output"
+
+
+def test_folder_with_results_is_refused_unless_overwritten(asked, capsys):
+    assert command.main(["--out", "mine"]) == 0
+    capsys.readouterr()
+    line = refused(capsys, "--out", "mine")
+    assert "argument --out: expected a folder without results, got 'mine'" in line
+    assert "--overwrite" in line and asked == ["mine"]
+    assert command.main(["--out", "mine", "--overwrite"]) == 0
+    assert asked == ["mine", "mine"]
+
+
+def test_interrupted_run_ends_in_one_line_and_130(asked, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "run", interrupted)
+    assert command.main([]) == 130
+    shown = capsys.readouterr().err
+    assert shown == "bbjax.demo: stopped by Ctrl-C before the end\n"
 
 
 # Parts ---------------------------------------------------------------------------
@@ -110,7 +162,7 @@ def test_last_refresh_has_the_final_density_whatever_the_length(steps):
 
 def test_every_method_budgets_the_same_kernels():
     units = model.trace()
-    for method in METHODS:
+    for method in (*METHODS, LAW):
         assert tuple(method.select(units).budgeted) == model.PRUNED
 
 
@@ -145,20 +197,178 @@ def test_dead_units_are_silent_or_cut_off_on_either_side(lenient):
     assert dead() == 4
 
 
-def test_paired_differences_are_against_noise():
-    class Fake:
-        def __init__(self, key, *accuracy):
-            self.method = type("M", (), {"key": key})
-            self.accuracy = np.array(accuracy)
+def test_no_ratio_of_times_without_enough_steps():
+    steps = 30
+    dense = SimpleNamespace(seconds=np.linspace(1.0, 2.0, steps))
+    slow = SimpleNamespace(seconds=1.5 * dense.seconds)
+    slow.seconds[: outcome.SKIPPED] = 1e3  # what the first steps took is not counted
+    assert outcome.step_ratio(slow, dense, list(range(steps))) == pytest.approx(1.5)
+    few = list(range(outcome.SKIPPED + outcome.LEAST - 1))
+    assert outcome.step_ratio(slow, dense, few) is None
+    assert outcome.step_ratio(slow, dense, [*few, 20]) == pytest.approx(1.5)
 
-    base = Fake("magnitude", 90.0, 92.0, 91.0)
-    clear = tables.paired(Fake("a", 91.0, 93.1, 91.9), base)
-    np.testing.assert_allclose(clear["mean"], 1.0)
-    np.testing.assert_allclose(clear["se"], 0.1 / np.sqrt(3))
-    assert clear["resolved"]
-    assert not tables.paired(Fake("b", 91.0, 91.0, 91.5), base)["resolved"]
-    single = tables.paired(Fake("c", 95.0), Fake("magnitude", 90.0))
-    assert single["se"] is None and not single["resolved"]
+
+def test_missed_budgets_are_counted_in_edges():
+    units, timing, path = model.trace(), Timing(40), "Dense_1/kernel"
+    steps = timing.refreshes()
+    right = [[round(float(d) * 8192)] for d in timing.densities(0.25)[steps]]
+
+    def missed(kept):
+        method = SimpleNamespace(key="bb_in")
+        one = SimpleNamespace(
+            method=method, metrics=[{}], density=0.25, kept_at={path: np.array(kept)}
+        )
+        nothing = [], None, [], np.zeros((1, 3))
+        return Results([one], *nothing, timing, units).missed
+
+    assert missed(right) == 0
+    right[3][0] -= 2
+    assert missed(right) == 2
+
+
+def test_widths_are_those_of_the_net(lenient):
+    net = model.Net((3, 4, 5, 6))
+    params = net.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))["params"]
+    kernels = [path.split("/")[0] for path in model.HIDDEN]
+    assert [params[k]["kernel"].shape[-1] for k in kernels] == [3, 4, 5, 6]
+
+
+# Statistics ----------------------------------------------------------------------
+@pytest.mark.parametrize("values", [[1.0, 2.5], [0.1, -0.4]])
+def test_p_of_two_seeds_is_that_of_the_cauchy_distribution(values):
+    se, p = statistics.t_test(np.array(values))
+    t = np.mean(values) / se
+    np.testing.assert_allclose(se, abs(values[0] - values[1]) / 2)
+    np.testing.assert_allclose(p, 1 - 2 / np.pi * np.arctan(abs(t)), rtol=1e-4)
+
+
+def test_p_of_three_seeds_has_its_closed_form():
+    se, p = statistics.t_test(np.array([1.0, 1.1, 0.9]))
+    t = 1.0 / se
+    np.testing.assert_allclose(se, 0.1 / np.sqrt(3))
+    np.testing.assert_allclose(p, 1 - t / np.sqrt(2 + t**2), rtol=1e-3)
+
+
+def test_equal_differences_are_no_proof():
+    assert statistics.t_test(np.zeros(3)) == (0.0, 1.0)
+    assert statistics.t_test(np.full(3, 0.14)) == (0.0, None)
+    assert statistics.t_test(np.array([0.3])) == (None, None)
+
+
+def test_corrected_p_values_count_all_comparisons():
+    assert statistics.holm([0.02, 0.5, 0.01]) == [0.04, 0.5, 0.03]
+    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert statistics.holm([None, 0.04]) == [None, 0.04]
+
+
+def test_paired_differences_are_against_noise():
+    base = np.array([90.0, 92.0, 91.0])
+    compared = {
+        "up": base + [1.0, 1.1, 0.9],
+        "down": base - [1.0, 1.1, 0.9],
+        "same": base + [1.0, -1.0, 0.5],
+    }
+    up, down, same = statistics.paired(compared, base, "magnitude")
+    np.testing.assert_allclose(up["mean"], 1.0)
+    words = [one["significance"] for one in (up, down, same)]
+    assert words == ["better", "worse", "noise"]
+    np.testing.assert_allclose(up["p_holm"], 3 * up["p"])
+    (single,) = statistics.paired({"up": base[:1] + 5}, base[:1], "magnitude")
+    assert single["se"] is single["p"] is single["significance"] is None
+
+
+# What is said --------------------------------------------------------------------
+def test_every_step_is_said_on_plain_lines():
+    file = io.StringIO()
+    with Steps(Console(file=file, width=80), 2) as steps:
+        with steps.step("training", 10) as tick:
+            for _ in range(10):
+                tick(1)
+        with steps.step("drawing", 1):
+            steps.say("a remark")
+    lines = file.getvalue().splitlines()
+    assert [line for line in lines if not line.startswith("  ")] == [
+        "1 of 2: training",
+        "2 of 2: drawing",
+        "a remark",
+    ]
+    parts = [line.split()[0] for line in lines[1:5]]
+    assert parts == ["20", "40", "60", "80"] and "left" in lines[1]
+    assert lines[5].startswith("  done in") and lines[-1].startswith("  done in")
+    assert "\x1b" not in file.getvalue()
+
+
+def test_every_step_has_a_bar_in_a_terminal():
+    file = io.StringIO()
+    console = Console(file=file, width=80, force_terminal=True, color_system=None)
+    with Steps(console, 1) as steps, steps.step("training", 4) as tick:
+        tick(1)
+    *_, last = [line for line in file.getvalue().splitlines() if "training" in line]
+    assert "1 of 1: training" in last and "100%" in last
+
+
+def shown(seeds, ratio):
+    """The table of two made-up methods, in a terminal of 80 columns."""
+    base = 97.0 + np.arange(seeds)
+    accuracies = {"magnitude": base, "bb_in": base + 0.25}
+    methods = [
+        {
+            "key": method.key,
+            "label": method.label,
+            "test_accuracy": statistics.spread(accuracies[method.key]),
+            "kept_edges": [7066] * seeds,
+            "edges": 141312,
+            "step_time_ratio": ratio,
+            "dead_units": {"mean": 43.2},
+        }
+        for method in METHODS
+        if method.key in accuracies
+    ]
+    result = {
+        "settings": {"seeds": seeds, "steps": 9, "density": 0.05, "hidden_units": 288},
+        "methods": methods,
+        "edges_asked": 7066,
+        "paired": statistics.paired({"bb_in": base + 0.25}, base, "magnitude"),
+    }
+    file = io.StringIO()
+    Console(file=file, width=80).print(tables.table(result))
+    assert len(tables.notes(result)) <= 3
+    return file.getvalue()
+
+
+def test_table_fits_a_terminal_and_leaves_out_what_means_nothing():
+    one, more = shown(1, None), shown(3, 1.07)
+    for text in (one, more):
+        assert "…" not in text and "7,066" in text and "+0.25" in text
+        assert "keep 7,066 of 141,312 edges" in text
+    assert "1.07" in more and "98.00 ± 1.00" in more
+    row = next(line for line in one.splitlines() if "+0.25" in line)
+    assert row.count("–") == 4  # sd, standard error, significance, time ratio
+
+
+# Where numbers come from ---------------------------------------------------------
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_commit_is_that_of_the_library_alone(tmp_path):
+    def git(*words):
+        name = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        done = subprocess.run(
+            ["git", *name, *words], cwd=tmp_path, check=True, capture_output=True
+        )
+        return done.stdout.decode().strip()
+
+    library = tmp_path / "bbjax"
+    library.mkdir()
+    assert commit(tmp_path) is None
+    git("init")
+    (library / "a.py").write_text("1")
+    git("add", ".")
+    git("commit", "-m", "one")
+    assert commit(tmp_path) == git("rev-parse", "--short", "HEAD")
+    assert commit(library) is None  # installed inside the checkout of something else
+    (tmp_path / "notes").write_text("not of the library")
+    assert not commit(tmp_path).endswith("+")
+    (library / "a.py").write_text("2")
+    assert commit(tmp_path).endswith("+")
 
 
 # A run ---------------------------------------------------------------------------
@@ -195,9 +405,9 @@ def test_json_says_what_was_run(result):
     assert (settings["seeds"], settings["steps"]) == (1, STEPS)
     assert settings["density"] == 0.06
     assert {"bbjax", "jax", "flax", "optax"} <= set(result["versions"])
+    assert result["commit"] == commit()
     assert {"platform", "python", "cores", "device"} <= set(result["machine"])
     assert result["seconds"]["wall"] > 0 and result["seconds"]["cpu"] > 0
-    assert "One seed" in result["conclusion"]
 
 
 @pytest.mark.slow
@@ -205,6 +415,7 @@ def test_every_method_keeps_exactly_the_budget(result):
     units = model.trace()
     budget = sum(round(0.06 * units[p].edge_count) for p in model.PRUNED)
     assert [m["key"] for m in result["methods"]] == [m.key for m in METHODS]
+    assert result["edges_asked"] == budget and result["edges_missed"] == 0
     for method in result["methods"][1:]:
         assert method["kept_edges"] == [budget], method["key"]
         assert method["density_asked"] == 0.06
@@ -221,9 +432,25 @@ def test_json_has_each_number_of_the_table(result):
         assert 0 <= method["test_accuracy"]["mean"] <= 100
         assert len(method["test_accuracy"]["per_seed"]) == 1
         assert method["test_accuracy"]["sd"] is None
-        assert method["step_time_ratio"] > 0
+        assert method["step_time_ratio"] is None  # too few steps
         assert 0 <= method["dead_units"]["mean"] <= result["settings"]["hidden_units"]
     pruned = result["methods"][1:]
     assert all(len(m["churn"]) == len(result["refreshes"]) for m in pruned)
     assert all("overall/balance_slope" in m["metrics"] for m in pruned)
-    assert {p["method"] for p in result["paired"]} >= {"bb_in", "bb_out", "bb_both"}
+    compared = {m["key"] for m in pruned} - {"magnitude"}
+    assert {p["method"] for p in result["paired"]} == compared
+    assert all(p["significance"] is None for p in result["paired"])  # one seed
+
+
+@pytest.mark.slow
+def test_nets_become_smaller_round_by_round(result):
+    rounds = result["smaller"]["rounds"]
+    assert len(rounds) == smaller.ROUNDS + 1
+    assert rounds[0]["widths"] == list(model.WIDTHS)
+    assert rounds[0]["time_ratio_quartiles"] == [1, 1, 1]
+    sizes = [one["parameters"][0] for one in rounds]
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] < 0.1 * sizes[0]
+    assert rounds[0]["test_accuracy"]["mean"] == pytest.approx(
+        result["methods"][0]["test_accuracy"]["mean"], abs=0.15
+    )
+    assert len(result["smaller"]["masked_time_ratio_quartiles"]) == 3

@@ -44,15 +44,23 @@ class Method:
 
 
 _BB = bb.rules.budgeted_broadcast()
+# The score "scaled" differs from |w| only where a kernel reads raw inputs. None of the
+# budgeted kernels does, so it would give the rows below once more.
 METHODS = (
     Method("dense", "dense"),
-    Method("magnitude", "magnitude", bb.rules.magnitude()),
+    Method("magnitude", "magnitude, per unit", bb.rules.magnitude()),
+    Method(
+        "magnitude_layer", "magnitude, layer-wide", bb.rules.magnitude(scope="layer")
+    ),
     Method("activity_only", "activity-only", bb.rules.activity_only()),
-    Method("bb_in", "BB, SP-in", _BB),
-    Method("bb_out", "BB, SP-out", _BB, ("out",)),
-    Method("bb_both", "BB, both", _BB, ("in", "out")),
+    Method("bb_in", "Budgeted Broadcast, fan-in", _BB),
+    Method("bb_out", "Budgeted Broadcast, fan-out", _BB, ("out",)),
+    Method("bb_both", "Budgeted Broadcast, both", _BB, ("in", "out")),
 )
 BY_KEY = {method.key: method for method in METHODS}
+
+# For the picture of activity and degree alone: the balance without competition.
+LAW = Method("law", "the law alone", bb.rules.budgeted_broadcast(competition=0))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,9 @@
                                                   the last)
 
 Budgeted are the kernels between hidden units, `PRUNED`; the first convolution (one
-input channel) and the head stay dense. SP-in and SP-out count the edges of the same
-three kernels from their two ends, so every method spends the same number of edges.
+input channel) and the head stay dense. A fan-in budget and a fan-out budget count the
+edges of the same three kernels from their two ends, so every method keeps the same
+number of edges.
 """
 
 from __future__ import annotations
@@ -26,35 +27,47 @@ PRUNED = ("Conv_1/kernel", "Dense_0/kernel", "Dense_1/kernel")
 HIDDEN = ("Conv_0/kernel", *PRUNED)
 HEAD = "Dense_2/kernel"
 PATTERN = "|".join(f"^{path}$" for path in PRUNED)
+WIDTHS = (32, 64, 128, 64)
 
 
 class Net(nn.Module):
-    """(n, 8, 8, 1) images to (n, 10) logits."""
+    """(n, 8, 8, 1) images to (n, 10) logits.
+
+    Attributes:
+        widths: numbers of hidden units, layer by layer.
+    """
+
+    widths: tuple[int, int, int, int] = WIDTHS
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Logits of a batch."""
-        x = nn.relu(nn.Conv(32, (3, 3))(x))
-        x = nn.relu(nn.Conv(64, (3, 3), strides=(2, 2))(x))
+        first, second, third, fourth = self.widths
+        x = nn.relu(nn.Conv(first, (3, 3))(x))
+        x = nn.relu(nn.Conv(second, (3, 3), strides=(2, 2))(x))
         x = x.reshape(x.shape[0], -1)
-        x = nn.relu(nn.Dense(128)(x))
-        x = nn.relu(nn.Dense(64)(x))
+        x = nn.relu(nn.Dense(third)(x))
+        x = nn.relu(nn.Dense(fourth)(x))
         return nn.Dense(10)(x)
+
+
+FULL = Net()
 
 
 def initial(seed: int) -> Any:
     """Parameters of a seed."""
-    return Net().init(jax.random.key(seed), jnp.zeros((1, 8, 8, 1)))["params"]
+    return FULL.init(jax.random.key(seed), jnp.zeros((1, 8, 8, 1)))["params"]
 
 
-def logits(params: Any, x: ArrayLike) -> jax.Array:
+def logits(params: Any, x: ArrayLike, net: Net = FULL) -> jax.Array:
     """Logits of a batch, (n, 10)."""
-    return jnp.asarray(Net().apply({"params": params}, x))
+    return jnp.asarray(net.apply({"params": params}, x))
 
 
-def loss(params: Any, x: ArrayLike, y: ArrayLike) -> jax.Array:
+def loss(params: Any, x: ArrayLike, y: ArrayLike, net: Net = FULL) -> jax.Array:
     """Mean cross-entropy of a batch."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits(params, x), y).mean()
+    found = logits(params, x, net)
+    return optax.softmax_cross_entropy_with_integer_labels(found, y).mean()
 
 
 def accuracy(params: Any, x: ArrayLike, y: ArrayLike) -> jax.Array:

@@ -5,6 +5,8 @@ activity is on the training images. Step times are ratios to the dense net of th
 run, step by step, and the median over steps with or without a refresh:
 
     ratio = median_n( seconds_method[n] / seconds_dense[n] )      first steps left out
+
+There is no ratio where fewer than `LEAST` steps count.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from bbjax.demo.methods import Method
 from bbjax.demo.train import Trainer
 
 SKIPPED = 3  # first steps that no step time counts
+LEAST = 10  # steps that a ratio of step times takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +42,9 @@ class Outcome:
         edges: budgeted edges that there are.
         metrics: `bb.metrics` by seed; empty for the dense net.
         degrees: by kernel, fan-in and fan-out of its units, of seed 0.
-        on_rates: by kernel, running mean of its budgeted units, of seed 0.
+        on_rates: by kernel, those that the last refresh read, of seed 0.
         churn: share of edges flipped, (refreshes, seeds).
+        kept_at: by kernel, kept edges after each refresh, (refreshes, seeds).
         seconds: of each step, all seeds together.
     """
 
@@ -55,6 +59,7 @@ class Outcome:
     degrees: dict[str, tuple[np.ndarray, np.ndarray]]
     on_rates: dict[str, np.ndarray]
     churn: np.ndarray
+    kept_at: dict[str, np.ndarray]
     seconds: np.ndarray
 
 
@@ -65,7 +70,6 @@ def measure(trainer: Trainer, units: bb.Units, data: Data) -> Outcome:
     numbers = []
     if pruned:
         numbers = [jax.device_get(_metrics(opt)) for _, opt in trainer.states]
-    _, first = trainer.states[0]
     return Outcome(
         method=trainer.method,
         density=trainer.density if pruned else 1.0,
@@ -76,8 +80,12 @@ def measure(trainer: Trainer, units: bb.Units, data: Data) -> Outcome:
         edges=sum(units[path].edge_count for path in model.PRUNED),
         metrics=[{k: float(v) for k, v in m.items()} for m in numbers],
         degrees=jax.device_get(found[0]["degrees"]),
-        on_rates=jax.device_get(bb.on_rates(first)) if pruned else {},
+        on_rates=trainer.on_rates,
         churn=np.array(trainer.churn),
+        kept_at={
+            path: np.array([[seed[path] for seed in at] for at in trainer.kept])
+            for path in (model.PRUNED if pruned else ())
+        },
         seconds=np.array(trainer.seconds),
     )
 
@@ -99,14 +107,18 @@ def _kept(degrees: dict[str, tuple[jax.Array, jax.Array]]) -> int:
     return sum(int(degrees[path][0].sum()) for path in model.PRUNED)
 
 
-def step_ratio(outcome: Outcome, dense: Outcome, steps: list[int]) -> float:
+def step_ratio(outcome: Outcome, dense: Outcome, steps: list[int]) -> float | None:
     """Median step time against the dense net.
 
     Args:
         outcome: of a method.
         dense: of the dense net in the same run.
-        steps: that count; the first `SKIPPED` of the run do not, unless there are no
-            others.
+        steps: that count, but for the first `SKIPPED` of the run.
+
+    Returns:
+        The ratio; None if fewer than `LEAST` steps are left.
     """
-    counted = [n for n in steps if n >= SKIPPED] or list(range(len(dense.seconds)))
+    counted = [n for n in steps if n >= SKIPPED]
+    if len(counted) < LEAST:
+        return None
     return float(np.median(outcome.seconds[counted] / dense.seconds[counted]))

@@ -1,41 +1,92 @@
-"""The run: compile, train all methods together, sweep the density, write the folder.
+"""The run: compile, train all methods together, sweep the density, shrink, write.
 
-results.json           the table, per-seed values, settings, versions, machine
-activity_degree.png    on-rate against degree, with the fitted balance line
-degrees.png            degrees per layer, from both ends
-accuracy_density.png   test accuracy against density
-churn.png              edges flipped at each refresh
-overview.png           one panel of each
+results.json           the table, per-seed values, settings, commit, versions, machine
+overview.png           accuracy, budget, balance and smaller nets, one panel each
+activity_degree.png    activity against degree, layer by layer
+degrees.png            degrees of the units of each layer, by method
+churn.png              edges that change at each refresh
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-)
 
 import bbjax as bb
-from bbjax.demo import model, pictures, tables
+from bbjax.demo import model, pictures, smaller, tables
 from bbjax.demo.data import BATCH, HELD_OUT, Data, load
-from bbjax.demo.methods import METHODS, Timing, least_degree
+from bbjax.demo.drawing import many
+from bbjax.demo.methods import LAW, METHODS, Timing, least_degree
 from bbjax.demo.outcome import Outcome, measure
+from bbjax.demo.progress import Steps, Tick, duration
+from bbjax.demo.results import Results
 from bbjax.demo.train import EMA, LEARNING_RATE, Step, Trainer, together
 
 SWEEP = (0.3, 0.1, 0.05, 0.035)
 SWEPT = ("magnitude", "activity_only", "bb_in", "bb_out")
-SWEEP_SEEDS = 3
+SWEEP_SEEDS = 3  # at most; also of the smaller nets
+STEP_SECONDS = 0.005  # of one step of one net
+OTHER_SECONDS = 80.0  # compiling, shrinking, drawing
+PROBED = 0.1  # share of the main training after which the speed counts as measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What will be trained; work is counted in steps of one net.
+
+    Attributes:
+        density: kept share of the edges of every budgeted kernel.
+        seeds: number of seeds.
+        steps: of training.
+
+    Example:
+        >>> plan = Plan(0.05, seeds=5, steps=600)
+        >>> plan.densities, plan.main
+        ((0.3, 0.1, 0.035), 21000)
+    """
+
+    density: float
+    seeds: int
+    steps: int
+
+    @property
+    def few(self) -> int:
+        """Seeds of the sweep and of the smaller nets."""
+        return min(self.seeds, SWEEP_SEEDS)
+
+    @property
+    def densities(self) -> tuple[float, ...]:
+        """Further densities, apart from the one asked for."""
+        return tuple(d for d in SWEEP if not 0.75 < d / self.density < 1.33)
+
+    @property
+    def tune(self) -> int:
+        """Steps of training after each round of shrinking."""
+        return max(1, self.steps // 3)
+
+    @property
+    def main(self) -> int:
+        """Work of the comparison."""
+        return len(METHODS) * self.seeds * self.steps
+
+    @property
+    def rest(self) -> int:
+        """Work of all that comes after the comparison."""
+        swept = len(self.densities) * len(SWEPT) * self.few * self.steps
+        return swept + self.steps + smaller.ROUNDS * self.few * self.tune
+
+    @property
+    def seconds(self) -> float:
+        """Expected duration on two quiet CPU cores."""
+        return OTHER_SECONDS + STEP_SECONDS * (self.main + self.rest)
 
 
 def run(density: float, seeds: int, steps: int, out: Path) -> dict[str, Any]:
@@ -51,22 +102,53 @@ def run(density: float, seeds: int, steps: int, out: Path) -> dict[str, Any]:
         What stands in `results.json`.
     """
     wall, cpu = time.perf_counter(), time.process_time()
-    data, units, timing = load(), model.trace(), Timing(steps)
-    k_min = least_degree(units, density)
+    plan, timing = Plan(density, seeds, steps), Timing(steps)
+    console = _console()
+    with Steps(console, 6) as progress:
+        progress.say(
+            f"This takes about {duration(plan.seconds)} on two free CPU cores "
+            f"(measured with 5 seeds and 600 steps, scaled to {seeds} and {steps})."
+        )
+        with progress.step("reading the digits and the net", 2) as tick:
+            data = load()
+            tick(1)
+            units = model.trace()
+        compiled = _compile(progress, units, timing, least_degree(units, density), data)
+        trainers = _main(progress, compiled, plan, data)
+        main = [measure(trainer, units, data) for trainer in trainers]
+        sweep, law = _sweep(progress, compiled, plan, units, data)
+        params = {t.method.key: [p for p, _ in t.states] for t in trainers}
+        sizes, times = _smaller(progress, plan, params, data)
+        results = Results(main, sweep, law, sizes, times, timing, units)
+        with progress.step(f"drawing {len(pictures.NAMES)} pictures", 1) as tick:
+            drawn = pictures.draw_all(results)
+    seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    result = tables.report(results, _settings(plan, results, data), seconds)
+    text = json.dumps(result, indent=1, allow_nan=False, ensure_ascii=False)
+    # All at once, so that a run that was stopped leaves nothing behind.
+    for name, figure in drawn.items():
+        figure.savefig(out / name)
+    (out / "results.json").write_text(text + "\n", encoding="utf-8")
+    console.print(tables.table(result))
+    for line in (*tables.notes(result), _where(seconds, out)):
+        console.print(line, highlight=False, soft_wrap=True)
+    return result
+
+
+def _console() -> Console:
+    """The terminal; text that goes elsewhere is as wide as the table."""
     console = Console()
-    with _progress(console) as progress:
-        compiled = _compile(progress, units, timing, k_min, data)
-        main = _main(progress, compiled, density, seeds, units, data)
-        sweep = _sweep(progress, compiled, density, seeds, units, data)
-        task = progress.add_task("draw", total=1)
-        pictures.draw_all(main, sweep, units, timing, out)
-        progress.advance(task)
-    settings = {
-        "density": density,
-        "seeds": seeds,
-        "steps": steps,
-        "sweep_seeds": min(seeds, SWEEP_SEEDS),
-        "k_min": k_min,
+    return console if console.is_terminal else Console(width=110)
+
+
+def _settings(plan: Plan, results: Results, data: Data) -> dict[str, Any]:
+    timing, units = results.timing, results.units
+    return {
+        "density": plan.density,
+        "seeds": plan.seeds,
+        "steps": plan.steps,
+        "sweep_seeds": plan.few,
+        "k_min": results.main[0].k_min,
         "start": timing.start,
         "every": timing.every,
         "ramp": timing.ramp,
@@ -79,89 +161,98 @@ def run(density: float, seeds: int, steps: int, out: Path) -> dict[str, Any]:
         "test_images": len(data.test_y),
         "kernels": list(model.PRUNED),
         "hidden_units": sum(units[p].unit_count("in") for p in model.HIDDEN),
+        "smaller_keep": smaller.KEEP,
+        "smaller_steps": plan.tune,
     }
-    seconds = {
-        "wall": time.perf_counter() - wall,
-        "cpu": time.process_time() - cpu,
-    }
-    result = tables.report(main, sweep, timing, settings, seconds)
-    text = json.dumps(result, indent=1, allow_nan=False, ensure_ascii=False)
-    (out / "results.json").write_text(text + "\n", encoding="utf-8")
-    _say(console, result, out)
-    return result
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description:<22}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
+def _where(seconds: dict[str, float], out: Path) -> str:
+    return (
+        f"{duration(seconds['wall'])} ({os.cpu_count()} cores, "
+        f"{jax.devices()[0].device_kind}). All numbers and {len(pictures.NAMES)} "
+        f"pictures: {out}{os.sep} (look at overview.png first)"
     )
 
 
 def _compile(
-    progress: Progress, units: bb.Units, timing: Timing, k_min: int, data: Data
+    progress: Steps, units: bb.Units, timing: Timing, k_min: int, data: Data
 ) -> dict[str, Step]:
-    task = progress.add_task("compile", total=len(METHODS))
+    methods = (*METHODS, LAW)
     steps = {}
-    for method in METHODS:
-        steps[method.key] = Step(method, units, timing, k_min, data)
-        progress.advance(task)
+    text = f"compiling {len(methods)} training steps"
+    with progress.step(text, len(methods)) as tick:
+        for method in methods:
+            steps[method.key] = Step(method, units, timing, k_min, data)
+            tick(1)
     return steps
 
 
 def _main(
-    progress: Progress,
-    compiled: dict[str, Step],
-    density: float,
-    seeds: int,
-    units: bb.Units,
-    data: Data,
-) -> list[Outcome]:
+    progress: Steps, compiled: dict[str, Step], plan: Plan, data: Data
+) -> list[Trainer]:
     """All methods at the density asked for, taking turns."""
-    trainers = [Trainer(step, density, seeds, data) for step in compiled.values()]
-    steps = compiled["dense"].timing.steps
-    task = progress.add_task(f"train {len(trainers)} methods", total=steps)
-    share = 1 / len(trainers)
-    together(trainers, steps, lambda: progress.advance(task, share))
-    progress.update(task, completed=steps)
-    return [measure(trainer, units, data) for trainer in trainers]
+    chosen = [compiled[method.key] for method in METHODS]
+    trainers = [Trainer(step, plan.density, plan.seeds, data) for step in chosen]
+    text = f"training {len(METHODS)} methods, {many(plan.seeds, 'seed')}"
+    with progress.step(text, plan.main) as tick:
+        together(trainers, plan.steps, _probing(progress, plan, tick))
+    return trainers
+
+
+def _probing(progress: Steps, plan: Plan, tick: Tick) -> Tick:
+    """Says how long the run will take, once the first steps were timed."""
+    begin, done = time.perf_counter(), 0.0
+
+    def probe(amount: float) -> None:
+        nonlocal done
+        tick(amount)
+        before, done = done, done + amount
+        if before < PROBED * plan.main <= done:
+            speed = (time.perf_counter() - begin) / done
+            left = speed * (plan.main - done + plan.rest)
+            # What is not training goes slower with the machine, too.
+            left += OTHER_SECONDS / 2 * max(1.0, speed / STEP_SECONDS)
+            progress.say(f"At the speed of the first steps {duration(left)} are left.")
+
+    return probe
 
 
 def _sweep(
-    progress: Progress,
+    progress: Steps,
     compiled: dict[str, Step],
-    density: float,
-    seeds: int,
+    plan: Plan,
     units: bb.Units,
     data: Data,
-) -> list[Outcome]:
-    """Some methods at further densities, with fewer seeds."""
-    steps = compiled["dense"].timing.steps
-    densities = [d for d in SWEEP if not 0.75 < d / density < 1.33]  # a new point
-    task = progress.add_task(f"train {len(densities)} densities", total=0)
-    progress.update(task, total=len(densities) * len(SWEPT) * steps)
-    found = []
-    for other in densities:
-        trainers = [
-            Trainer(compiled[key], other, min(seeds, SWEEP_SEEDS), data)
-            for key in SWEPT
-        ]
-        together(trainers, steps, lambda: progress.advance(task))
-        found += [measure(trainer, units, data) for trainer in trainers]
-    return found
+) -> tuple[list[Outcome], Outcome]:
+    """Some methods at further densities, with fewer seeds; and the law alone."""
+    groups = [
+        [Trainer(compiled[key], other, plan.few, data) for key in SWEPT]
+        for other in plan.densities
+    ]
+    groups.append([Trainer(compiled[LAW.key], plan.density, 1, data)])
+    total = plan.steps * sum(len(t.states) for group in groups for t in group)
+    text = f"training at {len(plan.densities)} densities, {many(plan.few, 'seed')}"
+    with progress.step(text, total) as tick:
+        for group in groups:
+            together(group, plan.steps, tick)
+    *found, law = [measure(t, units, data) for group in groups for t in group]
+    return found, law
 
 
-def _say(console: Console, result: dict[str, Any], out: Path) -> None:
-    seconds = result["seconds"]
-    console.print(tables.table(result))
-    console.print(result["conclusion"], highlight=False)
-    console.print(
-        f"{seconds['wall']:.0f} s ({seconds['cpu']:.0f} s of CPU time, "
-        f"{os.cpu_count()} cores, {jax.devices()[0].device_kind}); the table and the "
-        f"pictures are in {out}{os.sep}",
-        highlight=False,
-        soft_wrap=True,
-    )
+def _smaller(
+    progress: Steps, plan: Plan, params: dict[str, list[Any]], data: Data
+) -> tuple[list[smaller.Size], Any]:
+    """The dense nets with fewer and fewer units, and times per call."""
+    dense, masked = params["dense"][: plan.few], params["bb_in"][0]
+    rounds = smaller.ROUNDS * plan.few
+    text = f"making nets smaller, {many(plan.few, 'seed')}"
+    with progress.step(text, 1.1 * rounds) as tick:
+        sizes = smaller.shrink(dense, plan.tune, data, tick)
+        nets = [size.net for size in sizes] + [(model.FULL, masked)]
+        part = 0.1 * rounds / smaller.CALLS
+        times = smaller.times(nets, data, _scale(tick, part))
+    return sizes, times
+
+
+def _scale(tick: Callable[[float], None], factor: float) -> Tick:
+    return lambda amount: tick(factor * amount)

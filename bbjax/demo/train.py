@@ -1,6 +1,6 @@
 """Training: one compiled step per method, seeds in a loop, methods taking turns.
 
-    (loss, activity), grads = value_and_grad(observe(loss))(params, x, y)
+    loss, grads, activity = bb.value_and_grad(loss, units)(params, x, y)
     updates, state = tx.update(grads, state, params, activity=activity)
     params = apply_updates(params, updates)                  pruned entries exactly 0
 
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -76,15 +77,14 @@ class Step:
 
     def _step(self, state: Any, x: jax.Array, y: jax.Array, density: jax.Array) -> Any:
         params, opt_state = state
-        extra = {}
-        if self.method.rule is not None and self.method.rule.needs:
-            observed = bb.observe(model.loss, self._units)
-            gradient = jax.grad(observed, has_aux=True)
-            grads, extra["activity"] = gradient(params, x, y)
-        else:
+        rule, tx = self.method.rule, self._optimizer(density)
+        if rule is None:
             grads = jax.grad(model.loss)(params, x, y)
-        tx = self._optimizer(density)
-        updates, opt_state = tx.update(grads, opt_state, params, **extra)
+            updates, opt_state = tx.update(grads, opt_state, params)
+        else:
+            gradients = bb.value_and_grad(model.loss, self._units, needs=rule.needs)
+            _, grads, activity = gradients(params, x, y)
+            updates, opt_state = tx.update(grads, opt_state, params, activity=activity)
         return optax.apply_updates(params, updates), opt_state
 
 
@@ -98,6 +98,8 @@ class Trainer:
         states: `(params, opt_state)` by seed.
         seconds: of each step, all seeds together.
         churn: per refresh, the share of the budgeted edges that flipped, by seed.
+        kept: per refresh, the kept edges by kernel, by seed.
+        on_rates: those that the last refresh read, by kernel, of seed 0.
     """
 
     def __init__(self, step: Step, density: float, seeds: int, data: Data) -> None:
@@ -106,6 +108,8 @@ class Trainer:
         self.states = [step.init(seed) for seed in range(seeds)]
         self.seconds: list[float] = []
         self.churn: list[list[float]] = []
+        self.kept: list[list[dict[str, int]]] = []
+        self.on_rates: dict[str, np.ndarray] = {}
         steps, count = step.timing.steps, len(data.train_y)
         self._densities = step.timing.densities(density)
         self._orders = [batches(seed, steps, count) for seed in range(seeds)]
@@ -124,24 +128,36 @@ class Trainer:
         jax.block_until_ready(self.states)
         self.seconds.append(time.perf_counter() - begin)
         if self.method.rule is not None and n in self._refreshes:
-            self.churn.append([float(_churn(opt)) for _, opt in self.states])
+            seen = [jax.device_get(_refreshed(opt)) for _, opt in self.states]
+            self.churn.append([float(churn) for churn, _, _ in seen])
+            self.kept.append(
+                [{path: int(k) for path, k in kept.items()} for _, kept, _ in seen]
+            )
+            self.on_rates = seen[0][2]
 
 
 @jax.jit
-def _churn(opt_state: Any) -> jax.Array:
-    return bb.metrics(opt_state)["overall/churn"]
+def _refreshed(opt_state: Any) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+    """Churn, kept edges by kernel, and on-rates, after a refresh."""
+    kept = {
+        path: jnp.sum(mask, dtype=jnp.int32)
+        for path, mask in bb.masks(opt_state).items()
+    }
+    return bb.metrics(opt_state)["overall/churn"], kept, bb.on_rates(opt_state)
 
 
-def together(trainers: list[Trainer], steps: int, tick: Callable[[], None]) -> None:
+def together(
+    trainers: list[Trainer], steps: int, tick: Callable[[float], None]
+) -> None:
     """Trains methods side by side: one step each, in an order that rotates.
 
     Args:
         trainers: of the methods.
         steps: number of steps.
-        tick: called after each trainer's step.
+        tick: called after each trainer's step, with the number of nets it trained.
     """
     for n in range(steps):
         first = n % len(trainers)
         for trainer in [*trainers[first:], *trainers[:first]]:
             trainer.advance(n)
-            tick()
+            tick(len(trainer.states))
