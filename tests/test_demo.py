@@ -28,7 +28,7 @@ from bbjax.demo.origin import commit
 from bbjax.demo.progress import Steps
 from bbjax.demo.results import Results
 
-PICTURES = ("activity_degree", "degrees", "churn", "overview")
+PICTURES = ("degrees", "churn", "overview")
 STEPS = 14
 
 
@@ -280,7 +280,7 @@ def test_paired_differences_are_against_noise():
 # What is said --------------------------------------------------------------------
 def test_every_step_is_said_on_plain_lines():
     file = io.StringIO()
-    with Steps(Console(file=file, width=80), 2) as steps:
+    with Steps(Console(file=file, width=80), 2, pause=0) as steps:
         with steps.step("training", 10) as tick:
             for _ in range(10):
                 tick(1)

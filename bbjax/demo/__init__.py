@@ -18,5 +18,5 @@ paired. Then whole units are removed from the dense nets, which become really sm
     statistics  paired t tests, corrected
     tables      the results as JSON and as a table
     origin      commit, versions, machine
-    drawing     colours, fonts and axes; panels and pictures draw four PNG files
+    drawing     colours, fonts and axes; panels and pictures draw the PNG files
 """

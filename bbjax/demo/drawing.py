@@ -6,17 +6,13 @@ in greyscale.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-from bbjax.demo.outcome import Outcome
 
 # Colours of Okabe and Ito, told apart by most colour-blind readers.
 STYLES: dict[str, dict[str, Any]] = {
@@ -59,7 +55,7 @@ def headed(
     """As `tidy`, with what one sees in bold and a grey line below it."""
     tidy(ax, "", x, y, size)
     ax.set_title(
-        title, fontsize=size + 1, loc="left", pad=1.9 * size, fontweight="bold"
+        title, fontsize=size + 0.5, loc="left", pad=1.8 * size, fontweight="bold"
     )
     ax.annotate(
         below,
@@ -77,23 +73,6 @@ def line(key: str, **other: Any) -> dict[str, Any]:
     """Keywords to plot a method with."""
     common = {"linewidth": 1.8, "markersize": 6, "markeredgecolor": "white"}
     return STYLES[key] | common | {"markeredgewidth": 0.6} | other
-
-
-def legend(
-    figure: Figure, outcomes: Sequence[Outcome], columns: int, size: float = TEXT
-) -> None:
-    """The methods, below a figure."""
-    handles = [
-        Line2D([], [], label=o.method.label, **line(o.method.key)) for o in outcomes
-    ]
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=columns,
-        fontsize=size,
-        frameon=False,
-        handlelength=3,
-    )
 
 
 def plain_log(ax: Axes, axis: str, format: str = ",.0f") -> None:

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 import bbjax as bb
-from bbjax.demo.drawing import GREY, TEXT, headed, line, many, plain_log
+from bbjax.demo.drawing import TEXT, headed, line, many, plain_log
 from bbjax.demo.model import PRUNED
 from bbjax.demo.outcome import Outcome
 from bbjax.demo.results import Results
@@ -69,7 +69,7 @@ def accuracy(ax: Axes, results: Results, size: float = TEXT) -> None:
     headed(
         ax,
         "Accuracy against density",
-        f"{spread_of(seeds)}; the same edges are counted for all",
+        spread_of(seeds),
         "kept edges (%)",
         "test accuracy (%)",
         size,
@@ -107,13 +107,22 @@ def budget(ax: Axes, results: Results, size: float = TEXT) -> None:
         title,
         f"{nets} nets ({len(pruned)} methods, {seeds}), {often} each",
         "training step",
-        "edges",
+        "kept edges",
         size,
     )
 
 
 # Degree against on-rate ----------------------------------------------------------
-RATES = (0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99)
+RATES = {
+    0.01: "≤1",
+    0.05: "5",
+    0.2: "20",
+    0.5: "50",
+    0.8: "80",
+    0.95: "95",
+    0.99: "≥99",
+}
+NEVER = -5.6  # where units that are never on are drawn, left of the scale
 
 
 def _logit(rate: Any) -> np.ndarray:
@@ -135,15 +144,11 @@ def balance(ax: Axes, results: Results, path: str, size: float = TEXT) -> None:
     law, both = results.law, results.by_key["bb_in"]
     for outcome, key, label in (
         (both, "bb_in", "law and competition (default)"),
-        (law, "law", "the law alone"),
+        (law, "law", "the law alone (never on: mean degree)"),
     ):
         rate, degree = outcome.on_rates[path], outcome.degrees[path][0]
-        on = rate > DEAD
-        marks = line(key, linestyle="", markersize=6)
-        ax.plot(_logit(rate[on]), degree[on], label=label, **marks)
-        marks |= {"marker": "x", "markeredgecolor": marks["color"], "mew": 1.4}
-        ax.plot(_logit(rate[~on]) - 0.5, degree[~on], **marks)
-    ax.plot([], [], "x", color=GREY, mew=1.4, markersize=6, label="× never on")
+        x = np.where(rate > DEAD, _logit(rate), NEVER)
+        ax.plot(x, degree, label=label, **line(key, linestyle=""))
     expected, rate = _expected(law, results, path), law.on_rates[path]
     order = np.argsort(rate)
     order = order[rate[order] > 4 * DEAD]  # below, the law fades to the mean
@@ -152,21 +157,22 @@ def balance(ax: Axes, results: Results, path: str, size: float = TEXT) -> None:
         expected[order],
         color="black",
         linewidth=1.4,
-        label="balance line",
+        label="balance line, within 2 nats of the mean",
         zorder=3,
     )
     off = np.abs(expected - law.degrees[path][0]).max()
-    ax.set_ylim(bottom=0)
-    ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    ax.xaxis.set_major_locator(FixedLocator(_logit(np.array(RATES)).tolist()))
-    ax.set_xticklabels([f"{100 * r:g}" for r in RATES])
+    ax.set_ylim(0, 1.45 * max(ax.get_ylim()))  # room for the legend
+    ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+    ticks = [NEVER, *_logit(np.array(list(RATES)))]
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.set_xticklabels(["0", *RATES.values()])
     ax.legend(fontsize=size - 2, frameon=False, loc="upper right")
     headed(
         ax,
         "The law alone lies on the balance line"
         if off <= 1
         else "Degree against on-rate",
-        f"{path.split('/')[0]}, {len(rate)} units, 1 seed",
+        f"{len(rate)} units of {path.split('/')[0]}, 1 seed; 0: never on",
         "on-rate (%), on a scale of log-odds",
         "degree (kept incoming edges)",
         size,
@@ -185,7 +191,9 @@ def smaller(ax: Axes, results: Results, size: float = TEXT) -> None:
     ax.errorbar(
         parameters, score, yerr=sd, label="parameters", **line("bb_out"), **bars
     )
-    ax.errorbar(times[:-1, 1], score, label="time per call", **line("bb_both"), **bars)
+    ax.errorbar(
+        times[:-1, 1], score, label="time per call (1 seed)", **line("bb_both"), **bars
+    )
     masked = results.by_key["bb_in"]
     ax.plot(
         times[-1:, 1],
@@ -193,7 +201,7 @@ def smaller(ax: Axes, results: Results, size: float = TEXT) -> None:
         "*",
         color="black",
         markersize=11,
-        label=f"masks alone ({100 * masked.density:g} % of edges): time",
+        label=f"time with masks alone ({100 * masked.density:g} % of edges)",
     )
     plain_log(ax, "x", "g")
     ax.invert_xaxis()
@@ -202,9 +210,9 @@ def smaller(ax: Axes, results: Results, size: float = TEXT) -> None:
     title = "Really smaller nets"
     if close:
         title = (
-            f"{parameters[close]:.2g} % of parameters, {times[close, 1]:.0f} % of "
-            f"time: {score[close] - score[0]:+.1f} points"
-        )
+            f"{parameters[close]:.2g} % of the parameters: "
+            f"{score[close] - score[0]:+.1f} points"
+        ).replace("-", "−")
     seeds = len(sizes[0].accuracy)
     headed(
         ax,

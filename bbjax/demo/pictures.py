@@ -1,11 +1,10 @@
-"""Three pictures and an overview of four panels, drawn without a display."""
+"""An overview of four panels and two more pictures, drawn without a display."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -14,13 +13,11 @@ from bbjax.demo.drawing import (
     STYLES,
     blank,
     headed,
-    legend,
     line,
     many,
     plain_log,
     tidy,
 )
-from bbjax.demo.model import PRUNED
 from bbjax.demo.results import Results
 
 __all__ = ["NAMES", "STYLES", "blank", "draw_all", "tidy"]
@@ -44,48 +41,31 @@ def overview(results: Results) -> Figure:
     return figure
 
 
-def activity_degree(results: Results) -> Figure:
-    """Degree against on-rate, layer by layer."""
-    figure = blank(13, 4.6, pad=0.1)
-    for ax, path in zip(figure.subplots(1, len(PRUNED)), PRUNED, strict=True):
-        panels.balance(ax, results, path, SIZE - 1)
-    return figure
-
-
 # Degrees -------------------------------------------------------------------------
-def _degrees(ax: Axes, results: Results, path: str, end: int) -> None:
-    """Degrees of the units of a kernel, sorted; `end` is 0 for fan-in, else 1."""
+def degrees(results: Results) -> Figure:
+    """Fan-in of the units of the widest kernel, sorted, by method."""
+    figure, path = blank(8, 5.6), panels.widest()
+    ax = figure.subplots()
     for outcome in results.pruned:
-        values = np.sort(outcome.degrees[path][end])
+        values = np.sort(outcome.degrees[path][0])
         x = 100 * (np.arange(len(values)) + 0.5) / len(values)
-        every = max(1, len(values) // 8)
-        ax.plot(x, values, **line(outcome.method.key), markevery=every)
+        label, every = outcome.method.label, max(1, len(values) // 8)
+        ax.plot(x, values, label=label, markevery=every, **line(outcome.method.key))
     ax.set_xlim(0, 100)
-    ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
     ax.set_ylim(bottom=0)
-    kind, side, budget = (
-        ("output", "incoming", "in"),
-        ("input", "outgoing", "out"),
-    )[end]
-    count = results.units[path].unit_count("in" if end == 0 else "out")
+    ax.legend(fontsize=SIZE - 3, frameon=False, loc="upper left")
+    low, most = (results.by_key[k].degrees[path][0] for k in ("magnitude", "bb_in"))
     headed(
         ax,
-        f"{path.split('/')[0]}: fan-{budget}",
-        f"{count} {kind} units, 1 seed",
-        f"{kind} units, sorted (%)",
-        f"kept {side} edges",
+        f"{low.min()} to {low.max()} edges a unit by magnitude, "
+        f"{most.min()} to {most.max()} by Budgeted Broadcast",
+        f"title: magnitude per unit, fan-in budget; {len(most)} units of "
+        f"{path.split('/')[0]}; 1 seed",
+        "units, sorted by degree (%)",
+        "degree (kept incoming edges)",
         SIZE - 1,
     )
-
-
-def degrees(results: Results) -> Figure:
-    """Degrees of each budgeted kernel, from both ends, by method."""
-    figure = blank(13, 8.4, pad=0.1)
-    grid = figure.subplots(2, len(PRUNED))
-    for end in (0, 1):
-        for ax, path in zip(grid[end], PRUNED, strict=True):
-            _degrees(ax, results, path, end)
-    legend(figure, results.pruned, 3, SIZE - 1)
     return figure
 
 
@@ -99,7 +79,9 @@ def churn(results: Results) -> Figure:
     needed, least = 100 * -np.diff(asked, prepend=1.0), 100 / edges
     ramp = needed > least
     shade: dict[str, Any] = {"color": "#d9d9d9", "linewidth": 0, "zorder": 0}
-    ax.fill_between(steps[ramp], least, needed[ramp], **shade, label="the ramp alone")
+    ax.fill_between(
+        steps[ramp], least, needed[ramp], **shade, label="needed by the ramp"
+    )
     last = {}
     for outcome in results.pruned:
         share = 100 * outcome.churn.mean(axis=1)
@@ -122,10 +104,9 @@ def churn(results: Results) -> Figure:
     ax.legend(fontsize=SIZE - 3, frameon=False, loc="lower left")
     headed(
         ax,
-        f"At the last refresh {last['bb_in']:.2g} % of the edges change "
-        f"(fan-in; magnitude {last['magnitude']:.2g} %)",
-        f"mean of {many(len(results.main[0].accuracy), 'seed')}; share of all edges, "
-        "kept or not",
+        f"Fan-in budget: {last['bb_in']:.2g} % of the edges change at the last refresh",
+        f"mean of {many(len(results.main[0].accuracy), 'seed')}; "
+        "share of all edges, kept or not",
         "training step",
         "edges that change at a refresh (%)",
         SIZE - 1,
@@ -135,7 +116,6 @@ def churn(results: Results) -> Figure:
 
 DRAWN = {
     "overview.png": overview,
-    "activity_degree.png": activity_degree,
     "degrees.png": degrees,
     "churn.png": churn,
 }

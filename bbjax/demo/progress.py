@@ -1,8 +1,8 @@
 """Says at every moment at which step the demo is, and how long the step will take.
 
 In a terminal every step is one line with a bar and the time that remains. Elsewhere
-plain lines are printed: one at the start of a step, one at every fifth of it, and one
-at its end.
+plain lines are printed: one at the start of a step, one at every fifth of it that takes
+longer than a few seconds, and one at its end.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Steps:
     Args:
         console: to write to.
         count: number of steps.
+        pause: least seconds between two plain lines within a step.
 
     Example:
         >>> with Steps(Console(force_terminal=False), 1) as steps:
@@ -39,8 +40,9 @@ class Steps:
           done in 0 s
     """
 
-    def __init__(self, console: Console, count: int) -> None:
+    def __init__(self, console: Console, count: int, pause: float = 5.0) -> None:
         self._console, self._count, self._number = console, count, 0
+        self._pause = pause
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),
@@ -74,7 +76,8 @@ class Steps:
         """
         self._number += 1
         head = f"{self._number} of {self._count}: {text}"
-        begin, done, told = time.perf_counter(), 0.0, 0
+        begin = last = time.perf_counter()
+        done, told = 0.0, 0
         bar = None
         if self._console.is_terminal:
             bar = self._bars.add_task(head, total=total)
@@ -82,16 +85,15 @@ class Steps:
             self.say(head)
 
         def tick(amount: float) -> None:
-            nonlocal done, told
+            nonlocal done, told, last
             done += amount
             if bar is not None:
                 self._bars.advance(bar, amount)
                 return
-            part = int(PARTS * done / total + 1e-6)
-            if told < part < PARTS:
-                told = part
-                passed = time.perf_counter() - begin
-                left = passed * (total - done) / done
+            part, now = int(PARTS * done / total + 1e-6), time.perf_counter()
+            if told < part < PARTS and now - last >= self._pause:
+                told, last = part, now
+                left = (now - begin) * (total - done) / done
                 self.say(f"  {part * 100 // PARTS} %, about {duration(left)} left")
 
         yield tick

@@ -2,8 +2,7 @@
 
 results.json           the table, per-seed values, settings, commit, versions, machine
 overview.png           accuracy, budget, balance and smaller nets, one panel each
-activity_degree.png    activity against degree, layer by layer
-degrees.png            degrees of the units of each layer, by method
+degrees.png            degrees of the units of one layer, by method
 churn.png              edges that change at each refresh
 """
 
@@ -33,8 +32,8 @@ from bbjax.demo.train import EMA, LEARNING_RATE, Step, Trainer, together
 SWEEP = (0.3, 0.1, 0.05, 0.035)
 SWEPT = ("magnitude", "activity_only", "bb_in", "bb_out")
 SWEEP_SEEDS = 3  # at most; also of the smaller nets
-STEP_SECONDS = 0.005  # of one step of one net
-OTHER_SECONDS = 80.0  # compiling, shrinking, drawing
+STEP_SECONDS = 0.0045  # of one step of one net
+OTHER_SECONDS = 100.0  # compiling, shrinking, drawing
 PROBED = 0.1  # share of the main training after which the speed counts as measured
 
 
@@ -106,8 +105,9 @@ def run(density: float, seeds: int, steps: int, out: Path) -> dict[str, Any]:
     console = _console()
     with Steps(console, 6) as progress:
         progress.say(
-            f"This takes about {duration(plan.seconds)} on two free CPU cores "
-            f"(measured with 5 seeds and 600 steps, scaled to {seeds} and {steps})."
+            f"This takes about {duration(plan.seconds)} on two free CPU cores (from an "
+            f"earlier run, scaled to {many(seeds, 'seed')} and {many(steps, 'step')}); "
+            "the time here is measured as soon as training runs."
         )
         with progress.step("reading the digits and the net", 2) as tick:
             data = load()
@@ -212,7 +212,7 @@ def _probing(progress: Steps, plan: Plan, tick: Tick) -> Tick:
             left = speed * (plan.main - done + plan.rest)
             # What is not training goes slower with the machine, too.
             left += OTHER_SECONDS / 2 * max(1.0, speed / STEP_SECONDS)
-            progress.say(f"At the speed of the first steps {duration(left)} are left.")
+            progress.say(f"At the speed measured so far, {duration(left)} are left.")
 
     return probe
 

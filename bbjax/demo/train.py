@@ -139,9 +139,10 @@ class Trainer:
 @jax.jit
 def _refreshed(opt_state: Any) -> tuple[jax.Array, dict[str, jax.Array], Any]:
     """Churn, kept edges by kernel, and on-rates, after a refresh."""
+    # A kernel with two actuators is counted from both ends, which gives the same.
     kept = {
-        path: jnp.sum(mask, dtype=jnp.int32)
-        for path, mask in bb.masks(opt_state).items()
+        name.partition(":")[0]: jnp.sum(degree, dtype=jnp.int32)
+        for name, degree in bb.degrees_of(opt_state).items()
     }
     return bb.metrics(opt_state)["overall/churn"], kept, bb.on_rates(opt_state)
 
