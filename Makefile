@@ -17,38 +17,38 @@ help: ## list the targets; durations are for 2 CPU cores
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | \
 		awk -F '\t' '{ printf "make %-15s %s\n", $$1, $$2 }'
 
-demo: $(VENV)/.installed-demo ## run the demo (options in DEMO_ARGS), about 6 minutes
+demo: $(VENV)/.installed-demo ## run the demo (options in DEMO_ARGS), about 5 minutes
 	$(PY) -m bbjax.demo $(DEMO_ARGS)
 
-notebooks: $(VENV)/.installed-test ## run the notebooks, at their small setting
+notebooks: $(VENV)/.installed-test ## run the notebooks, at their small setting, about 5 minutes
 	$(PY) -m pytest -n $(WORKERS) -m notebook tests/test_notebooks.py $(PYTEST_ARGS)
 
-test: $(VENV)/.installed-test ## run the tests (options in PYTEST_ARGS)
+test: $(VENV)/.installed-test ## run the tests (options in PYTEST_ARGS), about 12 minutes
 	$(PY) -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 # Optimized as users compile: what meets most of the compiler.
 OPTIMIZED := tests/test_contract_steps.py tests/test_cost.py tests/test_degrees.py \
 	tests/test_observe_zoo.py tests/test_run_oracle.py tests/test_topk.py
 
-test-optimized: $(VENV)/.installed-test ## run the core of the tests, fully compiled
+test-optimized: $(VENV)/.installed-test ## run the core of the tests, fully compiled, a few minutes
 	BBJAX_OPTIMIZED=1 $(PY) -m pytest -n $(WORKERS) $(OPTIMIZED) $(PYTEST_ARGS)
 
 # pytest exits with 5 when it collects nothing; having no slow test is no failure.
-test-slow: $(VENV)/.installed-test ## run the long checks
+test-slow: $(VENV)/.installed-test ## run the long checks, hours
 	$(PY) -m pytest -n $(WORKERS) -m "slow and not notebook" $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
-lint: $(VENV)/.installed-dev ## check style and formatting
+lint: $(VENV)/.installed-dev ## check style and formatting, seconds
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-types: $(VENV)/.installed-dev ## check types
+types: $(VENV)/.installed-dev ## check types, less than a minute
 	$(PY) -m mypy
 
-doctest: $(VENV)/.installed-test ## run the examples in the docstrings and in the README
+doctest: $(VENV)/.installed-test ## run the examples of docstrings and README, a few minutes
 	JAX_PLATFORMS=cpu MPLBACKEND=Agg $(PY) -m pytest --doctest-modules bbjax
 	$(PY) -m pytest tests/test_readme.py
 
-check: lint types test doctest ## style, types, tests and examples
+check: lint types test doctest ## style, types, tests and examples, about 20 minutes
 
 clean: ## remove .venv, caches, builds and what the demo wrote
 	rm -rf $(VENV) build dist demo-output demo-output-[0-9]* .hypothesis

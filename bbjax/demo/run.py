@@ -129,16 +129,18 @@ def run(density: float, seeds: int, steps: int, out: Path) -> dict[str, Any]:
     for name, figure in drawn.items():
         figure.savefig(out / name)
     (out / "results.json").write_text(text + "\n", encoding="utf-8")
-    console.print(tables.table(result))
-    for line in (*tables.notes(result), _where(seconds, out)):
-        console.print(line, highlight=False, soft_wrap=True)
+    console.print()
+    console.print(tables.table(result, console.width))
+    for line in tables.notes(result):
+        console.print(line, highlight=False)
+    console.print(_where(seconds, out), highlight=False, soft_wrap=True)
     return result
 
 
 def _console() -> Console:
     """The terminal; text that goes elsewhere is as wide as the table."""
     console = Console()
-    return console if console.is_terminal else Console(width=110)
+    return console if console.is_terminal else Console(width=112)
 
 
 def _settings(plan: Plan, results: Results, data: Data) -> dict[str, Any]:
@@ -168,9 +170,9 @@ def _settings(plan: Plan, results: Results, data: Data) -> dict[str, Any]:
 
 def _where(seconds: dict[str, float], out: Path) -> str:
     return (
-        f"{duration(seconds['wall'])} ({os.cpu_count()} cores, "
-        f"{jax.devices()[0].device_kind}). All numbers and {len(pictures.NAMES)} "
-        f"pictures: {out}{os.sep} (look at overview.png first)"
+        f"{duration(seconds['wall'])} on {os.cpu_count()} cores "
+        f"({jax.devices()[0].device_kind}); all numbers and {len(pictures.NAMES)} "
+        f"pictures are in {out}{os.sep}, see overview.png first"
     )
 
 

@@ -19,6 +19,7 @@ from bbjax.demo.statistics import paired, spread
 
 AGAINST = "magnitude"
 NONE = "–"
+WIDE = 100  # columns with which the table has room between its own
 
 
 def row(outcome: Outcome, dense: Outcome, timing: Timing) -> dict[str, Any]:
@@ -102,8 +103,8 @@ def _smaller(results: Results) -> dict[str, Any]:
 
 
 # For a terminal ------------------------------------------------------------------
-def table(result: dict[str, Any]) -> Table:
-    """The table, for a terminal of 80 columns or more."""
+def table(result: dict[str, Any], width: int) -> Table:
+    """The table, for a terminal that is `width` >= 80 columns wide."""
     settings = result["settings"]
     drawn = Table(
         title=f"Digits, {settings['seeds']} seeds, {settings['steps']} steps, density "
@@ -111,13 +112,14 @@ def table(result: dict[str, Any]) -> Table:
         f"{result['methods'][0]['edges']:,} edges",
         title_justify="left",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        show_edge=False,
+        padding=(0, 0 if width < WIDE else 1, 0, 0),
     )
     drawn.add_column("\nmethod", min_width=19)
     for name in ("test\naccuracy (%)", "minus\nmagnitude"):
         drawn.add_column(name, justify="right", no_wrap=True)
     drawn.add_column("signifi-\ncance", no_wrap=True)
-    for name in ("kept\nedges", "time\nratio", "dead\nunits"):
+    for name in ("kept\nedges", "time\nratio", f"dead of\n{settings['hidden_units']}"):
         drawn.add_column(name, justify="right", no_wrap=True)
     pairs = {pair["method"]: pair for pair in result["paired"]}
     for m in result["methods"]:
@@ -125,7 +127,7 @@ def table(result: dict[str, Any]) -> Table:
         drawn.add_row(
             m["label"],
             _with(f"{accuracy['mean']:.2f}", accuracy["sd"]),
-            _with(f"{pair['mean']:+.2f}", pair["se"]) if pair else "",
+            _with(f"{pair['mean']:+.2f}".replace("-", "−"), pair["se"]) if pair else "",
             (pair["significance"] or NONE) if pair else "",
             _range(m["kept_edges"]),
             _number(m["step_time_ratio"]),
@@ -149,11 +151,9 @@ def _number(value: float | None) -> str:
 
 def notes(result: dict[str, Any]) -> list[str]:
     """What the columns mean, in two lines."""
-    count = len(result["paired"])
     return [
-        "accuracy: mean ± sd over seeds. minus magnitude: paired by seed, ± standard "
-        f"error; paired t test at 5 %, Holm-corrected for {count} methods.",
-        "fan-in budget: counts incoming edges of units (SP-in in the paper); fan-out "
-        "budget: outgoing ones (SP-out). time: of a step, relative to dense. dead: of "
-        f"{result['settings']['hidden_units']} hidden units.",
+        "accuracy: mean ± sd; minus magnitude: paired by seed, ± standard error; "
+        f"t test at 5 %, Holm for {len(result['paired'])} comparisons",
+        "fan-in budget: counts incoming edges (SP-in in the paper); fan-out: outgoing "
+        "ones (SP-out); time: step / dense",
     ]
