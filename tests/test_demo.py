@@ -6,9 +6,13 @@ and frozen masks all happen; whether methods differ is not asked here.
 
 import io
 import json
+import os
 import shutil
+import signal
 import struct
 import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -134,6 +138,25 @@ def test_interrupted_run_ends_in_one_line_and_130(asked, capsys, monkeypatch):
     assert shown == "bbjax.demo: stopped by Ctrl-C before the end\n"
 
 
+@pytest.mark.slow
+def test_interrupt_while_compiling_ends_in_130(tmp_path):
+    words = ["-m", "bbjax.demo", "--seeds", "1", "--steps", "9", "--out", tmp_path]
+    process = subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    assert any(line.startswith("2 of ") for line in process.stdout)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert errors == "bbjax.demo: stopped by Ctrl-C before the end\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 # Parts ---------------------------------------------------------------------------
 def test_split_is_stratified_disjoint_and_standardised_by_training_images():
     split = data.load()
@@ -186,13 +209,13 @@ def test_dead_units_are_silent_or_cut_off_on_either_side(lenient):
     rates["Conv_0/kernel"][3] = 0.001
     assert dead() == 1  # never on
     params["Dense_0"]["kernel"][:, 7] = 0
-    assert dead() == 2  # hears nothing
+    assert dead() == 2  # no incoming edge
     params["Dense_1"]["kernel"][8, :] = 0
-    assert dead() == 3  # nobody listens
+    assert dead() == 3  # no outgoing edge
     channel = np.arange(1024) % 64 == 5
     channel[5] = False
     params["Dense_0"]["kernel"][channel, :] = 0
-    assert dead() == 3  # a channel that is heard from one position
+    assert dead() == 3  # a channel with edges from one position only
     params["Dense_0"]["kernel"][5, :] = 0
     assert dead() == 4
 

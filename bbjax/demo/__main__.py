@@ -172,5 +172,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _end(code: int) -> NoReturn:
+    """Ends the process; at once after Ctrl-C.
+
+    XLA may be compiling in a thread of its own then, and the usual end of the
+    interpreter would crash.
+    """
+    if code == INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _end(main())
