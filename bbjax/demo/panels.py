@@ -18,12 +18,19 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 import bbjax as bb
-from bbjax.demo.drawing import TEXT, headed, line, many, plain_log
+from bbjax.demo.drawing import GREY, TEXT, headed, line, many, plain_log
 from bbjax.demo.model import PRUNED
 from bbjax.demo.outcome import Outcome
 from bbjax.demo.results import Results
 from bbjax.metrics import DEAD, SATURATED
 
+# What is no method has no colour of one.
+_MARK: dict[str, Any] = {"linewidth": 1.8, "markersize": 6, "markeredgecolor": "white"}
+MARKS: dict[str, dict[str, Any]] = {
+    "budget": _MARK | {"color": GREY, "marker": "o"},
+    "parameters": _MARK | {"color": "#56b4e9", "marker": "o", "linestyle": "-"},
+    "time": _MARK | {"color": "#882255", "marker": "s", "linestyle": "--"},
+}
 CLOSE = 1.0  # points of accuracy that the title of `smaller` accepts to lose
 
 
@@ -86,7 +93,7 @@ def budget(ax: Axes, results: Results, size: float = TEXT) -> None:
     ax.plot(steps, asked, color="black", linewidth=1.6, label="asked for")
     at = timing.refreshes()
     kept = np.concatenate([sum(o.kept_at.values()) for o in pruned], axis=1)
-    marks: dict[str, Any] = line("bb_in", linestyle="", markersize=7)
+    marks: dict[str, Any] = MARKS["budget"] | {"linestyle": "", "markersize": 7}
     for net in kept.T[:-1]:
         ax.plot(at, net, **marks)
     ax.plot(at, kept[:, -1], **marks, label="kept after a refresh")
@@ -133,9 +140,7 @@ def _logit(rate: Any) -> np.ndarray:
 def _expected(law: Outcome, results: Results, path: str) -> np.ndarray:
     """The degrees that the law says for the on-rates of its net."""
     rate, fan = law.on_rates[path], results.units[path].fan("in")
-    found = bb.degrees(
-        rate, fan, law.density, law=bb.laws.log_odds(), k_min=max(law.k_min, 0)
-    )
+    found = bb.degrees(rate, fan, law.density, law=bb.laws.log_odds(), k_min=law.k_min)
     return np.asarray(found)
 
 
@@ -189,10 +194,10 @@ def smaller(ax: Axes, results: Results, size: float = TEXT) -> None:
     sd = [_sd(s.accuracy) for s in sizes]
     bars: dict[str, Any] = {"elinewidth": 1.2, "capsize": 2.5}
     ax.errorbar(
-        parameters, score, yerr=sd, label="parameters", **line("bb_out"), **bars
+        parameters, score, yerr=sd, label="parameters", **MARKS["parameters"], **bars
     )
     ax.errorbar(
-        times[:-1, 1], score, label="time per call (1 seed)", **line("bb_both"), **bars
+        times[:-1, 1], score, label="time per call (1 seed)", **MARKS["time"], **bars
     )
     masked = results.by_key["bb_in"]
     ax.plot(

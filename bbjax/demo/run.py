@@ -77,10 +77,14 @@ class Plan:
         return len(METHODS) * self.seeds * self.steps
 
     @property
+    def swept(self) -> int:
+        """Work at further densities, and of the law alone."""
+        return (len(self.densities) * len(SWEPT) * self.few + 1) * self.steps
+
+    @property
     def rest(self) -> int:
         """Work of all that comes after the comparison."""
-        swept = len(self.densities) * len(SWEPT) * self.few * self.steps
-        return swept + self.steps + smaller.ROUNDS * self.few * self.tune
+        return self.swept + smaller.ROUNDS * self.few * self.tune
 
     @property
     def seconds(self) -> float:
@@ -114,20 +118,20 @@ def run(density: float, seeds: int, steps: int, out: Path) -> dict[str, Any]:
             tick(1)
             units = model.trace()
         compiled = _compile(progress, units, timing, least_degree(units, density), data)
-        trainers = _main(progress, compiled, plan, data)
-        main = [measure(trainer, units, data) for trainer in trainers]
+        trainers, main = _main(progress, compiled, plan, units, data)
         sweep, law = _sweep(progress, compiled, plan, units, data)
         params = {t.method.key: [p for p, _ in t.states] for t in trainers}
         sizes, times = _smaller(progress, plan, params, data)
         results = Results(main, sweep, law, sizes, times, timing, units)
-        with progress.step(f"drawing {len(pictures.NAMES)} pictures", 1) as tick:
-            drawn = pictures.draw_all(results)
-    seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-    result = tables.report(results, _settings(plan, results, data), seconds)
+        with progress.step(f"drawing {len(pictures.NAMES)} pictures", 1):
+            for name, figure in pictures.draw_all(results).items():
+                figure.savefig(out / name)
+            seconds = {
+                "wall": time.perf_counter() - wall,
+                "cpu": time.process_time() - cpu,
+            }
+            result = tables.report(results, _settings(plan, results, data), seconds)
     text = json.dumps(result, indent=1, allow_nan=False, ensure_ascii=False)
-    # All at once, so that a run that was stopped leaves nothing behind.
-    for name, figure in drawn.items():
-        figure.savefig(out / name)
     (out / "results.json").write_text(text + "\n", encoding="utf-8")
     console.print()
     console.print(tables.table(result, console.width))
@@ -190,15 +194,19 @@ def _compile(
 
 
 def _main(
-    progress: Steps, compiled: dict[str, Step], plan: Plan, data: Data
-) -> list[Trainer]:
+    progress: Steps,
+    compiled: dict[str, Step],
+    plan: Plan,
+    units: bb.Units,
+    data: Data,
+) -> tuple[list[Trainer], list[Outcome]]:
     """All methods at the density asked for, taking turns."""
     chosen = [compiled[method.key] for method in METHODS]
-    trainers = [Trainer(step, plan.density, plan.seeds, data) for step in chosen]
     text = f"training {len(METHODS)} methods, {many(plan.seeds, 'seed')}"
     with progress.step(text, plan.main) as tick:
+        trainers = [Trainer(step, plan.density, plan.seeds, data) for step in chosen]
         together(trainers, plan.steps, _probing(progress, plan, tick))
-    return trainers
+        return trainers, [measure(trainer, units, data) for trainer in trainers]
 
 
 def _probing(progress: Steps, plan: Plan, tick: Tick) -> Tick:
@@ -214,7 +222,9 @@ def _probing(progress: Steps, plan: Plan, tick: Tick) -> Tick:
             left = speed * (plan.main - done + plan.rest)
             # What is not training goes slower with the machine, too.
             left += OTHER_SECONDS / 2 * max(1.0, speed / STEP_SECONDS)
-            progress.say(f"At the speed measured so far, {duration(left)} are left.")
+            progress.say(
+                f"At the speed measured so far, about {duration(left)} are left."
+            )
 
     return probe
 
@@ -227,18 +237,17 @@ def _sweep(
     data: Data,
 ) -> tuple[list[Outcome], Outcome]:
     """Some methods at further densities, with fewer seeds; and the law alone."""
-    groups = [
-        [Trainer(compiled[key], other, plan.few, data) for key in SWEPT]
-        for other in plan.densities
-    ]
-    groups.append([Trainer(compiled[LAW.key], plan.density, 1, data)])
-    total = plan.steps * sum(len(t.states) for group in groups for t in group)
     text = f"training at {len(plan.densities)} densities, {many(plan.few, 'seed')}"
-    with progress.step(text, total) as tick:
+    with progress.step(text, plan.swept) as tick:
+        groups = [
+            [Trainer(compiled[key], other, plan.few, data) for key in SWEPT]
+            for other in plan.densities
+        ]
+        groups.append([Trainer(compiled[LAW.key], plan.density, 1, data)])
         for group in groups:
             together(group, plan.steps, tick)
-    *found, law = [measure(t, units, data) for group in groups for t in group]
-    return found, law
+        *found, law = [measure(t, units, data) for group in groups for t in group]
+        return found, law
 
 
 def _smaller(
