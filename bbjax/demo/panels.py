@@ -206,11 +206,12 @@ def smaller(ax: Axes, results: Results, size: float = TEXT) -> None:
         "*",
         color="black",
         markersize=11,
-        label=f"time with masks alone ({100 * masked.density:g} % of edges)",
+        label=f"time, masks alone ({100 * masked.density:g} %)",
     )
     plain_log(ax, "x", "g")
     ax.invert_xaxis()
-    ax.legend(fontsize=size - 2, frameon=False, loc="lower left")
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.2, 0)}
+    ax.legend(fontsize=size - 2, frameon=False, **place)
     close = np.flatnonzero(score >= score[0] - CLOSE)[-1]
     title = "Really smaller nets"
     if close:
