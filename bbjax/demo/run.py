@@ -24,6 +24,7 @@ from bbjax.demo import model, pictures, smaller, tables
 from bbjax.demo.data import BATCH, HELD_OUT, Data, load
 from bbjax.demo.drawing import many
 from bbjax.demo.methods import LAW, METHODS, Timing, least_degree
+from bbjax.demo.origin import origin
 from bbjax.demo.outcome import Outcome, measure
 from bbjax.demo.progress import Steps, Tick, duration
 from bbjax.demo.results import Results
@@ -106,7 +107,7 @@ def run(density: float, seeds: int, steps: int, out: Path) -> dict[str, Any]:
     """
     wall, cpu = time.perf_counter(), time.process_time()
     plan, timing = Plan(density, seeds, steps), Timing(steps)
-    console = _console()
+    console, made = _console(), origin()  # at the start: files may change meanwhile
     with Steps(console, 6) as progress:
         progress.say(
             f"This takes about {duration(plan.seconds)} on two free CPU cores (from an "
@@ -130,7 +131,8 @@ def run(density: float, seeds: int, steps: int, out: Path) -> dict[str, Any]:
                 "wall": time.perf_counter() - wall,
                 "cpu": time.process_time() - cpu,
             }
-            result = tables.report(results, _settings(plan, results, data), seconds)
+            settings = _settings(plan, results, data)
+            result = tables.report(results, settings, seconds, made)
     text = json.dumps(result, indent=1, allow_nan=False, ensure_ascii=False)
     (out / "results.json").write_text(text + "\n", encoding="utf-8")
     console.print()

@@ -12,7 +12,6 @@ from rich.table import Table
 
 from bbjax.demo.methods import Timing
 from bbjax.demo.model import PRUNED
-from bbjax.demo.origin import origin
 from bbjax.demo.outcome import Outcome, step_ratio
 from bbjax.demo.results import Results
 from bbjax.demo.statistics import paired, spread
@@ -52,7 +51,10 @@ def _finite(values: list[float]) -> list[float | None]:
 
 
 def report(
-    results: Results, settings: dict[str, Any], seconds: dict[str, float]
+    results: Results,
+    settings: dict[str, Any],
+    seconds: dict[str, float],
+    made: dict[str, Any],
 ) -> dict[str, Any]:
     """Everything that goes into `results.json`.
 
@@ -60,13 +62,14 @@ def report(
         results: of the run.
         settings: of the run.
         seconds: wall and CPU time.
+        made: commit, versions and machine.
     """
     dense, base = results.main[0], results.by_key[AGAINST]
     others = {o.method.key: o.accuracy for o in results.pruned if o is not base}
     return {
         "settings": settings,
         "seconds": seconds,
-        **origin(),
+        **made,
         "methods": [row(o, dense, results.timing) for o in results.main],
         "paired": paired(others, base.accuracy, AGAINST),
         "sweep": [
