@@ -3,6 +3,7 @@
 Marks carry classes (`bar`, `dot`, `fit`, ...) and no colours, so that one style sheet
 draws them in light and dark. Dots that fall on the same spot become one, darker with
 their number: a chart of a hundred thousand units is no larger than one of a thousand.
+Inside the frame are marks alone. What they mean is in the legend, which is text.
 
     activity against degree    x = log((1 - a) / a), reversed: rare left, busy right
                                y = k;  a balanced layer lies on a falling line
@@ -15,6 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from html import escape
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,11 +25,25 @@ from bbjax.report.data import Histogram, Measures, SideFacts
 from bbjax.report.words import MEANING, number
 
 WIDTH, HEIGHT = 280, 186
-LEFT, RIGHT, TOP, BOTTOM = 45, 10, 10, 40
+LEFT, RIGHT, TOP, BOTTOM = 38, 10, 10, 40
+LETTER = 7.0  # pixels that a digit takes, at most
+FEWEST = 6  # bars that have room in a histogram, at least
 SPOT = 2.5  # pixels within which dots are one
 _RATES = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
 _EMPTY = ("circle", "img", "line", "meta", "path", "rect")  # nothing need be in them
 _FINER = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+
+
+class Chart(NamedTuple):
+    """A chart and its legend.
+
+    Attributes:
+      svg: the picture.
+      legend: class and meaning of every kind of mark in it.
+    """
+
+    svg: str
+    legend: tuple[tuple[str, str], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,15 +53,25 @@ class Axes:
     Attributes:
       x: values at its left and right end.
       y: values at its lower and upper end.
+      left: pixels between the left of the picture and the frame.
     """
 
     x: tuple[float, float]
     y: tuple[float, float]
+    left: float = LEFT
+
+    @classmethod
+    def counting(cls, x: tuple[float, float], most: int) -> Axes:
+        """Upwards from 0 to a round number; the labels of the numbers have room."""
+        top = max(most, 1)
+        step = _step(0, top, 4)
+        top = -(-top // step) * step
+        return cls(x, (0, top), max(LEFT, 24 + wide(f"{top:,}")))
 
     def px(self, value: float) -> float:
         """Pixels from the left."""
         share = (value - self.x[0]) / ((self.x[1] - self.x[0]) or 1)
-        return LEFT + share * (WIDTH - LEFT - RIGHT)
+        return self.left + share * (WIDTH - self.left - RIGHT)
 
     def py(self, value: float) -> float:
         """Pixels from the top."""
@@ -77,6 +103,11 @@ def _words(x: float, y: float, text: str, **attributes: object) -> str:
     return tag("text", escape(text), x=round(x, 1), y=round(y, 1), **attributes)
 
 
+def wide(text: str) -> float:
+    """Pixels that a number takes, at most."""
+    return sum(LETTER / 2 if c in ".," else LETTER for c in text)
+
+
 def ticks(low: float, high: float, most: int = 5) -> list[int]:
     """Round whole numbers within a range, at most one more than asked for.
 
@@ -84,11 +115,15 @@ def ticks(low: float, high: float, most: int = 5) -> list[int]:
       >>> ticks(0, 128), ticks(1, 3)
       ([0, 50, 100], [1, 2, 3])
     """
-    span = max(high - low, 1)
-    scale = 10 ** max(math.floor(math.log10(span / most)), 0)
-    step = next(m * scale for m in (1, 2, 5, 10) if span <= most * m * scale)
+    step = _step(low, high, most)
     first = math.ceil(low / step) * step
     return list(range(first, math.floor(high) + 1, step))
+
+
+def _step(low: float, high: float, most: int) -> int:
+    span = max(high - low, 1)
+    scale = 10 ** max(math.floor(math.log10(span / most)), 0)
+    return next(m * scale for m in (1, 2, 5, 10) if span <= most * m * scale)
 
 
 def _frame(
@@ -100,22 +135,23 @@ def _frame(
 ) -> str:
     """The chart around its marks: grid, ticks, names of the axes."""
     parts = [tag("title", escape(summary))]
-    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+    left, bottom, right = round(axes.left, 1), HEIGHT - BOTTOM, WIDTH - RIGHT
     for k in ticks(*axes.y, most=4):
         y = round(axes.py(k), 1)
-        parts.append(tag("line", class_="grid", x1=LEFT, x2=right, y1=y, y2=y))
-        parts.append(_words(LEFT - 6, y + 3.5, f"{k:,}", class_="tick end"))
-    free = 0.0  # up to where words are set
+        parts.append(tag("line", class_="grid", x1=left, x2=right, y1=y, y2=y))
+        parts.append(_words(left - 5, y + 3.5, f"{k:,}", class_="tick end"))
+    free = 0.0  # up to where labels are set
     for value, text in x_ticks:
         x = round(axes.px(value), 1)
         parts.append(tag("line", class_="axis", x1=x, x2=x, y1=bottom, y2=bottom + 4))
-        half = 3.2 * len(text)
+        half = wide(text) / 2
+        x = min(x, WIDTH - half)  # whole, at the right end too
         if x - half > free:
             parts.append(_words(x, bottom + 15, text, class_="tick middle"))
-            free = x + half + 4
+            free = x + half + 2
     parts += marks
-    parts.append(tag("line", class_="axis", x1=LEFT, x2=right, y1=bottom, y2=bottom))
-    parts.append(_words((LEFT + right) / 2, HEIGHT - 7, names[0], class_="name middle"))
+    parts.append(tag("line", class_="axis", x1=left, x2=right, y1=bottom, y2=bottom))
+    parts.append(_words((left + right) / 2, HEIGHT - 7, names[0], class_="name middle"))
     middle = (TOP + bottom) / 2
     turned = {"class_": "name middle", "transform": f"rotate(-90 11 {middle:.4g})"}
     parts.append(_words(11, middle, names[1], **turned))
@@ -124,27 +160,34 @@ def _frame(
     return tag("svg", "".join(parts), class_="chart", viewBox=box, **label)
 
 
+def _line(kind: str, **ends: float) -> str:
+    """A line over other marks, with a halo that sets it off."""
+    return tag("line", class_="halo", **ends) + tag("line", class_=kind, **ends)
+
+
 # Degrees -------------------------------------------------------------------------
-def degrees(side: SideFacts) -> str:
+def degrees(side: SideFacts) -> Chart:
     """Histogram of the degrees, with their mean."""
     bins, mean = side.histogram, side.whole.degree_mean
     end = bins.start + bins.width * len(bins.counts)
+    room = bins.width * max(FEWEST - len(bins.counts), 0) / 2
     # A bar stands over whole numbers: it reaches half a degree to either side.
-    axes = Axes((bins.start - 0.5, end - 0.5), (0, max(bins.counts)))
-    marks = list(_bars(axes, bins))
+    ends = (bins.start - 0.5 - room, end - 0.5 + room)
+    axes = Axes.counting(ends, max(bins.counts))
     x = round(axes.px(mean), 1)
-    marks.append(tag("line", class_="mean", x1=x, x2=x, y1=TOP, y2=HEIGHT - BOTTOM))
-    right = x > (LEFT + WIDTH) / 2
-    words = {"class_": "label end" if right else "label"}
-    marks.append(_words(x - 5 if right else x + 5, TOP + 9, "mean", **words))
+    line = _line("mean", x1=x, x2=x, y1=TOP, y2=HEIGHT - BOTTOM)
     units, edges = MEANING[side.side]
     m = side.whole
     summary = (
-        f"Degrees of {m.units:,} {units}: least {m.degree_min:,}, mean "
+        f"{m.units:,} {units} by degree: least {m.degree_min:,}, mean "
         f"{number(mean)}, largest {m.degree_max:,}"
     )
     at = [(float(t), f"{t:,}") for t in ticks(bins.start, end - 1)]
-    return _frame(axes, marks, at, (f"degree: kept {edges}", "units"), summary)
+    names = (f"degree k: kept {edges}", f"number of {units}")
+    svg = _frame(axes, [*_bars(axes, bins), line], at, names, summary)
+    each = f"{bins.width:,} degrees" if bins.width > 1 else "one degree"
+    legend = (("bar", f"units, {each} a bar"), ("mean", f"mean degree {number(mean)}"))
+    return Chart(svg, legend)
 
 
 def _bars(axes: Axes, bins: Histogram) -> Iterator[str]:
@@ -168,25 +211,27 @@ def _bars(axes: Axes, bins: Histogram) -> Iterator[str]:
         )
 
 
-def by_layer(side: SideFacts) -> str:
+def by_layer(side: SideFacts) -> Chart:
     """Range and mean of the degrees, layer by layer."""
     layers = side.layers
-    top = max(m.degree_max for m in layers)
-    axes = Axes((-0.6, len(layers) - 0.4), (0, max(top, 1)))
+    ends = (-0.6, len(layers) - 0.4)
+    axes = Axes.counting(ends, max(m.degree_max for m in layers))
     marks = []
     for i, m in enumerate(layers):
-        x = round(axes.px(i), 1)
-        ends = {"y1": axes.py(m.degree_min), "y2": axes.py(m.degree_max)}
-        ends = {name: round(y, 1) for name, y in ends.items()}
+        x, y = round(axes.px(i), 1), round(axes.py(m.degree_mean), 1)
+        low, high = (round(axes.py(k), 1) for k in (m.degree_min, m.degree_max))
         said = f"layer {i}: {m.degree_min:,} / {number(m.degree_mean)} / "
         title = tag("title", f"{said}{m.degree_max:,}")
-        marks.append(tag("line", title, class_="range", x1=x, x2=x, **ends))
-        y = round(axes.py(m.degree_mean), 1)
-        marks.append(tag("circle", class_="dot", cx=x, cy=y, r=3))
+        marks.append(
+            tag("line", title, class_="range", x1=x, x2=x, y1=low + 1, y2=high - 1)
+        )
+        marks.append(tag("circle", class_="average", cx=x, cy=y, r=3))
     units, edges = MEANING[side.side]
     summary = f"Least, mean and largest degree of the {units} of {len(layers)} layers"
     at = [(float(t), str(t)) for t in ticks(0, len(layers) - 1, most=8)]
-    return _frame(axes, marks, at, ("layer", f"degree: {edges}"), summary)
+    svg = _frame(axes, marks, at, ("layer", "degree k"), summary)
+    legend = (("range", "least to largest degree"), ("average", "mean degree"))
+    return Chart(svg, legend)
 
 
 # Activity ------------------------------------------------------------------------
@@ -196,7 +241,7 @@ def _odds(rate: float) -> float:
     return math.log(held / (1 - held))
 
 
-def activity(side: SideFacts, layer: int | None) -> str:
+def activity(side: SideFacts, layer: int | None) -> Chart:
     """On-rate against degree, with the fitted line.
 
     Args:
@@ -209,27 +254,51 @@ def activity(side: SideFacts, layer: int | None) -> str:
     rate, degree, free = side.rate[row], side.degree[row], side.free[row]
     odds = np.array([_odds(float(a)) for a in rate])
     low, high = float(odds.min()), float(odds.max())
-    room = max(0.05 * (high - low), 0.1)
-    most = max(int(degree.max()), 1)
-    axes = Axes((low - room, high + room), (0, most * 1.04))
-    marks = list(_dots(axes, odds[~free], degree[~free], "dot bound"))
-    marks += _dots(axes, odds[free], degree[free], "dot")
-    marks += _fit(axes, m)
-    at = _rate_ticks(axes.x)
-    units, edges = MEANING[side.side]
+    room = max(0.04 * (high - low), 0.1)
+    axes = Axes.counting((low - room, high + room), int(degree.max()))
+    bound = list(_dots(axes, odds[~free], degree[~free], "dot bound"))
+    line = list(_fit(axes, m))
+    marks = [*bound, *_dots(axes, odds[free], degree[free], "dot"), *line]
+    units, _ = MEANING[side.side]
     fit = "no line fitted" if m.slope is None else f"slope beta {number(m.slope)}"
     r2 = "" if m.r2 is None else f", R2 {number(m.r2)}"
-    summary = f"On-rate against degree of {m.units:,} {units}: {fit}{r2}"
-    return _frame(axes, marks, at, ("on-rate a", f"degree k: {edges}"), summary)
+    summary = f"Degree against on-rate of {m.units:,} {units}: {fit}{r2}"
+    names = ("on-rate a (spaced by log-odds)", "degree k")
+    svg = _frame(axes, marks, _rate_ticks(axes.x), names, summary)
+    return Chart(svg, tuple(_activity_legend(free.any(), bound, line)))
+
+
+def _activity_legend(
+    free: bool, bound: list[str], line: list[str]
+) -> Iterator[tuple[str, str]]:
+    """Legend of the marks that are drawn."""
+    if free:
+        yield "dot one", "one unit, on no bound; darker: several"
+    if bound:
+        yield "dot bound one", "unit on a bound, not fitted"
+    if line:
+        yield "fit", "fitted line"
 
 
 def _rate_ticks(ends: tuple[float, float]) -> list[tuple[float, str]]:
-    """Round on-rates within the frame; its ends where they are too much alike."""
-    for rates in (_RATES, _FINER):
-        shown = [(_odds(a), f"{a:g}") for a in rates if ends[0] <= _odds(a) <= ends[1]]
-        if len(shown) > 2:
-            return shown
-    return [(x, number(1 / (1 + math.exp(-x)))) for x in ends]
+    """Round on-rates within the frame: few where it is wide, close where it is not."""
+    low, high = (1 / (1 + math.exp(-x)) for x in ends)
+    low, high = max(low, DEAD), min(high, 1 - DEAD)  # dots beyond stand at these
+    scale = 10 ** math.floor(math.log10((high - low) / 2))
+    step = next(m * scale for m in (5, 2, 1) if 2 * m * scale <= high - low)
+    even = (n * step for n in range(math.ceil(low / step), int(high / step) + 1))
+    found: list[tuple[float, str]] = []
+    for rates in (_RATES, _FINER, even):
+        found = [(_odds(a), _rate(a)) for a in rates if low <= a <= high]
+        if len(found) > 2:
+            break
+    return found
+
+
+def _rate(rate: float) -> str:
+    """An on-rate; the ends stand for all beyond."""
+    sign = "≤" if rate <= DEAD else "≥" if rate >= 1 - DEAD else ""
+    return f"{sign}{rate:.4g}"
 
 
 def _dots(axes: Axes, x: np.ndarray, y: np.ndarray, kind: str) -> Iterator[str]:
@@ -257,4 +326,4 @@ def _fit(axes: Axes, m: Measures) -> Iterator[str]:
         return
     ends = [(axes.px(x), axes.py(m.d0 - x / m.slope)) for x in (low, high)]
     (x1, y1), (x2, y2) = ((round(x, 1), round(y, 1)) for x, y in ends)
-    yield tag("line", class_="fit", x1=x1, y1=y1, x2=x2, y2=y2)
+    yield _line("fit", x1=x1, y1=y1, x2=x2, y2=y2)

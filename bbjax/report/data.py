@@ -99,14 +99,14 @@ class Picture(NamedTuple):
         input units, columns output units (of the same group).
       block: edges of a block, down and across.
       edges: edges of the slice, down and across.
-      turned: whether rows are output units and columns input units instead.
+      groups: of a grouped convolution; they lie one below the other.
     """
 
     layer: Ints
     share: np.ndarray
     block: tuple[int, int]
     edges: tuple[int, int]
-    turned: bool = False
+    groups: int = 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

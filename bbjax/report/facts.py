@@ -294,7 +294,8 @@ def _pictures(kernel: Kernel, edges: np.ndarray, pixels: int) -> tuple[Picture, 
         at: Ints = ()
         if kernel.stack_shape:
             at = tuple(int(i) for i in np.unravel_index(layer, kernel.stack_shape))
-        found.append(Picture(at, block_means(matrix, block), block, size))
+        share = block_means(matrix, block)
+        found.append(Picture(at, share, block, size, kernel.groups))
     return tuple(found)
 
 

@@ -1,12 +1,13 @@
-"""Mask pictures: small PNG files, transparent where edges are pruned.
+"""Mask pictures: rows are input units, columns output units, shades are kept shares.
 
-The colour of a pixel is fixed and its opacity is the kept share of its block of edges,
-so the same picture suits a light and a dark page:
+On the page a picture is a small PNG file of one colour, whose opacity tells the kept
+share of a block of edges. So it suits a light and a dark page:
 
-    level = ceil(top * share / largest share),   opacity = level / top
+    level = round(15 sqrt(share)), at least 1 where share > 0;   opacity = level / 15
 
-with `top` = 1 where a pixel is one edge and 15 else; `ceil`, so that no block with a
-kept edge is invisible. Reference: PNG, W3C Recommendation, third edition.
+The same shade is the same share in all pictures, and the root tells small shares apart.
+Where a pixel is one edge, it is coloured or not. In a terminal the shade is a character
+for each range of shares, by `RAMP`. Reference: PNG, W3C Recommendation, third edition.
 """
 
 from __future__ import annotations
@@ -18,28 +19,33 @@ import zlib
 import numpy as np
 
 from bbjax.report.data import Picture
-from bbjax.report.words import at, percent
+from bbjax.report.words import at, count, percent
 
 COLOUR = (0x2F, 0x7F, 0xD0)
-_SHADES = " ░▒▓█"
+TOP = 15  # the level of a block that is kept whole
+RAMP = (  # shade, and the largest share that it stands for
+    *((" ", 0.0), ("·", 0.05), (":", 0.1), ("░", 0.2), ("▒", 0.5)),
+    *(("▓", 1.0), ("█", 1.0)),
+)
+LONG, SHORT = 256, 120  # pixels of a picture: its longer side, and the least
 
 
-def levels(share: np.ndarray, top: int) -> np.ndarray:
-    """Whole levels 0..top of shares, relative to the largest; 0 for 0 alone.
+def levels(share: np.ndarray) -> np.ndarray:
+    """Whole levels 0..15 of shares; 0 for 0 alone.
 
     Example:
-      >>> levels(np.array([[0.0, 0.01, 0.5]]), 15).tolist()
-      [[0, 1, 15]]
+      >>> levels(np.array([[0.0, 0.001, 0.1, 0.25, 1.0]])).tolist()
+      [[0, 1, 5, 8, 15]]
     """
-    largest = float(share.max()) or 1.0
-    return np.ceil(top * share / np.float32(largest)).clip(0, top).astype(np.uint8)
+    found = np.rint(TOP * np.sqrt(share)).clip(0, TOP)
+    return np.maximum(found, share > 0).astype(np.uint8)
 
 
 def png(picture: Picture) -> bytes:
     """A palette of opacities, one or four bits a pixel."""
-    depth = 1 if picture.block == (1, 1) else 4
+    depth = 1 if single(picture) else 4
     top = 2**depth - 1
-    pixels = levels(picture.share, top)
+    pixels = levels(picture.share) * top // TOP
     bits = np.unpackbits(pixels[..., None], axis=-1)[..., -depth:]
     rows = np.packbits(bits.reshape(len(pixels), -1), axis=-1)
     lines = np.concatenate([np.zeros((len(rows), 1), np.uint8), rows], axis=1)
@@ -66,45 +72,96 @@ def address(picture: Picture) -> str:
     return "data:image/png;base64," + base64.b64encode(png(picture)).decode("ascii")
 
 
-def scale(picture: Picture) -> str:
-    """What a pixel and its colour mean."""
-    down, across = picture.block
-    if picture.block == (1, 1):
-        return "1 pixel = 1 edge, coloured if kept"
-    largest = percent(float(picture.share.max()))
-    return f"1 pixel = {down} x {across} edges; full colour = {largest} of them kept"
+def single(picture: Picture) -> bool:
+    """Whether a pixel is one edge."""
+    return picture.block == (1, 1)
 
 
-def upright(picture: Picture) -> Picture:
-    """The picture with its longer side across, turned if need be."""
-    rows, columns = picture.edges
-    if columns >= rows:
-        return picture
-    turned = picture.block[::-1], picture.edges[::-1]
-    return Picture(picture.layer, picture.share.T, *turned, not picture.turned)
+def areas(picture: Picture) -> np.ndarray:
+    """Edges in each block; those at the far edges may be smaller."""
+    down, across = (
+        np.diff(np.append(np.arange(0, edges, block), edges))
+        for edges, block in zip(picture.edges, picture.block, strict=True)
+    )
+    return np.outer(down, across)
+
+
+def kept(picture: Picture) -> np.ndarray:
+    """Kept edges of each block."""
+    return np.rint(picture.share * areas(picture)).astype(np.int64)
+
+
+# Words ---------------------------------------------------------------------------
+def title(picture: Picture) -> str:
+    """What the picture shows."""
+    return f"Mask of layer {at(picture.layer)}" if picture.layer else "Mask"
 
 
 def caption(picture: Picture) -> str:
-    """What the picture shows."""
+    """Which axis is which, and the density of what is shown."""
     rows, columns = picture.edges
-    layer = f"layer {at(picture.layer)}: " if picture.layer else ""
-    names = ("outputs", "inputs") if picture.turned else ("inputs", "outputs")
-    return f"{layer}{rows:,} {names[0]} down, {columns:,} {names[1]} across"
+    number = int(kept(picture).sum())
+    groups = f" in {picture.groups} groups" if picture.groups > 1 else ""
+    same = " of the same group" if groups else ""
+    return (
+        f"rows: {count(rows)} input units{groups}; columns: {count(columns)} output "
+        f"units{same}; {count(number)} of {count(rows * columns)} edges kept "
+        f"({percent(number / (rows * columns))})"
+    )
 
 
-def size(picture: Picture, width: int) -> tuple[int, int]:
-    """Width and height to show it at: true to its edges, but never a mere line."""
-    rows, columns = picture.edges
-    return width, max(round(width * rows / columns), width // 6)
+def scale(block: tuple[int, int], name: str = "pixel") -> str:
+    """What one pixel is."""
+    down, across = block
+    if block == (1, 1):
+        return f"1 {name} = 1 edge"
+    return f"1 {name} = {count(down)} x {count(across)} edges"
 
 
-def shading(picture: Picture, rows: int, columns: int) -> list[str]:
-    """The picture as lines of shaded blocks, for a terminal."""
-    share = picture.share
-    shape = (min(rows, share.shape[0]), min(columns, share.shape[1]))
-    total, count = share, np.ones_like(share)
-    for axis in (0, 1):
-        starts = np.arange(shape[axis]) * share.shape[axis] // shape[axis]
-        total = np.add.reduceat(total, starts, axis=axis)
-        count = np.add.reduceat(count, starts, axis=axis)
-    return ["".join(_SHADES[i] for i in line) for line in levels(total / count, 4)]
+def legend(picture: Picture) -> list[tuple[float, str]]:
+    """Opacities and their meaning."""
+    if single(picture):
+        return [(0.0, "pruned edge"), (1.0, "kept edge")]
+    shown = [(n / TOP, percent((n / TOP) ** 2, 0)) for n in (0, 3, 5, 8, 11, 15)]
+    return [(opacity, f"{share} kept") for opacity, share in shown]
+
+
+def size(picture: Picture) -> tuple[int, int]:
+    """Width and height in pixels: whole ones for each block, and never a mere line."""
+    longer = max(picture.edges)
+    found = []
+    for blocks, edges in zip(picture.share.shape, picture.edges, strict=True):
+        room = LONG * max(edges / longer, SHORT / LONG)
+        whole = LONG // blocks if edges == longer else round(room / blocks)
+        found.append(blocks * max(whole, -(-SHORT // blocks)))
+    return found[1], found[0]
+
+
+# The terminal --------------------------------------------------------------------
+def coarser(picture: Picture, rows: int, columns: int) -> Picture:
+    """The picture in at most so many rows and columns, with exact shares."""
+    found, block = kept(picture), list(picture.block)
+    for axis, most in enumerate((rows, columns)):
+        times = -(-found.shape[axis] // most)
+        starts = np.arange(0, found.shape[axis], times)
+        found = np.add.reduceat(found, starts, axis=axis)
+        block[axis] *= times
+    made = picture._replace(block=(block[0], block[1]))
+    return made._replace(share=(found / areas(made)).astype(np.float32))
+
+
+def shading(picture: Picture) -> list[str]:
+    """The picture as lines of shades, one character for each block."""
+    bounds = np.asarray([share for _, share in RAMP[:-1]], np.float32)
+    place = np.searchsorted(bounds, picture.share, side="left")
+    place = np.where(picture.share == 1, len(RAMP) - 1, place)
+    return ["".join(RAMP[i][0] for i in line) for line in place]
+
+
+def ramp(picture: Picture) -> list[tuple[str, str]]:
+    """Shades and their meaning."""
+    if single(picture):
+        return [(" ", "pruned edge"), ("█", "kept edge")]
+    said = [f"up to {percent(share, 0)}" for _, share in RAMP]
+    said[0], said[-2], said[-1] = "none", "less than all", "all edges kept"
+    return [(shade, text) for (shade, _), text in zip(RAMP, said, strict=True)]

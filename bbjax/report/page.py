@@ -14,13 +14,13 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from bbjax.report import charts, masks, words
-from bbjax.report.charts import tag
+from bbjax.report.charts import Chart, tag
 from bbjax.report.data import KernelFacts, Picture, Report, SideFacts
 from bbjax.report.facts import LAYERS, MANY, evenly
 from bbjax.report.style import CSS
 
 OPEN = 12  # kernels up to which all sections are open
-PICTURE = 264  # pixels, the longer side of a mask picture
+HINT = "scroll sideways →"
 
 
 def page(report: Report) -> str:
@@ -35,8 +35,7 @@ def page(report: Report) -> str:
         tag("p", escape(words.headline(report)), class_="dim"),
         *(tag("p", escape(note), class_="note", role="note") for note in report.notes),
         _cards(report),
-        tag("h2", "Kernels", id="kernels"),
-        _summary(report),
+        tag("div", _summary(report), id="kernels"),
         *(_kernel(report, i) for i in range(len(report.kernels))),
         _extras(report),
         _glossary(),
@@ -79,18 +78,24 @@ def _footer() -> str:
 
 # Tables --------------------------------------------------------------------------
 def table(
+    name: str,
     head: Sequence[str],
     rows: Iterable[Sequence[str]],
-    caption: str,
+    of: str = "",
     right: Sequence[int] | None = None,
+    level: str = "h3",
 ) -> str:
-    """A table with headers, in a box that scrolls by itself where it is too wide.
+    """A titled table in a box that scrolls by itself where it is too wide.
+
+    A hint beside the title appears while the box scrolls, and the keyboard reaches it.
 
     Args:
+      name: the title.
       head: text of the header cells.
       rows: HTML of the cells; the first of a row is its header.
-      caption: what it is, for those who listen to it.
+      of: path of the kernel; part of the name that screen readers read out.
       right: columns set flush right; None for all but the first.
+      level: element of the title.
     """
     flush = range(1, len(head)) if right is None else right
 
@@ -107,9 +112,12 @@ def table(
         ]
         lines.append(tag("tr", "".join(cells)))
     content = tag("thead", tag("tr", "".join(top))) + tag("tbody", "".join(lines))
-    made = tag("table", content, aria_label=caption)
-    label = {"role": "region", "aria_label": caption, "tabindex": 0}
-    return tag("div", made, class_="sheet", **label)
+    label = f"{name} of {of}" if of else name
+    made = tag("table", content, aria_label=label)
+    region = {"role": "region", "aria_label": label, "tabindex": 0}
+    hint = tag("span", HINT, class_="hint", aria_hidden="true")
+    title = tag("div", tag(level, escape(name)) + hint, class_="titled")
+    return tag("div", title + tag("div", made, class_="sheet", **region), class_="box")
 
 
 def _escaped(rows: Iterable[Sequence[str]]) -> list[list[str]]:
@@ -118,18 +126,20 @@ def _escaped(rows: Iterable[Sequence[str]]) -> list[list[str]]:
 
 def _summary(report: Report) -> str:
     places = {id(kernel): i for i, kernel in enumerate(report.kernels)}
-    got = words.HEAD.index("got")
+    got = words.HEAD.index("density got")
     found = []
     for row in words.rows(report):
         cells = [escape(cell) for cell in row.cells]
         link = f"#kernel-{places[id(row.kernel)]}"
-        cells[0] = tag("a", cells[0], href=link, class_="path")
+        room = f"min-width:{min(len(row.kernel.path), 24)}ch"
+        cells[0] = tag("a", cells[0], href=link, class_="path", style=room)
         width = f"width:{100 * row.kernel.got:.4g}%"
+        width += ";min-width:2px" if row.kernel.kept else ""
         bar = f'<span class="bar-of" aria-hidden="true"><i style="{width}"></i></span>'
         cells[got] += bar
         found.append(cells)
     right = [i for i, name in enumerate(words.HEAD) if name in words.RIGHT]
-    return table(words.HEAD, found, "Kernels", right)
+    return table("Kernels", words.HEAD, found, right=right, level="h2")
 
 
 # One kernel ----------------------------------------------------------------------
@@ -156,10 +166,8 @@ def _facts(kernel: KernelFacts, since: str) -> str:
 def _figures(kernel: KernelFacts, most: int) -> str:
     """Degrees, activity and mask: in one grid, or one each for a stack of layers."""
     activity = [f for side in kernel.main for f in _activity(side, most)]
-    pictures = [
-        _picture(kernel, masks.upright(kernel.pictures[i]))
-        for i in evenly(len(kernel.pictures), most)
-    ]
+    shown = evenly(len(kernel.pictures), most)
+    pictures = [_picture(kernel, kernel.pictures[i]) for i in shown]
     rows = [_degrees(kernel), activity, pictures]
     if not kernel.stack_shape:
         rows = [sum(rows, [])]
@@ -170,86 +178,111 @@ def _degrees(kernel: KernelFacts) -> list[str]:
     found = []
     for side in kernel.sides:
         units, edges = words.MEANING[side.side]
-        small = f"{words.count(side.whole.units)} {units}"
-        small += f", full degree {words.count(side.fan)}"
-        found.append(_figure(f"Degrees, {edges}", small, charts.degrees(side)))
+        small = f"{words.count(side.whole.units)} {units}, each with up to "
+        small += f"{words.count(side.fan)} {edges}"
+        name = f"Degrees of {units}"
+        found.append(_chart(name, small, charts.degrees(side)))
         if len(side.layers) > 1 and side in kernel.main:
-            small = f"least, mean and largest; {units}"
-            found.append(_figure("Degrees by layer", small, charts.by_layer(side)))
+            small = f"{edges} that the units of each layer keep"
+            found.append(_chart(f"{name}, by layer", small, charts.by_layer(side)))
     return found
 
 
 def _picture(kernel: KernelFacts, picture: Picture) -> str:
-    width, height = masks.size(picture, PICTURE)
+    """The mask between its axes: input units down, output units across."""
+    width, height = masks.size(picture)
     image = tag(
         "img",
         src=masks.address(picture),
-        alt=f"Mask of {kernel.path}, {masks.caption(picture)}",
+        alt=f"{masks.title(picture)} of {kernel.path}; {masks.caption(picture)}",
         width=width,
         height=height,
         style=f"width:{width}px;height:{height}px",
     )
-    small = f"{masks.caption(picture)}; {masks.scale(picture)}"
-    return _figure("Mask", small, image, "mask")
+    down, across = (words.count(edges - 1) for edges in picture.edges)
+    axes = [
+        _axis("across", f"width:{width}px", "output unit", across),
+        _axis("down", f"height:{height}px", "input unit", down),
+    ]
+    framed = tag("div", "".join(axes) + image, class_="framed")
+    keys = [
+        (f'<i class="key shade"><b style="opacity:{opacity:.3g}"></b></i>', text)
+        for opacity, text in masks.legend(picture)
+    ]
+    small = f"{masks.caption(picture)}; {masks.scale(picture.block)}"
+    return _figure(masks.title(picture), small, framed + _legend(keys), "mask")
+
+
+def _axis(kind: str, size: str, name: str, last: str) -> str:
+    """An axis of a picture: its first unit, its name, its last unit."""
+    parts = ("0", f"{name} →", last) if last != "0" else (f"{name} 0",)
+    spans = "".join(tag("span", part) for part in parts)
+    return tag("div", spans, class_=f"along {kind}", style=size, aria_hidden="true")
 
 
 def _activity(side: SideFacts, most: int) -> list[str]:
     units, _ = words.MEANING[side.side]
+    name = "Degree against on-rate"
     if side.rate is None:
         why = tag("p", escape(f"No figure: {side.why_no_activity}."), class_="dim")
-        return [_figure("Activity against degree", units, why)]
+        return [_figure(name, units, why)]
     layers: Sequence[int | None] = [None]
     if side.layers:
         layers = evenly(len(side.layers), most)
     found = []
     for layer in layers:
         m = side.whole if layer is None else side.layers[layer]
-        which = units if layer is None else f"layer {layer}: {units}"
-        grey = "" if side.free[layer or 0].all() else "; grey: on a bound, not fitted"
-        small = f"{which}; {words.line(m)}{grey}"
-        chart = charts.activity(side, layer)
-        found.append(_figure("Activity against degree", small, chart))
+        which = "" if layer is None else f"layer {layer}: "
+        small = f"{which}{words.count(m.units)} {units}; {words.line(m)}"
+        found.append(_chart(name, small, charts.activity(side, layer)))
     return found
+
+
+def _chart(name: str, small: str, chart: Chart) -> str:
+    keys = [(_key(kind), text) for kind, text in chart.legend]
+    return _figure(name, small, chart.svg + _legend(keys))
+
+
+def _key(kind: str) -> str:
+    return tag("i", class_=f"key {kind}")
+
+
+def _legend(keys: Iterable[tuple[str, str]]) -> str:
+    """Marks and what they mean."""
+    items = (tag("li", mark + escape(text)) for mark, text in keys)
+    return tag("ul", "".join(items), class_="legend")
 
 
 def _figure(name: str, small: str, content: str, kind: str = "") -> str:
     caption = tag("figcaption", escape(name) + _small(small))
     more = {"class_": kind} if kind else {}
-    return tag("figure", caption + content, **more)
+    return tag("figure", caption + tag("div", content), **more)
 
 
 def _tables(kernel: KernelFacts) -> str:
-    head, rows = words.side_table(kernel)
-    left = [_titled("Units", table(head, _escaped(rows), "Units of both sides"))]
+    both = words.side_table(kernel)
+    left = [table("Units", both[0], _escaped(both[1]), kernel.path)]
     right: list[str] = []
     for side in kernel.sides:
-        column = right if side in kernel.main else left
-        units, _ = words.MEANING[side.side]
-        for name, hubs in (
-            (f"Hubs: highest traffic, {units}", side.busiest),
-            (f"Hubs: highest degree, {units}", side.widest),
-        ):
-            if hubs:
-                head, rows = words.unit_table(hubs)
-                column.append(_titled(name, table(head, _escaped(rows), name)))
+        hubs = words.hub_table(side)
+        if hubs is not None:
+            column = right if side in kernel.main else left
+            name, head, rows = hubs
+            column.append(table(name, head, _escaped(rows), kernel.path))
     columns = (tag("div", "".join(column)) for column in (left, right) if column)
     found = [tag("div", "".join(columns), class_="tables")]
     for side in kernel.main if kernel.stack_shape else ():
         name = f"Layers, {words.MEANING[side.side][0]}"
         cells = _escaped(words.layer_rows(kernel, side))
-        found.append(_titled(name, table(words.LAYER_HEAD, cells, name)))
+        found.append(table(name, words.LAYER_HEAD, cells, kernel.path))
     found.append(tag("p", tag("a", "back to all kernels", href="#kernels")))
     return "".join(found)
-
-
-def _titled(name: str, content: str) -> str:
-    return tag("h3", escape(name)) + content
 
 
 # What else is known --------------------------------------------------------------
 def _extras(report: Report) -> str:
     found = [
-        tag("h2", escape(name)) + table(head, _escaped(rows), name)
+        table(name, head, _escaped(rows), level="h2")
         for name, head, rows in words.extras(report)
     ]
     return "".join(found)

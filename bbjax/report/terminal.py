@@ -20,14 +20,17 @@ from rich.table import Table
 from rich.text import Text
 
 from bbjax.report import masks, words
-from bbjax.report.data import Histogram, KernelFacts, Report, SideFacts
+from bbjax.report.data import KernelFacts, Report, SideFacts
 
 DETAILED = 8  # kernels up to which each has a section of its own
 _BARS = " ▁▂▃▄▅▆▇█"
 _RATES = (0.0, 0.001, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0)
-_SHADES = (10, 44)  # lines and columns of a mask
+_LINES, _WIDE = 16, 44  # lines and characters of a mask, at most
 _GAP = 3  # columns between two columns of a table
-_DROPPED = ("asked", "stored", "edges kept", "budget", "churn", "R²", "slope β")
+_DROPPED = (  # columns, in the order in which a narrow terminal goes without them
+    *("density asked", "stored", "edges kept", "actuator", "churn", "R²", "slope β"),
+)
+_SPLIT = ("degree ", "density ", "dead ")  # words that head a column on their own line
 
 
 def console() -> Console:
@@ -58,6 +61,8 @@ def render(report: Report, details: bool | None = None) -> RenderableType:
         parts.append(Text(said, "dim"))
     for name, head, rows in words.extras(report):
         parts += [Text(), _table(head, rows, name)]
+    if every:
+        parts += [Rule(Text("What the words mean", "bold"), align="left"), _glossary()]
     return Group(*parts)
 
 
@@ -65,6 +70,13 @@ def _cards(report: Report) -> RenderableType:
     drawn = Table.grid(padding=(0, 2))
     for name, figure, remark in words.cards(report):
         drawn.add_row(Text(name, "dim"), Text(figure, "bold"), Text(remark, "dim"))
+    return drawn
+
+
+def _glossary() -> RenderableType:
+    drawn = Table.grid(padding=(0, 2))
+    for name, text in words.GLOSSARY:
+        drawn.add_row(Text(name, "dim"), Text(text))
     return drawn
 
 
@@ -82,7 +94,7 @@ class _Summary:
         for name in _DROPPED:
             if sum(left.values()) > options.max_width:
                 del left[words.HEAD.index(name)]
-        head = [words.HEAD[i].replace("degree ", "degree\n") for i in left]
+        head = [_headed(words.HEAD[i]) for i in left]
         right = [n for n, i in enumerate(left) if words.HEAD[i] in words.RIGHT]
         rows = [[cells[i] for i in left] for cells in self._rows]
         drawn = _table(head, rows, right=right)
@@ -91,8 +103,14 @@ class _Summary:
         yield drawn
 
     def _width(self, i: int) -> int:
-        head = words.HEAD[i].removeprefix("degree ")
-        return max(len(head), *(len(cells[i]) for cells in self._rows)) + _GAP
+        head = max(map(len, _headed(words.HEAD[i]).split("\n")))
+        return max(head, *(len(cells[i]) for cells in self._rows)) + _GAP
+
+
+def _headed(name: str) -> str:
+    """The name of a column, on two lines where it has two parts."""
+    first = next((word for word in _SPLIT if name.startswith(word)), "")
+    return f"{first.strip()}\n{name.removeprefix(first)}" if first else name
 
 
 def _table(
@@ -114,19 +132,20 @@ def _table(
 
 # One kernel ----------------------------------------------------------------------
 def _kernel(kernel: KernelFacts, since: str) -> Iterator[RenderableType]:
+    yield Text()
     yield Rule(Text(kernel.path, "bold"), align="left")
     lines = Table.grid(padding=(0, 2))
     for name, text in words.kernel_lines(kernel, since):
         lines.add_row(Text(name, "dim"), Text(text))
-    for side in kernel.sides:
-        _, edges = words.MEANING[side.side]
-        lines.add_row(Text(f"degrees, {edges}", "dim"), _bars(side.histogram))
     for side in kernel.main:
         units, _ = words.MEANING[side.side]
-        lines.add_row(Text(f"line, {units}", "dim"), Text(_line(side)))
+        lines.add_row(Text(f"fitted line, {units}", "dim"), Text(_line(side)))
     yield lines
-    tables: list[RenderableType] = [_table(*words.side_table(kernel), "Units")]
-    tables += _hubs(kernel)
+    tables: list[RenderableType] = [_bars(side) for side in kernel.sides]
+    tables.append(_table(*words.side_table(kernel), "Units"))
+    for side in kernel.main:
+        hubs = words.hub_table(side)
+        tables += [] if hubs is None else [_table(*hubs[1:], hubs[0])]
     tables += [_activity(side) for side in kernel.main if side.rate is not None]
     tables.append(_mask(kernel))
     yield Columns([Padding(part, (1, 2, 0, 0)) for part in tables])
@@ -137,29 +156,25 @@ def _kernel(kernel: KernelFacts, since: str) -> Iterator[RenderableType]:
 
 def _line(side: SideFacts) -> str:
     if side.rate is None:
-        return f"no activity: {side.why_no_activity}"
+        return f"none: {side.why_no_activity}"
     return words.line(side.whole)
 
 
-def _bars(bins: Histogram) -> Text:
+def _bars(side: SideFacts) -> RenderableType:
     """A histogram as one line: every bin that has units shows something."""
+    bins = side.histogram
     most = max(bins.counts)
     heights = (-(-8 * count // most) for count in bins.counts)
     end = bins.start + bins.width * len(bins.counts) - 1
-    drawn = Text(f"{bins.start:,} ")
-    drawn.append("".join(_BARS[height] for height in heights), "blue")
-    return drawn.append(f" {end:,}")
-
-
-def _hubs(kernel: KernelFacts) -> Iterator[RenderableType]:
-    for side in kernel.main:
-        units, _ = words.MEANING[side.side]
-        for name, hubs in (
-            (f"Hubs: highest traffic, {units}", side.busiest),
-            (f"Hubs: highest degree, {units}", side.widest),
-        ):
-            if hubs:
-                yield _table(*words.unit_table(hubs), name)
+    drawn = Text(f"{bins.start:,} ", no_wrap=True)
+    drawn.append("".join(_BARS[height] for height in heights), "blue").append(
+        f" {end:,}"
+    )
+    units, edges = words.MEANING[side.side]
+    said = (
+        f"least and largest degree k ({edges}); highest bar: {words.count(most)} units"
+    )
+    return Group(Text(f"Degrees of {units}", "bold"), drawn, Text(said, "dim"))
 
 
 def _activity(side: SideFacts) -> RenderableType:
@@ -175,14 +190,24 @@ def _activity(side: SideFacts) -> RenderableType:
             rows.append((f"{low:g} to {high:g}", words.count(inside.size), mean))
     units, _ = words.MEANING[side.side]
     head = ("on-rate a", "units", "mean degree k")
-    return _table(head, rows, f"Activity, {units}")
+    return _table(head, rows, f"Degree against on-rate, {units}")
 
 
 def _mask(kernel: KernelFacts) -> RenderableType:
-    picture = masks.upright(kernel.pictures[0])
-    shades = masks.shading(picture, *_SHADES)
+    """The mask of the first layer, with its axes, its density and its shades."""
+    picture = kernel.pictures[0]
+    rows, columns = picture.edges
+    tall = min(max(rows / columns, 1 / 3), 3 / 2)
+    lines = min(_LINES, round(_WIDE / 2 * tall))
+    across = min(_WIDE, round(2 * lines / tall))
+    seen = masks.coarser(picture, lines, across)
+    times = 2 if 2 * seen.share.shape[1] <= across else 1
+    shades = ["".join(s * times for s in line) for line in masks.shading(seen)]
     drawn = Table(box=box.SQUARE, show_header=False, padding=0)
-    drawn.title, drawn.title_justify = Text("Mask", "bold"), "left"
-    drawn.caption = Text(masks.caption(picture), "dim")
     drawn.add_row(Text("\n".join(shades), "blue", no_wrap=True))
-    return drawn
+    legend = Text("shades, kept share: " if seen.block != (1, 1) else "shades: ", "dim")
+    for i, (shade, text) in enumerate(masks.ramp(seen)):
+        legend.append(", " if i else "").append(f"[{shade}]", "blue").append(f" {text}")
+    said = f"{masks.caption(picture)}; {masks.scale(seen.block, 'cell')}"
+    title = Text(masks.title(picture), "bold")
+    return Group(title, drawn, Text(said, "dim"), legend)

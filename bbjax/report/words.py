@@ -26,26 +26,46 @@ GLOSSARY = (
         "edge",
         "one pair of an input and an output unit; of a convolution, its whole window",
     ),
-    ("degree k", "edges that a unit keeps on the side that is spoken of"),
+    ("degree k", "number of edges that a unit keeps, on the side that is named"),
+    ("full degree", "number of edges of a unit without pruning"),
     ("on-rate a", "share of inputs on which a unit is on, averaged while training"),
     ("traffic", "on-rate times degree, a k"),
-    ("asked", "density that the last refresh was to reach; – if it is an outcome"),
-    ("got", "kept share of the edges"),
-    ("dead", "without edges on the counted side, or on-rate at most 0.001"),
     (
-        "unheard",
-        "has incoming edges, but none of its own to any reader that is heard itself",
+        "actuator",
+        "the side that the budget counts: in = edges into output units (SP-in), "
+        "out = edges out of input units (SP-out)",
+    ),
+    ("density asked", "what the last refresh was to reach; – if the rule decides it"),
+    ("density got", "kept share of the edges"),
+    (
+        "dead",
+        "a unit without edges on the side that the budget counts, or with an on-rate "
+        "of at most 0.001",
+    ),
+    (
+        "no path to the output",
+        "an output unit that keeps incoming edges, but no path over kept edges leads "
+        "from it to the output of the model",
     ),
     ("hub", "one of the five units with the highest traffic, or the highest degree"),
     (
-        "line",
-        "log((1 - a) / a) = β (k - d0), fitted to the units off their bounds: degree "
-        "above the least and below the full one, on-rate between 0.01 and 0.99; of a "
-        "stack, the table of kernels has that of all layers together",
+        "bound",
+        "a unit is on a bound if its degree is the least allowed or full, or its "
+        "on-rate is not between 0.01 and 0.99",
     ),
+    (
+        "fitted line",
+        "log((1 - a) / a) = β (k - d0), fitted to the units on no bound; β is the "
+        "slope, R² the share of the variance that the line explains. The table of "
+        "kernels fits one line to all layers of a stack",
+    ),
+    ("refresh", "an update that chooses the masks anew"),
     ("churn", "share of the edges, kept or not, that changed"),
     ("stored", "one bit per edge and the values of the kept weights"),
 )
+
+
+Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
 
 class Row(NamedTuple):
@@ -57,10 +77,10 @@ class Row(NamedTuple):
 
 
 HEAD = (
-    *("kernel", "budget", "asked", "got", "edges kept", "degree min / mean / max"),
-    *("dead", "churn", "slope β", "R²", "stored"),
+    *("kernel", "actuator", "density asked", "density got", "edges kept"),
+    *("degree min / mean / max", "dead units", "churn", "slope β", "R²", "stored"),
 )
-RIGHT = frozenset(HEAD) - {"kernel", "budget"}  # columns of numbers
+RIGHT = frozenset(HEAD) - {"kernel", "actuator"}  # columns of numbers
 
 
 # Numbers -------------------------------------------------------------------------
@@ -74,17 +94,17 @@ def count(number: int | None) -> str:
     return NONE if number is None else f"{number:,}"
 
 
-def percent(share: float | None) -> str:
-    """A share; more digits where two would show nothing.
+def percent(share: float | None, digits: int = 2) -> str:
+    """A share; more digits where so few would show nothing.
 
     Example:
-      >>> percent(0.05), percent(0.00012), percent(None)
-      ('5.00 %', '0.012 %', '–')
+      >>> percent(0.05), percent(0.00012), percent(None), percent(0.05, digits=0)
+      ('5.00 %', '0.012 %', '–', '5 %')
     """
     if share is None:
         return NONE
-    shown = f"{100 * share:.2f}"
-    return f"{100 * share:.2g} %" if 0 < share < 5e-4 else f"{shown} %"
+    few = 0 < share < 5 * 10.0 ** (-2 - digits)
+    return f"{100 * share:.2g} %" if few else f"{100 * share:.{digits}f} %"
 
 
 def number(value: float | None) -> str:
@@ -140,11 +160,14 @@ def cards(report: Report) -> list[tuple[str, str, str]]:
     """Name, figure and remark of what is shown first."""
     dense, stored = report.bytes
     units = sum(side.whole.units for kernel in report for side in kernel.main)
+    asked = "not known what was asked"
+    if report.asked is not None:
+        asked = f"asked: {percent(report.asked)}"
     found = [
-        ("density", percent(report.got), f"asked: {percent(report.asked)}"),
+        ("density", percent(report.got), asked),
         ("edges kept", count(report.kept), f"of {count(report.edges)}"),
-        ("dead units", count(report.dead), f"of {count(units)} counted"),
-        ("masked kernels", size(stored), f"dense: {size(dense)}"),
+        ("dead units", count(report.dead), f"of {count(units)}"),
+        ("size of masked kernels", size(stored), f"dense: {size(dense)}"),
     ]
     if report.churn is not None:
         remark = f"of the edges, since {report.since}"
@@ -152,14 +175,14 @@ def cards(report: Report) -> list[tuple[str, str, str]]:
     if report.model is not None:
         model = report.model
         remark = f"{count(model.kept)} of {count(model.params)} parameters left"
-        found.append(("whole model", size(model.sparse_bytes), remark))
+        found.append(("size of whole model", size(model.sparse_bytes), remark))
     return found
 
 
 def line(m: Measures) -> str:
     """The fitted line, solved for the degree."""
     if m.slope is None or m.d0 is None:
-        return "no line: too few units off their bounds, or no spread"
+        return "no line fitted: too few units on no bound, or all alike"
     sign = "+" if m.slope > 0 else "-"
     return (
         f"k = {number(m.d0)} {sign} {number(abs(1 / m.slope))} log((1-a)/a), "
@@ -172,11 +195,6 @@ def degrees(m: Measures) -> str:
     return f"{count(m.degree_min)} / {number(m.degree_mean)} / {count(m.degree_max)}"
 
 
-def budget(kernel: KernelFacts) -> str:
-    """The side, or sides, that a budget counts."""
-    return " + ".join(kernel.actuators) or NONE
-
-
 def budget_sentence(kernel: KernelFacts) -> str:
     """The same in words."""
     words = {
@@ -184,13 +202,14 @@ def budget_sentence(kernel: KernelFacts) -> str:
         "out": "outgoing edges of input units (SP-out)",
     }
     counted = " and ".join(words[actuator] for actuator in kernel.actuators)
-    return counted or "not known: units select no side of this kernel"
+    return counted or "not known: the source names no actuator for this kernel"
 
 
 def kernel_lines(kernel: KernelFacts, since: str) -> list[tuple[str, str]]:
     """Name and text of what holds for a kernel as a whole."""
     edges = f"{count(kernel.kept)} of {count(kernel.edges)} edges"
-    got = f"asked {percent(kernel.asked)}, got {percent(kernel.got)}, {edges}"
+    asked = "" if kernel.asked is None else f"asked {percent(kernel.asked)}, "
+    got = f"{asked}got {percent(kernel.got)}, {edges}"
     dense, stored = size(kernel.dense_bytes), size(kernel.sparse_bytes)
     lines = [
         ("shape", f"{shape(kernel.shape)} ({kernel.kind})"),
@@ -202,7 +221,7 @@ def kernel_lines(kernel: KernelFacts, since: str) -> list[tuple[str, str]]:
         flips = f"{percent(kernel.churn)}, {count(kernel.flipped)} edges since {since}"
         lines.append(("churn", flips))
     if kernel.unheard is not None:
-        lines.append(("unheard", f"{count(kernel.unheard)} output units"))
+        lines.append(("no path to the output", f"{count(kernel.unheard)} output units"))
     return lines
 
 
@@ -232,15 +251,15 @@ def rows(report: Report) -> list[Row]:
 def side_table(kernel: KernelFacts) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the figures of both sides, one column a side."""
     sides = kernel.sides
-    head = ["", *(MEANING[side.side][0] for side in sides)]
+    head = ["figure", *(MEANING[side.side][0] for side in sides)]
     every = [side.whole for side in sides]
     columns = [
         ("units", [count(m.units) for m in every]),
-        ("edges", [MEANING[side.side][1].split()[0] for side in sides]),
+        ("edges counted", [MEANING[side.side][1].split()[0] for side in sides]),
         ("full degree", [count(side.fan) for side in sides]),
         ("degree min / mean / max", [degrees(m) for m in every]),
         ("without edges", [count(m.no_edges) for m in every]),
-        ("silent (on-rate at most 0.001)", [count(m.silent) for m in every]),
+        ("with edges, on-rate at most 0.001", [count(m.silent) for m in every]),
         ("dead", [count(m.dead) for m in every]),
         ("traffic, sum of a k", [number(m.traffic) for m in every]),
         ("coding entropy, bits a unit", [number(m.entropy) for m in every]),
@@ -258,20 +277,38 @@ def _unobserved(side: SideFacts) -> str:
 
 
 LAYER_HEAD = (
-    *("layer", "edges kept", "density", "degree min / mean / max", "dead"),
+    *("layer", "edges kept", "density got", "degree min / mean / max", "dead units"),
     *("slope β", "R²"),
 )
 
 
-def unit_table(units: Sequence[Unit]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of hub units; without the columns of activity if it is unknown."""
-    head = ["unit", "degree k", "on-rate a", "traffic a k"]
+def hub_table(side: SideFacts) -> Table | None:
+    """Title, head and rows of the hubs of a side: by traffic first, then by degree.
+
+    A unit that is a hub for both reasons has one row. Columns of activity are left out
+    where it is unknown.
+
+    Returns:
+      None where no unit stands out.
+    """
+    hubs = list(dict.fromkeys((*side.busiest, *side.widest)))
+    if not hubs:
+        return None
     rows = []
-    for unit in units:
+    for unit in hubs:
         layer = f"layer {at(unit.layer)}, " if unit.layer else ""
-        known = [] if unit.rate is None else [number(unit.rate), number(unit.traffic)]
-        rows.append([f"{layer}unit {at(unit.place)}", count(unit.degree), *known])
-    return head[: len(rows[0])], rows
+        cells = [f"{layer}unit {at(unit.place)}", count(unit.degree)]
+        if unit.rate is not None:
+            cells += [number(unit.rate), number(unit.traffic)]
+            cells.append(_rank(unit, side.busiest))
+        rows.append([*cells, _rank(unit, side.widest)])
+    head = ["unit", "degree k", "on-rate a", "traffic a k", "traffic rank"]
+    head = head[: len(rows[0]) - 1] + ["degree rank"]
+    return f"Hubs among the {MEANING[side.side][0]}", head, rows
+
+
+def _rank(unit: Unit, best: Sequence[Unit]) -> str:
+    return str(best.index(unit) + 1) if unit in best else NONE
 
 
 def layer_rows(kernel: KernelFacts, side: SideFacts) -> list[tuple[str, ...]]:
@@ -300,23 +337,20 @@ def text(report: Report) -> str:
     return "\n".join([report.title, headline(report), *notes, "", body])
 
 
-Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
-
-
 def extras(report: Report) -> list[Table]:
     """Name, head and rows of the tables of what else is known."""
     found: list[Table] = []
     if report.latency:
         timed = [(name, number(ms)) for name, ms in report.latency.items()]
-        found.append(("Latency", ("", "milliseconds"), timed))
+        found.append(("Latency", ("measured", "milliseconds"), timed))
     if report.shrunk:
         shrunk = [
             (name, number(a), number(b), percent(b / a if a else None))
             for name, (a, b) in report.shrunk.items()
         ]
-        head = ("", "before", "after", "after / before")
+        head = ("figure", "before", "after", "after / before")
         found.append(("Shrunk model", head, shrunk))
     if report.others:
         others = [(path, count(kept), count(n)) for path, n, kept in report.others]
-        found.append(("Masks of other parameters", ("", "kept", "of"), others))
+        found.append(("Masks of other parameters", ("parameter", "kept", "of"), others))
     return found
