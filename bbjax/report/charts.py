@@ -26,7 +26,7 @@ from bbjax.report.words import MEANING, number
 
 WIDTH, HEIGHT = 280, 186
 LEFT, RIGHT, TOP, BOTTOM = 38, 10, 10, 40
-LETTER = 7.0  # pixels that a digit takes, at most
+LETTER = 6.5  # pixels that a digit takes, at most
 FEWEST = 6  # bars that have room in a histogram, at least
 SPOT = 2.5  # pixels within which dots are one
 _RATES = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
@@ -105,7 +105,8 @@ def _words(x: float, y: float, text: str, **attributes: object) -> str:
 
 def wide(text: str) -> float:
     """Pixels that a number takes, at most."""
-    return sum(LETTER / 2 if c in ".," else LETTER for c in text)
+    narrow, broad = (sum(map(text.count, signs)) for signs in (".,", "≤≥"))
+    return LETTER * (len(text) - narrow / 2 + broad / 3)
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[int]:
@@ -160,11 +161,6 @@ def _frame(
     return tag("svg", "".join(parts), class_="chart", viewBox=box, **label)
 
 
-def _line(kind: str, **ends: float) -> str:
-    """A line over other marks, with a halo that sets it off."""
-    return tag("line", class_="halo", **ends) + tag("line", class_=kind, **ends)
-
-
 # Degrees -------------------------------------------------------------------------
 def degrees(side: SideFacts) -> Chart:
     """Histogram of the degrees, with their mean."""
@@ -175,7 +171,9 @@ def degrees(side: SideFacts) -> Chart:
     ends = (bins.start - 0.5 - room, end - 0.5 + room)
     axes = Axes.counting(ends, max(bins.counts))
     x = round(axes.px(mean), 1)
-    line = _line("mean", x1=x, x2=x, y1=TOP, y2=HEIGHT - BOTTOM)
+    span = {"x1": x, "x2": x, "y1": TOP, "y2": HEIGHT - BOTTOM}
+    # A halo sets the line off from the bars.
+    line = [tag("line", class_=kind, **span) for kind in ("halo", "mean")]
     units, edges = MEANING[side.side]
     m = side.whole
     summary = (
@@ -184,7 +182,7 @@ def degrees(side: SideFacts) -> Chart:
     )
     at = [(float(t), f"{t:,}") for t in ticks(bins.start, end - 1)]
     names = (f"degree k: kept {edges}", f"number of {units}")
-    svg = _frame(axes, [*_bars(axes, bins), line], at, names, summary)
+    svg = _frame(axes, [*_bars(axes, bins), *line], at, names, summary)
     each = f"{bins.width:,} degrees" if bins.width > 1 else "one degree"
     legend = (("bar", f"units, {each} a bar"), ("mean", f"mean degree {number(mean)}"))
     return Chart(svg, legend)
@@ -326,4 +324,4 @@ def _fit(axes: Axes, m: Measures) -> Iterator[str]:
         return
     ends = [(axes.px(x), axes.py(m.d0 - x / m.slope)) for x in (low, high)]
     (x1, y1), (x2, y2) = ((round(x, 1), round(y, 1)) for x, y in ends)
-    yield _line("fit", x1=x1, y1=y1, x2=x2, y2=y2)
+    yield tag("line", class_="fit", x1=x1, y1=y1, x2=x2, y2=y2)

@@ -27,7 +27,7 @@ RAMP = (  # shade, and the largest share that it stands for
     *((" ", 0.0), ("·", 0.05), (":", 0.1), ("░", 0.2), ("▒", 0.5)),
     *(("▓", 1.0), ("█", 1.0)),
 )
-LONG, SHORT = 256, 120  # pixels of a picture: its longer side, and the least
+LONG, SHORT = 256, 100  # pixels of a picture: its longer side, and the least
 
 
 def levels(share: np.ndarray) -> np.ndarray:
@@ -119,22 +119,26 @@ def scale(block: tuple[int, int], name: str = "pixel") -> str:
 
 
 def legend(picture: Picture) -> list[tuple[float, str]]:
-    """Opacities and their meaning."""
+    """Opacities and the kept shares that they stand for."""
     if single(picture):
         return [(0.0, "pruned edge"), (1.0, "kept edge")]
-    shown = [(n / TOP, percent((n / TOP) ** 2, 0)) for n in (0, 3, 5, 8, 11, 15)]
-    return [(opacity, f"{share} kept") for opacity, share in shown]
+    return [(n / TOP, percent((n / TOP) ** 2, 0)) for n in (0, 3, 5, 8, 11, 15)]
 
 
 def size(picture: Picture) -> tuple[int, int]:
-    """Width and height in pixels: whole ones for each block, and never a mere line."""
-    longer = max(picture.edges)
-    found = []
-    for blocks, edges in zip(picture.share.shape, picture.edges, strict=True):
-        room = LONG * max(edges / longer, SHORT / LONG)
-        whole = LONG // blocks if edges == longer else round(room / blocks)
-        found.append(blocks * max(whole, -(-SHORT // blocks)))
-    return found[1], found[0]
+    """Width and height in pixels: whole ones for each block, and never a mere line.
+
+    The longer side is the one with more edges; the other is in proportion, if that is
+    not too thin.
+    """
+    blocks = dict(enumerate(picture.share.shape))
+    longer = int(picture.edges[1] > picture.edges[0])
+    long = blocks[longer] * max(LONG // blocks[longer], 1)
+    edges, other = picture.edges, blocks[1 - longer]
+    room = long * edges[1 - longer] / edges[longer]
+    whole = max(round(room / other), -(-SHORT // other))
+    short = other * max(min(whole, long // other), 1)
+    return (long, short) if longer else (short, long)
 
 
 # The terminal --------------------------------------------------------------------

@@ -201,14 +201,16 @@ def _picture(kernel: KernelFacts, picture: Picture) -> str:
     )
     down, across = (words.count(edges - 1) for edges in picture.edges)
     axes = [
-        _axis("across", f"width:{width}px", "output unit", across),
-        _axis("down", f"height:{height}px", "input unit", down),
+        _axis("across", f"min-width:{width}px", "output unit", across),
+        _axis("down", f"min-height:{height}px", "input unit", down),
     ]
     framed = tag("div", "".join(axes) + image, class_="framed")
     keys = [
-        (f'<i class="key shade"><b style="opacity:{opacity:.3g}"></b></i>', text)
+        (_key("shade", tag("span", style=f"opacity:{opacity:.3g}")), text)
         for opacity, text in masks.legend(picture)
     ]
+    if not masks.single(picture):
+        keys.insert(0, ("", "kept share of the edges of a pixel:"))
     small = f"{masks.caption(picture)}; {masks.scale(picture.block)}"
     return _figure(masks.title(picture), small, framed + _legend(keys), "mask")
 
@@ -243,8 +245,8 @@ def _chart(name: str, small: str, chart: Chart) -> str:
     return _figure(name, small, chart.svg + _legend(keys))
 
 
-def _key(kind: str) -> str:
-    return tag("i", class_=f"key {kind}")
+def _key(kind: str, content: str = "") -> str:
+    return tag("i", content, class_=f"key {kind}")
 
 
 def _legend(keys: Iterable[tuple[str, str]]) -> str:

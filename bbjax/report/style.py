@@ -11,9 +11,9 @@ CSS = """
   :root {
     --ground: #0f1317; --card: #181d23; --ink: #e5e9ee; --dim: #9ba7b4;
     --rule: #2d353f; --grid: #252c35; --units: #6cacf0; --fit: #f29a62;
-    --warn: #2b2314; --warn-edge: #d98a1f; --meter: #26313d; --shade: #000000cc;
+    --warn: #2b2314; --warn-edge: #d98a1f; --meter: #26313d; --shade: #9ba7b488;
   }
-  .mask img, .shade b { filter: brightness(1.25); }
+  .mask img, .shade span { filter: brightness(1.25); }
 }
 * { box-sizing: border-box; }
 body {
@@ -38,7 +38,7 @@ a:hover, a:focus-visible { text-decoration: underline; }
 }
 .cards {
   display: grid; gap: 12px; margin: 20px 0 0; padding: 0;
-  grid-template-columns: repeat(auto-fit, minmax(158px, 1fr));
+  grid-template-columns: repeat(auto-fit, minmax(128px, 1fr));
 }
 .card, .sheet, details {
   background: var(--card); border: 1px solid var(--rule); border-radius: 8px;
@@ -111,8 +111,10 @@ figcaption small { display: block; font-weight: 400; overflow-wrap: anywhere; }
 .chart .grid { stroke: var(--grid); }
 .chart .axis { stroke: var(--dim); stroke-width: .8; }
 .chart .bar { fill: var(--units); }
-.chart .halo { stroke: var(--card); stroke-width: 4.5; }
-.chart .mean { stroke: var(--fit); stroke-width: 1.8; stroke-dasharray: 4 3; }
+.chart .tick { font-size: 10px; }
+.chart .mean, .chart .halo { stroke-dasharray: 5 4; }
+.chart .halo { stroke: var(--card); stroke-width: 4; }
+.chart .mean { stroke: var(--fit); stroke-width: 2; }
 .chart .range { stroke: var(--units); stroke-width: 2.5; }
 .chart .fit { stroke: var(--fit); stroke-width: 1.8; }
 .chart path.dot { stroke: var(--units); stroke-width: 5; stroke-linecap: round; }
@@ -137,14 +139,14 @@ figcaption small { display: block; font-weight: 400; overflow-wrap: anywhere; }
 .key.dot.one { opacity: .72; }
 .key.average { background: var(--fit); }
 .key.shade { height: 12px; border: 1px solid var(--dim); }
-.key.shade b { display: block; height: 100%; background: #2f7fd0; }
+.key.shade span { display: block; height: 100%; background: #2f7fd0; }
 .framed {
   display: grid; gap: 3px; justify-content: start; font-size: .75rem; line-height: 1.2;
   grid-template: auto auto / auto auto; color: var(--dim);
 }
 .framed img { grid-area: 2 / 2; display: block; image-rendering: pixelated; }
 .framed img { outline: 1px solid var(--rule); }
-.along { display: flex; justify-content: space-between; white-space: nowrap; }
+.along { display: flex; justify-content: space-between; gap: 5px; white-space: nowrap; }
 .along.across { grid-area: 1 / 2; }
 .along.down { grid-area: 2 / 1; writing-mode: vertical-rl; }
 .tables {

@@ -165,15 +165,14 @@ def _bars(side: SideFacts) -> RenderableType:
     bins = side.histogram
     most = max(bins.counts)
     heights = (-(-8 * count // most) for count in bins.counts)
-    end = bins.start + bins.width * len(bins.counts) - 1
+    end = side.whole.degree_max
     drawn = Text(f"{bins.start:,} ", no_wrap=True)
     drawn.append("".join(_BARS[height] for height in heights), "blue").append(
         f" {end:,}"
     )
     units, edges = words.MEANING[side.side]
-    said = (
-        f"least and largest degree k ({edges}); highest bar: {words.count(most)} units"
-    )
+    said = f"from least to largest degree k ({edges}); highest bar: "
+    said += f"{words.count(most)} unit{'s' * (most != 1)}"
     return Group(Text(f"Degrees of {units}", "bold"), drawn, Text(said, "dim"))
 
 
@@ -205,9 +204,9 @@ def _mask(kernel: KernelFacts) -> RenderableType:
     shades = ["".join(s * times for s in line) for line in masks.shading(seen)]
     drawn = Table(box=box.SQUARE, show_header=False, padding=0)
     drawn.add_row(Text("\n".join(shades), "blue", no_wrap=True))
-    legend = Text("shades, kept share: " if seen.block != (1, 1) else "shades: ", "dim")
-    for i, (shade, text) in enumerate(masks.ramp(seen)):
-        legend.append(", " if i else "").append(f"[{shade}]", "blue").append(f" {text}")
+    keys = masks.ramp(seen)
+    legend = Columns([Text(f"[{s}] {said}", no_wrap=True) for s, said in keys])
     said = f"{masks.caption(picture)}; {masks.scale(seen.block, 'cell')}"
     title = Text(masks.title(picture), "bold")
-    return Group(title, drawn, Text(said, "dim"), legend)
+    head = Text("shades: kept share of the edges of a cell", "dim")
+    return Group(title, drawn, Text(said, "dim"), head, legend)

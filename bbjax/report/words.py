@@ -285,13 +285,14 @@ LAYER_HEAD = (
 def hub_table(side: SideFacts) -> Table | None:
     """Title, head and rows of the hubs of a side: by traffic first, then by degree.
 
-    A unit that is a hub for both reasons has one row. Columns of activity are left out
-    where it is unknown.
+    A unit that is a hub for both reasons has one row; one without edges is no hub.
+    Columns of activity are left out where it is unknown.
 
     Returns:
       None where no unit stands out.
     """
-    hubs = list(dict.fromkeys((*side.busiest, *side.widest)))
+    both = dict.fromkeys((*side.busiest, *side.widest))
+    hubs = [unit for unit in both if unit.degree]
     if not hubs:
         return None
     rows = []
@@ -345,7 +346,7 @@ def extras(report: Report) -> list[Table]:
         found.append(("Latency", ("measured", "milliseconds"), timed))
     if report.shrunk:
         shrunk = [
-            (name, number(a), number(b), percent(b / a if a else None))
+            (name, _figure(a), _figure(b), percent(b / a if a else None))
             for name, (a, b) in report.shrunk.items()
         ]
         head = ("figure", "before", "after", "after / before")
@@ -354,3 +355,8 @@ def extras(report: Report) -> list[Table]:
         others = [(path, count(kept), count(n)) for path, n, kept in report.others]
         found.append(("Masks of other parameters", ("parameter", "kept", "of"), others))
     return found
+
+
+def _figure(value: float) -> str:
+    """All digits of a whole number, three of another."""
+    return count(int(value)) if value.is_integer() else number(value)
