@@ -20,6 +20,7 @@ import bbjax as bb
 from bbjax.report import charts, masks, words
 from bbjax.report.data import Picture
 
+SIDES = ("input", "output")
 SHAPES = [(1024, 128), (128, 1024), (512, 10), (3, 2000), (6, 4), (1, 1), (133, 119)]
 
 
@@ -223,7 +224,8 @@ def test_rows_are_inputs_and_shades_are_shares(shape):
     near = np.abs(level - pixels) <= 0.5 + 1e-4
     assert (near | ((pixels == 1) & (want > 0) & (level < 0.5))).all()
     np.testing.assert_allclose(opacity, np.rint(step * np.arange(len(opacity))))
-    assert f"rows: {shape[0]:,} input units; columns: {shape[1]:,} output" in page.text
+    rows, columns = (f"{n:,} {side} unit" for n, side in zip(shape, SIDES, strict=True))
+    assert re.search(f"rows: {rows}s?; columns: {columns}", page.text)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -392,6 +394,22 @@ def test_the_terminal_explains_its_words(found, width):
     assert re.search(
         rf"^{low.degree_min:,} \S.* {low.degree_max:,}\s*$", text, re.MULTILINE
     )
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_long_paths_are_whole_in_a_terminal(width):
+    paths = [f"model/{'a_long_name/' * 9}layer_{i}/kernel" for i in range(2)]
+    kernels = tuple(dense(6, 4, path) for path in paths)
+    report = bb.report(dict.fromkeys(paths, MASK), bb.Units(kernels))
+    text = terminal(report, width)
+    assert "…" not in text
+    assert all(path in re.sub(r"\s", "", text) for path in paths)
+
+
+def test_one_of_a_kind_is_singular():
+    text = alone((1, 1), 1.1).html()
+    assert "rows: 1 input unit; columns: 1 output unit; 1 of 1 edge kept" in text
+    assert "1 output unit, each with up to 1 incoming edge<" in text
 
 
 def test_words_are_those_of_the_vocabulary(found):

@@ -171,9 +171,10 @@ def degrees(side: SideFacts) -> Chart:
     ends = (bins.start - 0.5 - room, end - 0.5 + room)
     axes = Axes.counting(ends, max(bins.counts))
     x = round(axes.px(mean), 1)
-    span = {"x1": x, "x2": x, "y1": TOP, "y2": HEIGHT - BOTTOM}
-    # A halo sets the line off from the bars.
-    line = [tag("line", class_=kind, **span) for kind in ("halo", "mean")]
+    line = [  # the halo sets the mean off from the bars
+        tag("line", class_=kind, x1=x, x2=x, y1=TOP, y2=HEIGHT - BOTTOM)
+        for kind in ("halo", "mean")
+    ]
     units, edges = MEANING[side.side]
     m = side.whole
     summary = (

@@ -19,7 +19,7 @@ import zlib
 import numpy as np
 
 from bbjax.report.data import Picture
-from bbjax.report.words import at, count, percent
+from bbjax.report.words import at, count, counted, percent
 
 COLOUR = (0x2F, 0x7F, 0xD0)
 TOP = 15  # the level of a block that is kept whole
@@ -104,8 +104,9 @@ def caption(picture: Picture) -> str:
     groups = f" in {picture.groups} groups" if picture.groups > 1 else ""
     same = " of the same group" if groups else ""
     return (
-        f"rows: {count(rows)} input units{groups}; columns: {count(columns)} output "
-        f"units{same}; {count(number)} of {count(rows * columns)} edges kept "
+        f"rows: {counted(rows, 'input units')}{groups}; "
+        f"columns: {counted(columns, 'output units')}{same}; "
+        f"{count(number)} of {counted(rows * columns, 'edges')} kept "
         f"({percent(number / (rows * columns))})"
     )
 

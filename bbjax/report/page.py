@@ -178,8 +178,8 @@ def _degrees(kernel: KernelFacts) -> list[str]:
     found = []
     for side in kernel.sides:
         units, edges = words.MEANING[side.side]
-        small = f"{words.count(side.whole.units)} {units}, each with up to "
-        small += f"{words.count(side.fan)} {edges}"
+        small = f"{words.counted(side.whole.units, units)}, each with up to "
+        small += words.counted(side.fan, edges)
         name = f"Degrees of {units}"
         found.append(_chart(name, small, charts.degrees(side)))
         if len(side.layers) > 1 and side in kernel.main:
@@ -235,7 +235,7 @@ def _activity(side: SideFacts, most: int) -> list[str]:
     for layer in layers:
         m = side.whole if layer is None else side.layers[layer]
         which = "" if layer is None else f"layer {layer}: "
-        small = f"{which}{words.count(m.units)} {units}; {words.line(m)}"
+        small = f"{which}{words.counted(m.units, units)}; {words.line(m)}"
         found.append(_chart(name, small, charts.activity(side, layer)))
     return found
 

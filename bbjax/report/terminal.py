@@ -13,7 +13,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from rich import box
 from rich.columns import Columns
-from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.console import (
+    Console,
+    ConsoleOptions,
+    Group,
+    JustifyMethod,
+    RenderableType,
+)
 from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
@@ -124,7 +130,8 @@ def _table(
         drawn.title, drawn.title_justify = Text(title, "bold"), "left"
     flush = range(1, len(head)) if right is None else right
     for i, name in enumerate(head):
-        drawn.add_column(Text(name), justify="right" if i in flush else "left")
+        side: JustifyMethod = "right" if i in flush else "left"
+        drawn.add_column(Text(name), justify=side, overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(cell) for cell in row))
     return drawn
@@ -133,7 +140,8 @@ def _table(
 # One kernel ----------------------------------------------------------------------
 def _kernel(kernel: KernelFacts, since: str) -> Iterator[RenderableType]:
     yield Text()
-    yield Rule(Text(kernel.path, "bold"), align="left")
+    yield Rule()
+    yield Text(kernel.path, "bold", overflow="fold")
     lines = Table.grid(padding=(0, 2))
     for name, text in words.kernel_lines(kernel, since):
         lines.add_row(Text(name, "dim"), Text(text))
@@ -151,6 +159,7 @@ def _kernel(kernel: KernelFacts, since: str) -> Iterator[RenderableType]:
     yield Columns([Padding(part, (1, 2, 0, 0)) for part in tables])
     for side in kernel.main if kernel.stack_shape else ():
         name = f"Layers, {words.MEANING[side.side][0]}"
+        yield Text()
         yield _table(words.LAYER_HEAD, words.layer_rows(kernel, side), name)
 
 
@@ -172,7 +181,7 @@ def _bars(side: SideFacts) -> RenderableType:
     )
     units, edges = words.MEANING[side.side]
     said = f"from least to largest degree k ({edges}); highest bar: "
-    said += f"{words.count(most)} unit{'s' * (most != 1)}"
+    said += words.counted(most, "units")
     return Group(Text(f"Degrees of {units}", "bold"), drawn, Text(said, "dim"))
 
 

@@ -94,6 +94,16 @@ def count(number: int | None) -> str:
     return NONE if number is None else f"{number:,}"
 
 
+def counted(number: int, name: str) -> str:
+    """A number of things.
+
+    Example:
+      >>> counted(1, "output units"), counted(1200, "output units")
+      ('1 output unit', '1,200 output units')
+    """
+    return f"{count(number)} {name.removesuffix('s') if number == 1 else name}"
+
+
 def percent(share: float | None, digits: int = 2) -> str:
     """A share; more digits where so few would show nothing.
 
@@ -149,7 +159,7 @@ def shape(sizes: Ints) -> str:
 # Sentences -----------------------------------------------------------------------
 def headline(report: Report) -> str:
     """What the report is on, in one sentence."""
-    kernels = f"{len(report.kernels)} kernel{'s' * (len(report.kernels) != 1)}"
+    kernels = counted(len(report.kernels), "kernels")
     return (
         f"From {report.origin}: {kernels}, {count(report.kept)} of "
         f"{count(report.edges)} edges kept."
@@ -221,7 +231,7 @@ def kernel_lines(kernel: KernelFacts, since: str) -> list[tuple[str, str]]:
         flips = f"{percent(kernel.churn)}, {count(kernel.flipped)} edges since {since}"
         lines.append(("churn", flips))
     if kernel.unheard is not None:
-        lines.append(("no path to the output", f"{count(kernel.unheard)} output units"))
+        lines.append(("no path to the output", counted(kernel.unheard, "output units")))
     return lines
 
 
