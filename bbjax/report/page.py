@@ -131,7 +131,7 @@ def _summary(report: Report) -> str:
     for row in words.rows(report):
         cells = [escape(cell) for cell in row.cells]
         link = f"#kernel-{places[id(row.kernel)]}"
-        room = f"min-width:{min(len(row.kernel.path), 24)}ch"
+        room = f"min-width:{min(len(row.kernel.path), 20)}ch"
         cells[0] = tag("a", cells[0], href=link, class_="path", style=room)
         width = f"width:{100 * row.kernel.got:.4g}%"
         width += ";min-width:2px" if row.kernel.kept else ""

@@ -38,7 +38,7 @@ a:hover, a:focus-visible { text-decoration: underline; }
 }
 .cards {
   display: grid; gap: 12px; margin: 20px 0 0; padding: 0;
-  grid-template-columns: repeat(auto-fit, minmax(128px, 1fr));
+  grid-template-columns: repeat(auto-fit, minmax(158px, 1fr));
 }
 .card, .sheet, details {
   background: var(--card); border: 1px solid var(--rule); border-radius: 8px;
@@ -46,7 +46,10 @@ a:hover, a:focus-visible { text-decoration: underline; }
 .card { padding: 11px 14px; }
 .card dt { color: var(--dim); font-size: .82rem; }
 .card dd { margin: 0; font-size: 1.42rem; font-weight: 600; line-height: 1.35; }
-.card small { display: block; font-size: .78rem; font-weight: 400; }
+.card dd { white-space: nowrap; }
+.card small {
+  display: block; font-size: .78rem; font-weight: 400; white-space: normal;
+}
 /* A shadow lies at each side on which a table goes on; covers of the ground's colour
    scroll with the table and hide it at the ends. */
 .sheet {
@@ -160,6 +163,9 @@ figcaption small { display: block; font-weight: 400; overflow-wrap: anywhere; }
 .words dt { font-weight: 600; }
 .words dd { margin: 0 0 7px; color: var(--dim); }
 footer { margin-top: 40px; color: var(--dim); font-size: .82rem; }
+@media (max-width: 1080px) {
+  .cards { grid-template-columns: repeat(3, 1fr); }
+}
 @media (max-width: 560px) {
   body { font-size: 14px; }
   .cards { grid-template-columns: 1fr 1fr; }
