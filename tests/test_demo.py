@@ -32,7 +32,7 @@ from bbjax.demo.origin import commit
 from bbjax.demo.progress import Steps
 from bbjax.demo.results import Results
 
-PICTURES = ("degrees", "churn", "overview")
+PICTURES = ("degrees", "churn", "overview", "benefit")
 STEPS = 14
 
 
@@ -467,7 +467,7 @@ def test_json_has_each_number_of_the_table(result):
 @pytest.mark.slow
 def test_nets_become_smaller_round_by_round(result):
     rounds = result["smaller"]["rounds"]
-    assert len(rounds) == smaller.ROUNDS + 1
+    assert len(rounds) == len(smaller.KEEP) + 1
     assert rounds[0]["widths"] == list(model.WIDTHS)
     assert rounds[0]["time_ratio_quartiles"] == [1, 1, 1]
     sizes = [one["parameters"][0] for one in rounds]

@@ -1,4 +1,4 @@
-"""An overview of four panels and two more pictures, drawn without a display."""
+"""An overview of four panels and three more pictures, drawn without a display."""
 
 from __future__ import annotations
 
@@ -38,6 +38,15 @@ def overview(results: Results) -> Figure:
     panels.budget(b, results, SIZE)
     panels.balance(c, results, panels.widest(), SIZE)
     panels.smaller(d, results, SIZE)
+    return figure
+
+
+def benefit(results: Results) -> Figure:
+    """What pruning gives: smaller nets, and a budget that is met."""
+    figure = blank(10, 4.3, pad=0.12)
+    left, right = figure.subplots(1, 2)
+    panels.smaller(left, results, SIZE)
+    panels.budget(right, results, SIZE)
     return figure
 
 
@@ -116,6 +125,7 @@ def churn(results: Results) -> Figure:
 
 DRAWN = {
     "overview.png": overview,
+    "benefit.png": benefit,
     "degrees.png": degrees,
     "churn.png": churn,
 }

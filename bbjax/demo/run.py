@@ -2,6 +2,7 @@
 
 results.json           the table, per-seed values, settings, commit, versions, machine
 overview.png           accuracy, budget, balance and smaller nets, one panel each
+benefit.png            two of them: smaller nets and the budget
 degrees.png            degrees of the units of one layer, by method
 churn.png              edges that change at each refresh
 """
@@ -32,7 +33,7 @@ from bbjax.demo.train import EMA, LEARNING_RATE, Step, Trainer, together
 
 SWEEP = (0.3, 0.1, 0.05, 0.035)
 SWEPT = ("magnitude", "activity_only", "bb_in", "bb_out")
-SWEEP_SEEDS = 3  # at most; also of the smaller nets
+SWEEP_SEEDS = 3  # at most
 STEP_SECONDS = 0.0045  # of one step of one net
 OTHER_SECONDS = 100.0  # compiling, shrinking, drawing
 PROBED = 0.1  # share of the main training after which the speed counts as measured
@@ -59,7 +60,7 @@ class Plan:
 
     @property
     def few(self) -> int:
-        """Seeds of the sweep and of the smaller nets."""
+        """Seeds of the sweep."""
         return min(self.seeds, SWEEP_SEEDS)
 
     @property
@@ -85,7 +86,7 @@ class Plan:
     @property
     def rest(self) -> int:
         """Work of all that comes after the comparison."""
-        return self.swept + smaller.ROUNDS * self.few * self.tune
+        return self.swept + len(smaller.KEEP) * self.seeds * self.tune
 
     @property
     def seconds(self) -> float:
@@ -169,7 +170,7 @@ def _settings(plan: Plan, results: Results, data: Data) -> dict[str, Any]:
         "test_images": len(data.test_y),
         "kernels": list(model.PRUNED),
         "hidden_units": sum(units[p].unit_count("in") for p in model.HIDDEN),
-        "smaller_keep": smaller.KEEP,
+        "smaller_keep": list(smaller.KEEP),
         "smaller_steps": plan.tune,
     }
 
@@ -256,9 +257,9 @@ def _smaller(
     progress: Steps, plan: Plan, params: dict[str, list[Any]], data: Data
 ) -> tuple[list[smaller.Size], Any]:
     """The dense nets with fewer and fewer units, and times per call."""
-    dense, masked = params["dense"][: plan.few], params["bb_in"][0]
-    rounds = smaller.ROUNDS * plan.few
-    text = f"making nets smaller, {many(plan.few, 'seed')}"
+    dense, masked = params["dense"], params["bb_in"][0]
+    rounds = len(smaller.KEEP) * plan.seeds
+    text = f"making nets smaller, {many(plan.seeds, 'seed')}"
     with progress.step(text, 1.1 * rounds) as tick:
         sizes = smaller.shrink(dense, plan.tune, data, tick)
         nets = [size.net for size in sizes] + [(model.FULL, masked)]
