@@ -17,7 +17,7 @@ help: ## list the targets; durations are for 2 CPU cores
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | \
 		awk -F '\t' '{ printf "make %-15s %s\n", $$1, $$2 }'
 
-demo: $(VENV)/.installed-demo ## run the demo (options in DEMO_ARGS), about 5 minutes
+demo: $(VENV)/.installed-demo ## run the demo (options in DEMO_ARGS), about 4 minutes
 	$(PY) -m bbjax.demo $(DEMO_ARGS)
 
 notebooks: $(VENV)/.installed-test ## run the notebooks, at their small setting, about 5 minutes

@@ -34,8 +34,8 @@ from bbjax.demo.train import EMA, LEARNING_RATE, Step, Trainer, together
 SWEEP = (0.3, 0.1, 0.05, 0.035)
 SWEPT = ("magnitude", "activity_only", "bb_in", "bb_out")
 SWEEP_SEEDS = 3  # at most
-STEP_SECONDS = 0.0045  # of one step of one net
-OTHER_SECONDS = 100.0  # compiling, shrinking, drawing
+STEP_SECONDS = 0.0038  # of one step of one net
+OTHER_SECONDS = 60.0  # compiling, shrinking, drawing
 PROBED = 0.1  # share of the main training after which the speed counts as measured
 
 
