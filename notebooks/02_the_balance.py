@@ -15,6 +15,11 @@
 # %% [markdown]
 # # The balance
 #
+# [![Open in Colab][badge]][colab]
+#
+# [badge]: https://colab.research.google.com/assets/colab-badge.svg
+# [colab]: https://colab.research.google.com/github/OWNER/bbjax/blob/main/notebooks/02_the_balance.ipynb
+#
 # Why should a unit's degree follow its activity, and by which law? This notebook goes
 # through the theory of Budgeted Broadcast, lets you play with the controller, and then
 # measures units of a net that learns XOR: what the controller imposes, and what is left
@@ -23,26 +28,27 @@
 # About 1 minute on a CPU with 2 cores, compilation included.
 
 # %%
-try:
-    import ipywidgets as widgets
+from importlib.util import find_spec
 
-    import bbjax as bb
-except ImportError:
-    # From the package index; the path of a clone or a `git+` address may stand here.
-    SOURCE = "bbjax[demo]"
-    # %pip install --quiet $SOURCE ipywidgets
-    import ipywidgets as widgets
-
-    import bbjax as bb
+# What to install where bbjax is missing: its repository, or a wheel
+# ("bbjax[demo] @ file:///content/bbjax-0.1.0-py3-none-any.whl"), or "bbjax[demo]" once
+# bbjax is on the package index. OWNER is still to be filled in.
+SOURCE = "bbjax[demo] @ git+https://github.com/OWNER/bbjax"
+if not all(map(find_spec, ["bbjax", "ipywidgets"])):
+    print("installing", SOURCE)
+    # %pip install --quiet "$SOURCE" ipywidgets
 
 # %%
 import os
+import sys
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+
+import bbjax as bb
 
 SMALL = bool(os.environ.get("BBJAX_SMALL"))  # a quick run, to see that it works
 STEPS = 400 if SMALL else 2000
@@ -165,8 +171,7 @@ plt.show()
 # - **law**: other ways from on-rates to degrees under the same budget. With *threshold*
 #   every unit carries the same traffic, $a k = \tau$; *uniform* ignores the activity.
 #
-# On the right is what the budget is about: the traffic of each unit. The sliders need a
-# running kernel.
+# The right column shows what the budget is about: the traffic of each unit.
 
 # %%
 LAWS = {
@@ -177,40 +182,78 @@ LAWS = {
 }
 
 
-def draw(law="log-odds", beta=0.1, density=0.25, k_min=1):
+def draw(axes, law="log-odds", beta=0.1, density=0.25, k_min=1):
+    """Degrees and traffic of the made-up units, into two axes."""
     k = np.asarray(bb.degrees(RATES, FAN, density, law=LAWS[law](beta), k_min=k_min))
     bound = (k <= k_min) | (k >= FAN)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
+    left, right = axes
     for ax, x, y in ((left, ODDS, k), (right, RATES, RATES * k)):
         ax.plot(x[~bound], y[~bound], "o", color=BLUE, mec="white", label="unit")
         ax.plot(
             x[bound], y[bound], "o", color=BLUE, mfc="none", label="unit on a bound"
         )
     left.set_ylim(-4, FAN + 4)
-    left.set_xlabel(r"log-odds of being off, $\log\frac{1-a}{a}$")
     left.set_ylabel("degree k (edges)")
+    price = rf", $\beta$ = {beta:g}" if law == "log-odds" else ""
     left.set_title(
-        f"{k.sum()} edges, density {k.mean() / FAN:.3f}", loc="left", fontsize=10
+        f"{law}{price}, k_min = {k_min}: density {k.mean() / FAN:.3f}",
+        loc="left",
+        fontsize=10,
     )
-    left.legend(frameon=False, fontsize=8, loc="upper left")
     right.set_ylim(bottom=0)
-    right.set_xlabel("on-rate a")
-    right.set_ylabel("traffic a k (edges that are on)")
+    right.set_ylabel("traffic a k (edges on)")
     right.set_title(f"traffic {np.sum(RATES * k):.0f} in all", loc="left", fontsize=10)
-    plt.show()
 
 
-def slider(kind, **settings):
-    return kind(continuous_update=False, **settings)
+def canvas(rows):
+    """Axes (rows, 2): degrees on the left, traffic on the right."""
+    size = (9.5, 0.6 + 2.3 * rows)
+    figure, axes = plt.subplots(
+        rows, 2, figsize=size, layout="constrained", sharex="col", squeeze=False
+    )
+    axes[-1, 0].set_xlabel(r"log-odds of being off, $\log\frac{1-a}{a}$")
+    axes[-1, 1].set_xlabel("on-rate a")
+    return axes
 
 
-controls = widgets.interact(
-    draw,
-    law=list(LAWS),
-    beta=slider(widgets.FloatLogSlider, value=0.1, min=-2.5, max=0.5, step=0.1),
-    density=slider(widgets.FloatSlider, value=0.25, min=0.02, max=1.0, step=0.01),
-    k_min=slider(widgets.IntSlider, value=1, min=0, max=16),
+CHOICES = (
+    {"beta": 0.1},
+    {"beta": 0.03},
+    {"beta": 1.0},
+    {"law": "threshold"},
 )
+for axes, choice in zip(rows := canvas(len(CHOICES)), CHOICES, strict=True):
+    draw(axes, **choice)
+rows[0, 0].legend(frameon=False, fontsize=8, loc="upper left")
+plt.show()
+
+# %% [markdown]
+# Now by hand. Sliders need a front end that answers the kernel, and a run without one
+# can wait for that answer for ever: so they are made only where Colab or a Jupyter
+# server started the kernel. Elsewhere set `INTERACTIVE = True`.
+
+# %%
+INTERACTIVE = "google.colab" in sys.modules or "JPY_SESSION_NAME" in os.environ
+
+if INTERACTIVE:
+    import ipywidgets as widgets
+
+    def redraw(**choice):
+        draw(canvas(1)[0], **choice)
+        plt.show()
+
+    def slider(kind, **settings):
+        return kind(continuous_update=False, **settings)
+
+    widgets.interact(
+        redraw,
+        law=list(LAWS),
+        beta=slider(widgets.FloatLogSlider, value=0.1, min=-2.5, max=0.5, step=0.1),
+        density=slider(widgets.FloatSlider, value=0.25, min=0.02, max=1.0, step=0.01),
+        k_min=slider(widgets.IntSlider, value=1, min=0, max=16),
+    )
+else:
+    print("no sliders: INTERACTIVE is False")
 
 # %% [markdown]
 # ## Measured: a net that learns XOR
@@ -298,8 +341,7 @@ def train(rule, noise, seed, stop=STOP):
         x, y = sample(for_batch, BATCH)
         flip = jax.random.bernoulli(for_noise, jnp.where(n < STOP, 0.0, noise), y.shape)
         y = jnp.where(flip, 1 - y, y)
-        observed = bb.observe(loss_fn, units)
-        grads, activity = jax.grad(observed, has_aux=True)(params, x, y)
+        _, grads, activity = bb.value_and_grad(loss_fn, units)(params, x, y)
         updates, opt_state = tx.update(grads, opt_state, params, activity=activity)
         return (optax.apply_updates(params, updates), opt_state), None
 
@@ -412,7 +454,6 @@ print(f"and hold {held:.0%} of the edges")
 # law clips on-rates at .01 so that a few of them do not take everything.
 #
 # ## Who makes the line?
-#
 #
 # The controller. It computes degrees from on-rates by the very formula that we then
 # fit, so a slope of `beta` with an R² near 1 says that the code does what it says. It
