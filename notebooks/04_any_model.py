@@ -15,42 +15,51 @@
 # %% [markdown]
 # # Any model
 #
+# [![Open in Colab][badge]][colab]
+#
+# [badge]: https://colab.research.google.com/assets/colab-badge.svg
+# [colab]: https://colab.research.google.com/github/OWNER/bbjax/blob/main/notebooks/04_any_model.ipynb
+#
 # bbjax reads units off the function that you train, not off a library's layers. Here is
-# one net in Flax linen, Flax NNX and Equinox; then a stack of scanned and
+# one net in Flax linen, Flax NNX, Equinox and Keras; then a stack of scanned and
 # rematerialised Transformer blocks, with padding, and budgets for every layer of the
 # stack; and last, what cannot be measured and how you are told.
 #
-# About 1 minute on a CPU with 2 cores, compilation included.
+# About 2 minutes on a CPU with 2 cores, compilation included.
 
 # %%
-try:
-    import equinox as eqx
+from importlib.util import find_spec
 
-    import bbjax as bb
-except ImportError:
-    # From the package index; the path of a clone or a `git+` address may stand here.
-    SOURCE = "bbjax[demo]"
-    # %pip install --quiet $SOURCE equinox
-    import equinox as eqx
-
-    import bbjax as bb
+# What to install where bbjax is missing: its repository, or a wheel
+# ("bbjax[demo] @ file:///content/bbjax-0.1.0-py3-none-any.whl"), or "bbjax[demo]" once
+# bbjax is on the package index. OWNER is still to be filled in.
+SOURCE = "bbjax[demo] @ git+https://github.com/OWNER/bbjax"
+if not all(map(find_spec, ["bbjax", "equinox", "keras"])):
+    print("installing", SOURCE)
+    # %pip install --quiet "$SOURCE" equinox keras
 
 # %%
 import os
 
+os.environ["KERAS_BACKEND"] = "jax"  # Keras reads it when it is imported
+
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from flax import nnx
 
+import bbjax as bb
+
 SMALL = bool(os.environ.get("BBJAX_SMALL"))  # a quick run, to see that it works
 STEPS = 40 if SMALL else 300
 
 # %% [markdown]
-# ## One net, three libraries
+# ## One net, four libraries
 #
 # 16 inputs, 64 hidden units, 2 classes: the label says whether the first two inputs
 # have the same sign. In each case the loss is a function of the parameters (or the
@@ -97,8 +106,7 @@ state = bb.linen.TrainState.create(apply_fn=net.apply, params=params, tx=pruning
 
 @jax.jit
 def linen_step(state, batch):
-    observed = jax.value_and_grad(bb.observe(linen_loss, units), has_aux=True)
-    (loss, activity), grads = observed(state.params, batch)
+    loss, grads, activity = bb.value_and_grad(linen_loss, units)(state.params, batch)
     return state.apply_gradients(grads=grads, activity=activity), loss
 
 
@@ -107,8 +115,8 @@ for _ in range(STEPS):
 report(units, state.opt_state, loss)
 
 # %% [markdown]
-# **Flax NNX.** The module itself is the first argument, with `nnx.jit`,
-# `nnx.value_and_grad` and `nnx.Optimizer`.
+# **Flax NNX.** The module itself is the first argument, with `nnx.jit` and
+# `nnx.Optimizer`.
 
 # %%
 rngs = nnx.Rngs(1)
@@ -127,8 +135,7 @@ optimizer = nnx.Optimizer(module, pruning(units), wrt=nnx.Param)
 
 @nnx.jit
 def nnx_step(module, optimizer, batch):
-    observed = nnx.value_and_grad(bb.observe(nnx_loss, units), has_aux=True)
-    (loss, activity), grads = observed(module, batch)
+    loss, grads, activity = bb.value_and_grad(nnx_loss, units)(module, batch)
     optimizer.update(module, grads, activity=activity)
     return loss
 
@@ -156,8 +163,7 @@ opt_state = tx.init(eqx.filter(mlp, eqx.is_inexact_array))
 
 @eqx.filter_jit
 def eqx_step(mlp, opt_state, batch):
-    observed = eqx.filter_value_and_grad(bb.observe(eqx_loss, units), has_aux=True)
-    (loss, activity), grads = observed(mlp, batch)
+    loss, grads, activity = bb.value_and_grad(eqx_loss, units)(mlp, batch)
     params = eqx.filter(mlp, eqx.is_inexact_array)
     updates, opt_state = tx.update(grads, opt_state, params, activity=activity)
     return eqx.apply_updates(mlp, updates), opt_state, loss
@@ -166,6 +172,106 @@ def eqx_step(mlp, opt_state, batch):
 for _ in range(STEPS):
     mlp, opt_state, loss = eqx_step(mlp, opt_state, batch)
 report(units, opt_state, loss)
+
+# %% [markdown]
+# **Keras 3** runs on JAX if `KERAS_BACKEND` says so. `stateless_call` computes with
+# values that you pass, so parameters can be a dict with the variables' own paths as
+# keys. Running means of BatchNorm and the seed of Dropout are variables without a
+# gradient: they go in as a second argument and come out beside the loss.
+
+# %%
+keras.utils.set_random_seed(1)
+keras_net = keras.Sequential(
+    [
+        keras.Input((16,)),
+        keras.layers.Dense(64, name="up"),
+        keras.layers.BatchNormalization(name="norm"),
+        keras.layers.ReLU(),
+        keras.layers.Dropout(0.1),
+        keras.layers.Dense(2, name="head"),
+    ],
+    name="net",
+)
+
+
+def keras_loss(params, rest, batch):
+    given = [params[v.path] for v in keras_net.trainable_variables]
+    logits, rest = keras_net.stateless_call(given, rest, batch["x"], training=True)
+    return cross_entropy(logits, batch["y"]), rest
+
+
+params = {v.path: v.value for v in keras_net.trainable_variables}
+rest = [v.value for v in keras_net.non_trainable_variables]
+units = bb.trace(keras_loss, params, rest, batch)
+tx = pruning(units)
+opt_state = tx.init(params)
+
+
+@jax.jit
+def keras_step(params, rest, opt_state, batch):
+    measured = bb.value_and_grad(keras_loss, units, has_aux=True)
+    (loss, rest), grads, activity = measured(params, rest, batch)
+    updates, opt_state = tx.update(grads, opt_state, params, activity=activity)
+    return optax.apply_updates(params, updates), rest, opt_state, loss
+
+
+for _ in range(STEPS):
+    params, rest, opt_state, loss = keras_step(params, rest, opt_state, batch)
+report(units, opt_state, loss)
+
+# %% [markdown]
+# Back into the Keras model, which is sparse from now on: `evaluate`, `predict` and
+# `save` work as always.
+
+# %%
+for variable in keras_net.trainable_variables:
+    variable.assign(params[variable.path])
+for variable, value in zip(keras_net.non_trainable_variables, rest, strict=True):
+    variable.assign(value)
+
+right = jnp.argmax(keras_net(x), -1) == batch["y"]
+zeros = jnp.mean(keras_net.get_layer("up").kernel.value == 0)
+print(f"accuracy {right.mean():.1%}, {zeros:.1%} of the first kernel are 0")
+
+# %% [markdown]
+# To make a Keras model really smaller, whole units have to leave. Keras layers check
+# the shapes of their variables, so `bb.shrink` needs a model that has the sizes of the
+# values that it passes. `keras.models.clone_model` makes one: a layer is made again
+# from its config, with another number of units.
+
+
+# %%
+def resized(net, values):
+    """The same Keras model, its layers as wide as the kernels in `values`."""
+
+    def sized(layer):
+        config = layer.get_config()
+        for size in {"units", "filters"} & set(config):
+            config[size] = values[layer.kernel.path].shape[-1]
+        return layer.from_config(config)
+
+    with jax.ensure_compile_time_eval():  # new variables, also while JAX traces
+        return keras.models.clone_model(net, clone_function=sized)
+
+
+def outputs(values, x):
+    net = resized(keras_net, values)
+    given = [values[v.path] for v in net.trainable_variables]
+    rest = [values.get(v.path, v.value) for v in net.non_trainable_variables]
+    return net.stateless_call(given, rest, x)[0]
+
+
+values = {v.path: v.value for v in keras_net.weights}
+units = bb.trace(outputs, values, x)
+masks = bb.unitwise.cut(units, bb.unitwise.group_magnitude(units, values), density=0.5)
+small = bb.shrink(outputs, values, masks, x)
+
+keras_small = resized(keras_net, small.params)
+for variable in keras_small.weights:
+    variable.assign(small.params[variable.path])
+print(small.report)
+difference = jnp.abs(outputs(bb.apply_masks(values, masks), x) - keras_small(x)).max()
+print(f"largest difference to the masked model: {float(difference):.1e}")
 
 # %% [markdown]
 # ## A scanned stack of Transformer blocks
@@ -312,8 +418,8 @@ tx = optax.chain(
 
 @jax.jit
 def train_step(params, opt_state, key):
-    observed = bb.observe(loss_fn, both, where=real)
-    grads, activity = jax.grad(observed, has_aux=True)(params, *sample(key))
+    measured = bb.value_and_grad(loss_fn, both, where=real)
+    _, grads, activity = measured(params, *sample(key))
     updates, opt_state = tx.update(grads, opt_state, params, activity=activity)
     return optax.apply_updates(params, updates), opt_state
 
