@@ -11,17 +11,22 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo notebooks test test-optimized test-slow lint types doctest check clean
+.PHONY: help demo notebooks notebook-outputs test test-optimized test-slow lint types \
+	doctest check clean
 
 help: ## list the targets; durations are for 2 CPU cores
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | \
-		awk -F '\t' '{ printf "make %-15s %s\n", $$1, $$2 }'
+		awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
 
 demo: $(VENV)/.installed-demo ## run the demo (options in DEMO_ARGS), about 4 minutes
 	$(PY) -m bbjax.demo $(DEMO_ARGS)
 
 notebooks: $(VENV)/.installed-test ## run the notebooks, at their small setting, about 5 minutes
 	$(PY) -m pytest -n $(WORKERS) -m notebook tests/test_notebooks.py $(PYTEST_ARGS)
+
+# Only some: make notebook-outputs NOTEBOOKS=02_the_balance
+notebook-outputs: $(VENV)/.installed-test ## run the notebooks in full, store outputs, about 15 minutes
+	$(PY) notebooks/store_outputs.py $(NOTEBOOKS)
 
 test: $(VENV)/.installed-test ## run the tests (options in PYTEST_ARGS), about 12 minutes
 	$(PY) -m pytest -n $(WORKERS) $(PYTEST_ARGS)

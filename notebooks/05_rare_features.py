@@ -15,6 +15,11 @@
 # %% [markdown]
 # # Rare features
 #
+# [![Open in Colab][badge]][colab]
+#
+# [badge]: https://colab.research.google.com/assets/colab-badge.svg
+# [colab]: https://colab.research.google.com/github/OWNER/bbjax/blob/main/notebooks/05_rare_features.ipynb
+#
 # A rule that prunes by size sees what matters often. Budgeted Broadcast is meant to
 # protect what is rare: an input that is seldom on has a small traffic, so it may keep a
 # large audience. Here is a task with rare, moderate and common features, and the
@@ -24,13 +29,15 @@
 # About 2 minutes on a CPU with 2 cores, compilation included.
 
 # %%
-try:
-    import bbjax as bb
-except ImportError:
-    # From the package index; the path of a clone or a `git+` address may stand here.
-    SOURCE = "bbjax[demo]"
-    # %pip install --quiet $SOURCE
-    import bbjax as bb
+from importlib.util import find_spec
+
+# What to install where bbjax is missing: its repository, or a wheel
+# ("bbjax[demo] @ file:///content/bbjax-0.1.0-py3-none-any.whl"), or "bbjax[demo]" once
+# bbjax is on the package index. OWNER is still to be filled in.
+SOURCE = "bbjax[demo] @ git+https://github.com/OWNER/bbjax"
+if find_spec("bbjax") is None:
+    print("installing", SOURCE)
+    # %pip install --quiet "$SOURCE"
 
 # %%
 import functools
@@ -41,6 +48,8 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+
+import bbjax as bb
 
 SMALL = bool(os.environ.get("BBJAX_SMALL"))  # a quick run, to see that it works
 STEPS = 600 if SMALL else 3000
@@ -177,8 +186,8 @@ def train(rule, k_min, density, seed):
 
     def step(carry, key):
         params, opt_state = carry
-        observed = bb.observe(loss_fn, units)
-        grads, activity = jax.grad(observed, has_aux=True)(params, *sample(key, BATCH))
+        measured = bb.value_and_grad(loss_fn, units)
+        _, grads, activity = measured(params, *sample(key, BATCH))
         updates, opt_state = tx.update(grads, opt_state, params, activity=activity)
         return (optax.apply_updates(params, updates), opt_state), None
 

@@ -421,7 +421,9 @@ for way, color, marker in (("count", BLUE, "o"), ("lax.top_k", ORANGE, "^")):
         label=f"{way}, CPU, published",
     )
 right.set_yscale("log")
-names = [case.replace(" axis ", "\naxis ").replace("x", " × ", 1) for case in selection]
+names = [
+    case.replace(" axis ", "\naxis ").replace("x", " ×\n", 1) for case in selection
+]
 right.set_xticks(at, names, fontsize=8)
 right.set_ylabel("selection, ms, median")
 right.legend(
