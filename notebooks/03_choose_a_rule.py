@@ -15,6 +15,11 @@
 # %% [markdown]
 # # Choose a rule
 #
+# [![Open in Colab][badge]][colab]
+#
+# [badge]: https://colab.research.google.com/assets/colab-badge.svg
+# [colab]: https://colab.research.google.com/github/OWNER/bbjax/blob/main/notebooks/03_choose_a_rule.ipynb
+#
 # A *rule* says which edges are kept. bbjax has nineteen of them under one contract:
 # budget, schedule, optimizer and model stay as they are, and only one argument changes.
 # Here they meet on one task: accuracy against density, first for rules that prune while
@@ -24,13 +29,15 @@
 # About 3 minutes on a CPU with 2 cores, much of it compilation.
 
 # %%
-try:
-    import bbjax as bb
-except ImportError:
-    # From the package index; the path of a clone or a `git+` address may stand here.
-    SOURCE = "bbjax[demo]"
-    # %pip install --quiet $SOURCE
-    import bbjax as bb
+from importlib.util import find_spec
+
+# What to install where bbjax is missing: its repository, or a wheel
+# ("bbjax[demo] @ file:///content/bbjax-0.1.0-py3-none-any.whl"), or "bbjax[demo]" once
+# bbjax is on the package index. OWNER is still to be filled in.
+SOURCE = "bbjax[demo] @ git+https://github.com/OWNER/bbjax"
+if find_spec("bbjax") is None:
+    print("installing", SOURCE)
+    # %pip install --quiet "$SOURCE"
 
 # %%
 import functools
@@ -44,6 +51,8 @@ import numpy as np
 import optax
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+
+import bbjax as bb
 
 SMALL = bool(os.environ.get("BBJAX_SMALL"))  # a quick run: fewer seeds, steps and rules
 STEPS = 120 if SMALL else 400
@@ -236,14 +245,16 @@ PRUNED = tuple(units.budgeted)
 
 def fit(params, tx, order, rule):
     """Trains over the batches of a seed."""
-    reads = rule is not None and rule.reads_activity
-    loss = bb.observe(loss_fn, units, needs=rule.needs) if reads else loss_fn
     tx = optax.with_extra_args_support(tx)
 
     def step(carry, rows):
         params, opt_state = carry
-        found = jax.grad(loss, has_aux=reads)(params, train_x[rows], train_y[rows])
-        grads, extra = (found[0], {"activity": found[1]}) if reads else (found, {})
+        batch, extra = (train_x[rows], train_y[rows]), {}
+        if rule is not None and rule.reads_activity:
+            measured = bb.value_and_grad(loss_fn, units, needs=rule.needs)
+            _, grads, extra["activity"] = measured(params, *batch)
+        else:
+            grads = jax.grad(loss_fn)(params, *batch)
         updates, opt_state = tx.update(grads, opt_state, params, **extra)
         return (optax.apply_updates(params, updates), opt_state), None
 
