@@ -15,6 +15,11 @@
 # %% [markdown]
 # # Pruning in five lines
 #
+# [![Open in Colab][badge]][colab]
+#
+# [badge]: https://colab.research.google.com/assets/colab-badge.svg
+# [colab]: https://colab.research.google.com/github/OWNER/bbjax/blob/main/notebooks/01_five_lines.ipynb
+#
 # We train a small Flax net on the handwritten digits of scikit-learn and prune it
 # *while* it trains. Then we look at what is left: the masks, the degrees of the units
 # beside their activity, and the accuracy at several densities beside magnitude pruning.
@@ -23,13 +28,15 @@
 # and TPU.
 
 # %%
-try:
-    import bbjax as bb
-except ImportError:
-    # From the package index; the path of a clone or a `git+` address may stand here.
-    SOURCE = "bbjax[demo]"
-    # %pip install --quiet $SOURCE
-    import bbjax as bb
+from importlib.util import find_spec
+
+# What to install where bbjax is missing: its repository, or a wheel
+# ("bbjax[demo] @ file:///content/bbjax-0.1.0-py3-none-any.whl"), or "bbjax[demo]" once
+# bbjax is on the package index. OWNER is still to be filled in.
+SOURCE = "bbjax[demo] @ git+https://github.com/OWNER/bbjax"
+if find_spec("bbjax") is None:
+    print("installing", SOURCE)
+    # %pip install --quiet "$SOURCE"
 
 # %%
 import os
@@ -42,6 +49,8 @@ import numpy as np
 import optax
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+
+import bbjax as bb
 
 SMALL = bool(os.environ.get("BBJAX_SMALL"))  # a quick run, to see that it works
 STEPS = 200 if SMALL else 600
@@ -100,7 +109,8 @@ params = jax.jit(model.init)(jax.random.key(0), train["x"][:1])["params"]
 #    them are units. It computes nothing and the model stays as it is.
 # 3. **`bb.transform`** is an Optax transformation. It comes *last* in the chain. Here
 #    it keeps 10 % of the edges, reached on a ramp.
-# 4. **`bb.observe`** makes the loss function return the activity of the units as well.
+# 4. **`bb.value_and_grad`** is `jax.value_and_grad` that returns the activity of the
+#    units as well.
 # 5. **`activity=`** hands that on to the optimizer.
 
 # %%
@@ -115,8 +125,7 @@ tx = optax.chain(optax.adam(RATE), prune)
 
 @jax.jit
 def train_step(params, opt_state, batch):
-    observed = bb.observe(loss_fn, units)  # 4
-    (loss, activity), grads = jax.value_and_grad(observed, has_aux=True)(params, batch)
+    loss, grads, activity = bb.value_and_grad(loss_fn, units)(params, batch)  # 4
     updates, opt_state = tx.update(grads, opt_state, params, activity=activity)  # 5
     return optax.apply_updates(params, updates), opt_state, loss
 
@@ -210,6 +219,8 @@ for ax, path in zip(axes, degrees, strict=True):
     ax.set_title(title, loc="left", fontsize=10)
     ax.set_xlabel(r"log-odds of being off, $\log\frac{1-a}{a}$ (a within .01 to .99)")
     ax.set_ylabel("degree (kept incoming edges)")
+    ax.set_ylim(0, 1.15 * int(degrees[path].max()))  # room for the legend
+    ax.locator_params(axis="y", integer=True)
     ax.legend(frameon=False, fontsize=8, loc="upper left")
 plt.show()
 
@@ -255,9 +266,7 @@ def run(rule, density, seed):
     def step(carry, rows):
         params, opt_state = carry
         batch = {"x": train["x"][rows], "y": train["y"][rows]}
-        grads, activity = jax.grad(bb.observe(loss_fn, units), has_aux=True)(
-            params, batch
-        )
+        _, grads, activity = bb.value_and_grad(loss_fn, units)(params, batch)
         updates, opt_state = tx.update(grads, opt_state, params, activity=activity)
         return (optax.apply_updates(params, updates), opt_state), None
 
@@ -334,5 +343,7 @@ for density in DENSITIES:
 #
 # - `02_the_balance`: why degrees follow the log-odds, and what the controller does.
 # - `03_choose_a_rule`: all rules on this task, with a table.
-# - `04_any_model`: NNX, Equinox, scanned Transformer blocks, padding.
+# - `04_any_model`: NNX, Equinox, Keras, scanned Transformer blocks, padding.
 # - `05_rare_features`: what happens to inputs that are rarely on.
+# - `06_really_smaller`: fewer units, and less time per call.
+# - `07_benchmark_on_tpu`: what a train step costs on your device.
