@@ -26,7 +26,7 @@
 # them as JSON. Until now nobody has measured bbjax on a TPU: please send your file.
 #
 # In Colab choose a TPU or a GPU under *Runtime → Change runtime type*. On a CPU with 2
-# cores it takes about 4 minutes. On accelerators it is made to take less than 10.
+# cores it takes about 3 minutes. On accelerators it is made to take less than 10.
 
 # %%
 from importlib.util import find_spec
@@ -369,11 +369,11 @@ print(f"\n{'update alone, ms':26} this device")
 for label in ("sgd/plain", *(f"{n}/{k}" for n in RULES for k in ("plain", "refresh"))):
     print(f"{label:26} {cell(updates['ms'][label])}")
 
-print(f"\n{'selection, ms':18} {'way':10} {'this device':26} CPU, published")
+print(f"\n{'selection, ms':18} {'way':10} {'this device':30} CPU, published")
 for case, ways in selection.items():
     for way, ms in ways.items():
         published = CPU.get(case, {}).get(way)
-        print(f"{case:18} {way:10} {cell(ms, 3):26} {published or '-'}")
+        print(f"{case:18} {way:10} {cell(ms):30} {published or '-'}")
 
 # %%
 plt.rcParams.update(
