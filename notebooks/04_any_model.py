@@ -468,7 +468,8 @@ for layer, ax in enumerate(axes):
     ax.set_title(f"layer {layer}", loc="left", fontsize=10)
     ax.set_xlabel(r"log-odds of being off, $\log\frac{1-a}{a}$", fontsize=9)
 axes[0].set_ylabel(f"degree k (kept edges of {WIDTH})")
-axes[0].legend(frameon=False, fontsize=8)
+handles, labels = axes[0].get_legend_handles_labels()
+figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
 plt.show()
 
 # %% [markdown]
