@@ -197,8 +197,9 @@ def test_runs_anywhere(name):
 def test_runs_to_its_end_without_warnings(name, tmp_path):
     pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    for package in INSTALLED.get(name, ()):
-        pytest.importorskip(package)
+    for package in INSTALLED.get(name, ()):  # not imported: Keras asks for its backend
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs {package}")
     notebook = book(name)
     # No cell takes a minute; the rest is for a machine that is busy.
     stored.execute(notebook, tmp_path, timeout=300, BBJAX_SMALL="1")
