@@ -26,7 +26,7 @@
 # them as JSON. Until now nobody has measured bbjax on a TPU: please send your file.
 #
 # In Colab choose a TPU or a GPU under *Runtime → Change runtime type*. On a CPU with 2
-# cores it takes about 3 minutes. On accelerators it is made to take less than 10.
+# cores it takes about 2 minutes. On accelerators it is made to take less than 10.
 
 # %%
 from importlib.util import find_spec
