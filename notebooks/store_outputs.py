@@ -25,6 +25,7 @@ FOLDER = Path(__file__).resolve().parent
 NAMES = sorted({path.stem for path in FOLDER.glob("[0-9][0-9]_*.*")})
 LIMIT = 400_000  # bytes of a notebook with its outputs
 ADDRESS = re.compile(r"(github(?:\.com)?)/[\w.-]+/bbjax\b")
+LAYOUT = "lines_to_next_cell"  # blank lines of the text form, kept by jupytext
 # Not as a user has it: several devices, no pictures, a front end, a quick run.
 LEFT_OUT = ("XLA_FLAGS", "MPLBACKEND", "JPY_SESSION_NAME", "BBJAX_SMALL")
 
@@ -79,7 +80,8 @@ def lighter(png):
 def cleaned(book):
     """The notebook with stable outputs, the hash of its code, and nothing else."""
     for cell in book.cells:
-        cell.metadata = {}
+        kept = {k: v for k, v in cell.metadata.items() if k == LAYOUT}
+        cell.metadata = nbformat.from_dict(kept)
         if cell.cell_type != "code":
             continue
         cell.execution_count = None
