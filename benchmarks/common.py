@@ -94,7 +94,8 @@ def nbytes(tree: Any) -> int:
 
 
 def write(path: Path, report: Mapping[str, Any]) -> None:
-    """Writes a report as JSON, with the machine in front."""
+    """Writes a report as JSON, with machine and commit in front."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"machine": machine()} | dict(report), indent=1)
+    front = {"machine": machine(), "commit": commit()}
+    text = json.dumps(front | dict(report), indent=1)
     path.write_text(text + "\n")

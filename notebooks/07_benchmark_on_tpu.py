@@ -332,19 +332,19 @@ print(f"{time.perf_counter() - begun:.0f} s")
 
 # %%
 CPU = {
-    "dense/plain, ms": 249.2,
-    "law/plain": 0.972,
-    "law/refresh": 1.304,
-    "law/every=100": 0.978,
-    "default/plain": 1.025,
-    "default/refresh": 1.672,
-    "default/every=100": 1.033,
-    "512x2048 axis 0": {"count": 2.538, "sort": 158.4, "lax.top_k": 159.0},
-    "512x2048 axis 1": {"count": 1.785, "sort": 188.1, "lax.top_k": 190.8},
-    "2048x2048 axis 0": {"count": 13.05, "sort": 795.8, "lax.top_k": 772.0},
-    "2048x2048 axis 1": {"count": 6.989, "sort": 796.4, "lax.top_k": 782.5},
-    "4096x4096 axis 0": {"count": 88.0, "sort": 3136.0, "lax.top_k": 3285.0},
-    "4096x4096 axis 1": {"count": 53.79, "sort": 3197.0, "lax.top_k": 3080.0},
+    "dense/plain, ms": 201.7,
+    "law/plain": 1.013,
+    "law/refresh": 1.288,
+    "law/every=100": 1.016,
+    "default/plain": 1.009,
+    "default/refresh": 1.604,
+    "default/every=100": 1.015,
+    "512x2048 axis 0": {"count": 3.616, "sort": 150.0, "lax.top_k": 150.0},
+    "512x2048 axis 1": {"count": 2.317, "sort": 179.7, "lax.top_k": 176.7},
+    "2048x2048 axis 0": {"count": 16.03, "sort": 736.1, "lax.top_k": 708.6},
+    "2048x2048 axis 1": {"count": 9.612, "sort": 711.5, "lax.top_k": 711.1},
+    "4096x4096 axis 0": {"count": 105.5, "sort": 3255.0, "lax.top_k": 3190.0},
+    "4096x4096 axis 1": {"count": 63.29, "sort": 3173.0, "lax.top_k": 3177.0},
 }
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, commit
 from benchmarks.speed import (
     compiling,
     memory,
@@ -87,11 +87,11 @@ def chosen(args: argparse.Namespace) -> Options:
 
 def run(names: list[str], options: Options, path: Path | None, say: Any) -> Any:
     """Measures these parts; returns all that is known, old parts included."""
-    where = report.about(options.small)
+    where, origin = report.about(options.small), {"commit": commit()}
     parts = report.load(path) if path else {}
     for name in names:
         for label, row in PARTS[name](options):
-            parts = report.merged(parts, name, where, {label: row})
+            parts = report.merged(parts, name, where, {label: row | origin})
             if path:
                 report.save(path, parts)
             say.log(f"measured {name}: {label}")

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.claims.common.stats import Verdict
 from benchmarks.common import RESULTS, write
 
-# What the README of the project shows: the claim, and which of its questions.
+# What the overview of all claims shows: the claim, and which of its questions.
 HEADLINES = {
     "xor": ("C1", (0, 3, 4, 6)),
     "dnf_rare": ("C2", (0, 2, 5, 7, 9)),
@@ -68,12 +68,12 @@ def results(report: dict[str, Any]) -> str:
 
 
 def overview(reports: Mapping[str, Any]) -> str:
-    """The questions that the README of the project shows, with their verdicts."""
+    """The main questions of all claims, with their verdicts."""
     rows = []
     for name, (claim, shown) in HEADLINES.items():
         for i in shown:
             question, verdict, *_ = reports[name]["verdicts"][i]
-            link = f"[{claim}, {name}](benchmarks/claims/{name}/README.md)"
+            link = f"[{claim}, {name}]({name}/README.md)"
             rows.append([link, question, f"**{verdict}**"])
     return table(["claim", "question", "verdict"], rows)
 
@@ -103,7 +103,7 @@ def publish(name: str, report: dict[str, Any]) -> None:
     """Writes the results into the claim's README."""
     page = readme(name)
     page.write_text(put_in(page.read_text(), results(report)))
-    front = Path(__file__).parents[3] / "README.md"
+    front = Path(__file__).parents[1] / "README.md"
     if all((PLACE / f"{name}.json").exists() for name in HEADLINES):
         front.write_text(put_in(front.read_text(), overview(saved())))
 
