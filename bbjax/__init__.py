@@ -1,4 +1,22 @@
-"""bbjax: activity-dependent pruning for JAX, as an Optax gradient transformation."""
+"""bbjax: activity-dependent pruning for JAX, as an Optax gradient transformation.
+
+    units = bb.trace(loss_fn, params, batch)
+    tx = optax.chain(optax.adamw(3e-4), bb.transform(units, density=0.25))
+
+    @jax.jit
+    def train_step(params, opt_state, batch):
+        loss, grads, activity = bb.value_and_grad(loss_fn, units)(params, batch)
+        updates, opt_state = tx.update(grads, opt_state, params, activity=activity)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+From update 100 on (`start`), pruned entries of `params` are exactly 0.
+
+    where      trace, Units, Kernel            which       rules, n_m
+    measure    value_and_grad, calibrate, on   one shot    prune, prune_in_order
+    how many   degrees, laws, ramp, erk        smaller     shrink, unitwise
+    when       transform, wrap, hold           on disk     save, load, save_masks
+    look       masks, metrics, report          frameworks  linen, nnx
+"""
 
 import importlib
 from types import ModuleType

@@ -370,8 +370,8 @@ def _check_budget(
         raise ValueError(
             f"expected a density of at least {least / kernel.edge_count:.4g} "
             f"for {kernel.path!r} ({kernel.edge_count} edges, {units} budgeted units "
-            f"with k_min={k_min} edges each), got {float(density):.4g}; raise density "
-            "or lower k_min"
+            f"with k_min={k_min} edges each), got {float(density):.4g}; raise density, "
+            "lower k_min, or leave it out (units.select, or a density of its own)"
         )
 
 
@@ -393,6 +393,7 @@ def _check_total(
         raise ValueError(
             f"expected a density of at least {least / edges:.4g} for all kernels "
             f"together ({edges} edges, floors of k_min={k_min} edges per unit take "
-            f"{least}), got {density:.4g}; raise density or lower k_min"
+            f"{least}), got {density:.4g}; raise density, lower k_min, or "
+            "leave the kernel out (units.select, or a density of its own)"
             f"{densities[0][0]}"
         )

@@ -55,7 +55,7 @@ def transform(
     """Prunes the selected kernels to an exact density while they train.
 
     Put it last in the chain; call `tx.update(grads, opt_state, params,
-    activity=activity)` with the activity that `bb.observe` returns.
+    activity=activity)` with the activity that `bb.value_and_grad` returns.
 
     Args:
       units: from `bb.trace`; its selection, or the hidden kernels that a nonlinearity
@@ -65,17 +65,17 @@ def transform(
         float or a schedule of the step (`bb.ramp`), by default 0.7 (with a pattern
         `n / m`). A mapping from path patterns gives kernels densities of their own,
         the first match counts; `bb.erk(density)` shares one budget out by shape.
-      every: updates between refreshes, at least 1.
-      start: first update (counting from 0) that may refresh; before it, nothing is
-        pruned.
+      every: updates between refreshes, at least 1; by default 100.
+      start: first update (counting from 0) that may refresh, by default 100; before
+        it, nothing is pruned.
       stop: update from which on masks stay; `None` never stops.
       regrow: whether pruned weights compete for their edge again, with their old
         value. Costs one array per kernel. Without it masks only shrink, and a density
         that rises is not followed.
       rescale: scale the kept weights of each output unit by `sqrt(fan_in / kept)`, for
         kernels with actuator "in".
-      k_min: least number of edges of a unit, at least 0.
-      ema: decay of the running means of activity, in [0, 1).
+      k_min: least number of edges of a unit, at least 0; by default 1.
+      ema: decay of the running means of activity, in [0, 1), by default 0.99.
       dormant_dtype: dtype of the stored values of pruned weights; `None` is the
         kernel's own.
       pattern: groups that edges are kept in, e.g. `bb.n_m(2, 4)`.

@@ -61,9 +61,9 @@ def benefit() -> str:
     seeds, cores = demo["settings"]["seeds"], demo["machine"]["cores"]
     return (
         f"A small convolutional net on digits, {seeds} seeds, test accuracy "
-        f"{first['test_accuracy']['mean']:.2f} %. Left: with three eighths of its "
-        f"units it has {_left(third, first)}; with a quarter, {_left(last, first)}. "
-        f"Right: edges kept by {len(demo['methods']) - 1} methods at all "
+        f"{first['test_accuracy']['mean']:.2f} %. Left: three eighths of its units are "
+        f"{_left(third, first)}; a quarter, {_left(last, first)} (widths are multiples "
+        f"of 8). Right: edges kept by {len(demo['methods']) - 1} methods at all "
         f"{len(demo['refreshes'])} refreshes, {demo['edges_missed']} off what was asked"
         f" for. `make demo`, {minutes(demo)} on {cores} cores "
         "([all numbers](bbjax/demo/README.md))."
@@ -76,8 +76,8 @@ def _left(one: Report, first: Report) -> str:
     left = 100 * one["parameters"][0] / first["parameters"][0]
     low, median, high = one["time_ratio_quartiles"]
     return (
-        f"{left:.0f} % of the parameters and takes {median:.2f} ({low:.2f}–{high:.2f}) "
-        f"of the time, for {_with_error(gap)} points"
+        f"{left:.0f} % of the parameters, {median:.2f} ({low:.2f}–{high:.2f}) of the "
+        f"time, {_with_error(gap)} points"
     )
 
 
@@ -174,7 +174,8 @@ def cost() -> str:
             f"- **Compiling** a step takes {stack:.1f} times as long with 16 "
             f"separate kernels, {scanned:.1f} times with scanned layers.",
             f"- **Selection** (`bb.top_k_mask`, 2048² and 4096²) is {min(faster):.0f} "
-            f"to {max(faster):.0f} times faster than sorting with `lax.top_k`.",
+            f"to {max(faster):.0f} times faster than `lax.top_k`, which has to sort "
+            "everything where every unit has its own k.",
             "",
             f"`python -m benchmarks.speed` on {cores} cores, 16.8 M weights, Adam, 256 "
             "tokens, medians with quartiles. [All figures](benchmarks/README.md), two "

@@ -208,10 +208,9 @@ def smaller(ax: Axes, results: Results, size: float = TEXT) -> None:
         markersize=11,
         label=f"time, masks alone ({100 * masked.density:g} %)",
     )
-    plain_log(ax, "x", "g")
-    ax.invert_xaxis()
-    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.2, 0)}
-    ax.legend(fontsize=size - 2, frameon=False, **place)
+    ax.set_xlim(0, 108)
+    ax.xaxis.set_major_locator(FixedLocator(range(0, 101, 20)))
+    ax.legend(fontsize=size - 2, frameon=False, loc="lower right")
     close = np.flatnonzero(score >= score[0] - CLOSE)[-1]
     title = "Really smaller nets"
     if close:

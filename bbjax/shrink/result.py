@@ -67,7 +67,8 @@ class Report:
         ]
         if not self.changes:
             lines.append(
-                "nothing got smaller: no unit is without edges to it or from it; "
+                "nothing got smaller: no unit that can go is without edges to it or "
+                "from it (print(units.graph) says which can go); "
                 "bb.unitwise.cut makes masks of whole units"
             )
         for change in self.changes:
