@@ -6,7 +6,9 @@ import importlib.metadata
 
 import jax
 
-LIBRARIES = ("bbjax", "jax", "flax", "optax")
+from bbjax import __version__
+
+LIBRARIES = ("jax", "flax", "optax")
 BEGIN = """\
 First steps:
   units = bb.trace(loss_fn, params, batch)         which kernels there are
@@ -27,7 +29,8 @@ def about() -> str:
       >>> print(about().splitlines()[0].split()[0])
       bbjax
     """
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES]
+    versions = [f"bbjax {__version__}"]
+    versions += [f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES]
     devices = jax.devices()
     kinds = f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()})"
     return f"{', '.join(versions)}\ndevices: {kinds}\n\n{BEGIN}"

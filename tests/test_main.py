@@ -12,7 +12,8 @@ def test_says_versions_devices_and_first_steps(capsys):
     runpy.run_module("bbjax", run_name="__main__")
     shown = capsys.readouterr().out
     first, second = shown.splitlines()[:2]
-    for name in ("bbjax", "jax", "flax", "optax"):
+    assert f"bbjax {bb.__version__}" in first
+    for name in ("jax", "flax", "optax"):
         assert f"{name} {importlib.metadata.version(name)}" in first
     assert f"{jax.device_count()} x" in second and "cpu" in second
     for step in ("trace", "transform", "value_and_grad"):
