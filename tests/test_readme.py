@@ -193,8 +193,8 @@ def test_headings_are_linked_as_on_github():
 
 @pytest.mark.parametrize("page", LINKED, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    if not page.exists():
-        pytest.skip("the page is not here")
+    if not page.exists() or not (ROOT / "benchmarks").is_dir():
+        pytest.skip("the page, or what it links to, is not here")
     text = page.read_text(encoding="utf-8")
     text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
