@@ -7,7 +7,6 @@ round after round, and a ratio is the median of the ratios within a round.
 import json
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +16,8 @@ import flax
 import jax
 import numpy as np
 import optax
+
+from bbjax.demo.origin import commit
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -35,23 +36,6 @@ def machine() -> dict[str, Any]:
         "optax": optax.__version__,
         "numpy": np.__version__,
     }
-
-
-def commit() -> str | None:
-    """Of the library, with a "+" if its files differ from it; None outside git."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", *words], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
-
-    try:
-        return git("rev-parse", "--short", "HEAD") + (
-            "+" if git("status", "--porcelain", "--", "bbjax") else ""
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _cpu_name() -> str:
