@@ -30,22 +30,10 @@ DEMO = {
 }
 
 
-def marks(name: str) -> tuple[str, str]:
-    """What stands before and after a part."""
-    return f"<!-- {name} -->", f"<!-- end of {name} -->"
-
-
 def written(text: str, parts: Mapping[str, str]) -> str:
     """A page with its parts."""
     for name, part in parts.items():
-        begin, end = marks(name)
-        if text.count(begin) != 1 or text.count(end) != 1:
-            raise ValueError(
-                f"expected {begin} and {end} once, got {text.count(begin)} and "
-                f"{text.count(end)}; put them where the part belongs"
-            )
-        before, rest = text.split(begin)
-        text = f"{before}{begin}\n{part}\n{end}{rest.split(end)[1]}"
+        text = claims.put_in(text, part, name)
     return text
 
 
@@ -74,11 +62,15 @@ def _left(one: Report, first: Report) -> str:
     """What is left of a net, and how much accuracy it costs."""
     gap = np.subtract(*(r["test_accuracy"]["per_seed"] for r in (one, first)))
     left = 100 * one["parameters"][0] / first["parameters"][0]
-    low, median, high = one["time_ratio_quartiles"]
     return (
-        f"{left:.0f} % of the parameters, {median:.2f} ({low:.2f}–{high:.2f}) of the "
-        f"time, {_with_error(gap)} points"
+        f"{left:.0f} % of the parameters, {_time(one)} of the time, "
+        f"{_with_error(gap)} points"
     )
+
+
+def _time(one: Report) -> str:
+    names = ("low", "median", "high")
+    return middle(dict(zip(names, one["time_ratio_quartiles"], strict=True)))
 
 
 def minutes(demo: Report) -> str:
@@ -110,28 +102,32 @@ def methods() -> str:
 
 
 def _method(one: Report, pair: Report | None) -> list[str]:
-    accuracy, time = one["test_accuracy"], one["step_time_ratio"]
     low, high = min(one["kept_edges"]), max(one["kept_edges"])
     gap = f"{pair['mean']:+.2f} ± {pair['se']:.2f}" if pair else ""
     return [
         one["label"],
-        f"{accuracy['mean']:.2f} ± {accuracy['sd']:.2f}",
+        _accuracy(one),
         gap,
         (pair["significance"] or "") if pair else "",
         f"{low:,}" if low == high else f"{low:,} to {high:,}",
-        f"{time:.2f}",
+        f"{one['step_time_ratio']:.2f}",
         f"{one['dead_units']['mean']:.1f}",
     ]
+
+
+def _accuracy(one: Report) -> str:
+    found = one["test_accuracy"]
+    return f"{found['mean']:.2f} ± {found['sd']:.2f}"
 
 
 def _sizes(demo: Report) -> str:
     rows = []
     for one in demo["smaller"]["rounds"]:
-        low, median, high = one["time_ratio_quartiles"]
         accuracy = one["test_accuracy"]
         row = [", ".join(map(str, one["widths"])), f"{one['parameters'][0]:,}"]
-        row += [f"{median:.2f} ({low:.2f}–{high:.2f})"]
-        rows.append([*row, f"{accuracy['mean']:.2f} ± {accuracy['sd']:.2f}"])
+        rows.append(
+            [*row, _time(one), f"{accuracy['mean']:.2f} ± {accuracy['sd']:.2f}"]
+        )
     head = ["hidden units", "parameters", "time per call, dense = 1"]
     return claims.table([*head, "test accuracy, %"], rows)
 

@@ -23,7 +23,7 @@
 # What does pruning cost on your device? This notebook measures a train step with and
 # without bbjax, the optimizer update alone, and the selection of the strongest weights.
 # It runs on a TPU, a GPU or a CPU, shows the figures beside those of a CPU, and saves
-# them as JSON. Until now nobody has measured bbjax on a TPU: please send your file.
+# them as JSON. bbjax was not measured on a TPU yet: please send your file.
 #
 # In Colab choose a TPU or a GPU under *Runtime → Change runtime type*. On a CPU with 2
 # cores it takes about 2 minutes. On accelerators it is made to take less than 10.

@@ -134,7 +134,7 @@ def test_every_figure_of_the_front_page_comes_from_results():
     front = pytest.importorskip("benchmarks.front")
     text = README.read_text(encoding="utf-8")
     for name in front.PAGES[README]:
-        begin, end = map(re.escape, front.marks(name))
+        begin, end = map(re.escape, front.claims.marks(name))
         text, count = re.subn(f"{begin}.*?{end}", "", text, flags=re.DOTALL)
         assert count == 1
     text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
@@ -161,7 +161,7 @@ def test_results_of_something_else_than_the_demo_are_refused(tmp_path):
 
 def test_a_part_that_has_no_place_or_two_is_refused():
     front = pytest.importorskip("benchmarks.front")
-    begin, end = front.marks("cost")
+    begin, end = front.claims.marks("cost")
     page = f"a\n{begin}\nold\n{end}\nb"
     assert front.written(page, {"cost": "new"}) == f"a\n{begin}\nnew\n{end}\nb"
     for text in ("none", page + page):

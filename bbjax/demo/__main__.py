@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m bbjax.demo",
         description="Trains small convolutional nets on scikit-learn's digits: dense, "
         "and pruned to the same exact density by magnitude, by activity alone and by "
-        "Budgeted Broadcast. Prints one table; writes it as JSON, and three pictures. "
+        "Budgeted Broadcast. Prints one table; writes it as JSON, and four pictures. "
         "Takes about 4 minutes on 2 CPU cores.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -9,18 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bbjax.demo import panels
-from bbjax.demo.drawing import (
-    STYLES,
-    blank,
-    headed,
-    line,
-    many,
-    plain_log,
-    tidy,
-)
+from bbjax.demo.drawing import blank, headed, line, many, plain_log
 from bbjax.demo.results import Results
-
-__all__ = ["NAMES", "STYLES", "blank", "draw_all", "tidy"]
 
 SIZE = 12  # of text in the overview, which READMEs show at half its width
 

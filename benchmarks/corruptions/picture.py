@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from scipy import stats
 
-from bbjax.demo.pictures import blank
+from bbjax.demo.drawing import blank
 from benchmarks.corruptions.corrupt import CELLS, CLEAN
 from benchmarks.corruptions.methods import (
     COMPETITION,

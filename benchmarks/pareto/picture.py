@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from bbjax.demo.pictures import STYLES
+from bbjax.demo.drawing import STYLES
 
 WAYS = {
     "vmap": "vmap, 1 program",

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bbjax.demo.pictures import blank, tidy
+from bbjax.demo.drawing import blank, tidy
 from benchmarks.claims.common.methods import METHODS
 
 __all__ = ["below", "blank", "legend", "save", "style", "tidy", "with_spread"]

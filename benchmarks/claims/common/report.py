@@ -27,7 +27,6 @@ HEADLINES = {
     "response": ("C6", (0, 2)),
     "settle": ("C16", (0, 2, 4, 5, 7)),
 }
-BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 PLACE = RESULTS / "claims"
 
 
@@ -90,13 +89,24 @@ def readme(name: str) -> Path:
     return Path(__file__).parents[1] / name / "README.md"
 
 
-def put_in(text: str, part: str) -> str:
-    """A text with another part between the marks."""
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"expected {BEGIN} and {END} in the text; put them there")
-    before, rest = text.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    return f"{before}{BEGIN}\n{part}\n{END}{after}"
+def marks(name: str) -> tuple[str, str]:
+    """What stands before and after a part of a page."""
+    return f"<!-- {name} -->", f"<!-- end of {name} -->"
+
+
+BEGIN, END = marks("results")
+
+
+def put_in(text: str, part: str, name: str = "results") -> str:
+    """A text with another part between its marks."""
+    begin, end = marks(name)
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(
+            f"expected {begin} and {end} once, got {text.count(begin)} and "
+            f"{text.count(end)}; put them where the part belongs"
+        )
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{part}\n{end}{rest.split(end)[1]}"
 
 
 def publish(name: str, report: dict[str, Any]) -> None:
