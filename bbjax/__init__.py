@@ -49,8 +49,8 @@ from bbjax.topk import top_k_mask
 from bbjax.trace import trace
 from bbjax.transform import hold, transform, wrap
 from bbjax.units import Kernel, Units
+from bbjax.version import __version__ as __version__
 
-__version__ = "0.1.0"
 __all__ = [
     "Kernel",
     "Residual",

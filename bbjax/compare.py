@@ -12,11 +12,11 @@ shapes, and those that only one set has, are listed as such.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
-from bbjax.host import Masks, on_host
+from bbjax.host import Masks, count, on_host
+from bbjax.text import size, table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,27 +123,7 @@ def _change(path: str, a: np.ndarray | None, b: np.ndarray | None) -> MaskChange
 
 
 def _change_row(row: MaskChange) -> tuple[str, ...]:
-    shapes = [_size(s) for s in (row.shape_a, row.shape_b) if s is not None]
+    shapes = [size(s) for s in (row.shape_a, row.shape_b) if s is not None]
     counts = (row.kept_a, row.kept_b, row.both, row.flipped)
     shown = ("-" if count is None else str(count) for count in counts)
     return (row.path, " / ".join(dict.fromkeys(shapes)), *shown, row.problem)
-
-
-def count(mask: np.ndarray) -> int:
-    """Number of True entries."""
-    return int(np.count_nonzero(mask))
-
-
-# Tables --------------------------------------------------------------------------
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Text in columns, with a line under the head."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [head, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "1"

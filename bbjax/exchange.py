@@ -29,10 +29,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bbjax.compare import count
-from bbjax.host import Masks, on_host
+from bbjax.host import Masks, count, on_host
 from bbjax.leaves import leaves_by_path
 from bbjax.units import Kernel, Units
+from bbjax.version import __version__
 
 FORMAT = "bbjax.masks"
 VERSION = 1
@@ -66,13 +66,11 @@ def save_masks(file: File, masks: Masks, units: Units | None = None) -> None:
       >>> load_masks(file)
       {'w': array([[ True, False,  True]])}
     """
-    import bbjax
-
     found = dict(sorted(on_host(masks).items()))
     header = {
         "format": FORMAT,
         "version": VERSION,
-        "bbjax": bbjax.__version__,
+        "bbjax": __version__,
         "masks": [_entry(path, mask, units) for path, mask in found.items()],
     }
     text = json.dumps(header, sort_keys=True).encode()

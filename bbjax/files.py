@@ -45,6 +45,7 @@ from bbjax.packing import (
     unpack,
 )
 from bbjax.units import Kernel, Units
+from bbjax.version import __version__
 
 FORMAT = "bbjax.params"
 VERSION = 1
@@ -237,12 +238,10 @@ def _checked_extra(extra: Any) -> Any:
 
 
 def _header_text(entries: list[Entry], extra: Any) -> str:
-    import bbjax
-
     header = {
         "format": FORMAT,
         "version": VERSION,
-        "bbjax": bbjax.__version__,
+        "bbjax": __version__,
         "extra": extra,
         "entries": entries,
     }

@@ -80,3 +80,8 @@ def on_host(masks: Masks) -> dict[str, np.ndarray]:
                 "bb.masks returned, or compare weights with 0"
             )
     return found
+
+
+def count(mask: np.ndarray) -> int:
+    """Number of True entries."""
+    return int(np.count_nonzero(mask))

@@ -21,8 +21,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bbjax.compare import count, diff_masks, table
-from bbjax.host import Masks, on_host
+from bbjax.compare import diff_masks
+from bbjax.host import Masks, count, on_host
+from bbjax.text import table
 
 
 class Overlap(NamedTuple):

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bbjax.compare import count
+from bbjax.host import count
 
 Entry = dict[str, Any]
 Tensors = Mapping[str, Mapping[str, Any]]

@@ -28,7 +28,6 @@ import numpy as np
 from bbjax import settings
 from bbjax.activity import Activity
 from bbjax.calibrate import calibrate
-from bbjax.compare import table
 from bbjax.graph import remove_units, sweep
 from bbjax.kernel import Kernel
 from bbjax.observe import Where
@@ -36,6 +35,7 @@ from bbjax.oneshot import Masks, apply_masks, both, prune
 from bbjax.residual import Residual, ResidualCut, residual_cuts
 from bbjax.rules.base import Rule
 from bbjax.rules.nnrelief import ConvScore, nnrelief
+from bbjax.text import table
 from bbjax.units import Units
 
 

@@ -15,8 +15,9 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 
-from bbjax.axes.groups import Graph
+from bbjax.groups import Graph
 from bbjax.kernel import Actuator, Companion, Kernel, Link, Side
+from bbjax.text import size, table
 
 __all__ = ["Actuator", "Companion", "Kernel", "Link", "Selected", "Side", "Units"]
 
@@ -187,20 +188,14 @@ class Units:
     def __str__(self) -> str:
         chosen = self.budgeted
         head = ("kernel", "shape", "units in -> out", "budget", "outputs measured")
-        rows: list[tuple[str, ...]] = [head]
-        rows += [_row(k, chosen.get(k.path, ())) for k in self.kernels]
-        widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-        lines = [
-            "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip()
-            for r in rows
-        ]
-        lines.insert(1, "  ".join("-" * w for w in widths))
+        rows = [_row(k, chosen.get(k.path, ())) for k in self.kernels]
+        lines = [table(head, rows)]
         lines += [f"cannot be used: {p}: {why}" for p, why in self.problems]
         return "\n".join(lines)
 
 
 def _row(kernel: Kernel, actuators: tuple[Actuator, ...]) -> tuple[str, ...]:
-    units = f"{_size(kernel.in_units)} -> {_size(kernel.out_units)}"
+    units = f"{size(kernel.in_units)} -> {size(kernel.out_units)}"
     if kernel.stack:
         units += f"  x{math.prod(kernel.stack_shape)} stacked"
     if kernel.groups > 1:
@@ -210,8 +205,4 @@ def _row(kernel: Kernel, actuators: tuple[Actuator, ...]) -> tuple[str, ...]:
         if kernel.nonlinearity
         else "no nonlinearity: sign of the raw output"
     )
-    return (kernel.path, _size(kernel.shape), units, "+".join(actuators), what)
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "1"
+    return (kernel.path, size(kernel.shape), units, "+".join(actuators), what)

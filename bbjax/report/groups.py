@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from bbjax.axes.groups import Group
+from bbjax.groups import Group
 from bbjax.report.charts import tag
 from bbjax.units import Units
 

@@ -18,6 +18,7 @@ from bbjax.report.charts import Chart, tag
 from bbjax.report.data import KernelFacts, Picture, Report, SideFacts
 from bbjax.report.facts import LAYERS, MANY, evenly
 from bbjax.report.style import CSS
+from bbjax.version import __version__
 
 OPEN = 12  # kernels up to which all sections are open
 HINT = "scroll sideways →"
@@ -71,9 +72,7 @@ def _small(text: str) -> str:
 
 
 def _footer() -> str:
-    import bbjax
-
-    return tag("footer", f"bbjax {bbjax.__version__}")
+    return tag("footer", f"bbjax {__version__}")
 
 
 # Tables --------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bbjax.compare import table
 from bbjax.report.data import Ints, KernelFacts, Measures, Report, SideFacts, Unit
+from bbjax.text import table
 
 NONE = "–"
 MEANING = {

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from bbjax.axes.extents import Dims
-from bbjax.axes.groups import Group
 from bbjax.axes.program import Program
+from bbjax.groups import Group
 from bbjax.kernel import Kernel
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from bbjax.axes.groups import Group
+from bbjax.groups import Group
 from bbjax.shrink.cut import shape_of
 from bbjax.shrink.folds import Fold
 from bbjax.shrink.model import Model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bbjax.axes.groups import Group, Member
+from bbjax.groups import Group, Member
 from bbjax.units import Units
 
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from bbjax.axes.groups import Group
 from bbjax.budget import check_int
+from bbjax.groups import Group
 from bbjax.host import check_values
 from bbjax.units import Units
 from bbjax.unitwise.groups import free_groups

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from bbjax.axes.groups import Group, Member
+from bbjax.groups import Group, Member
 from bbjax.host import check_values, on_host
 from bbjax.leaves import Leaves
 from bbjax.units import Units
