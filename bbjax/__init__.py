@@ -21,35 +21,39 @@ From update 100 on (`start`), pruned entries of `params` are exactly 0.
 import importlib
 from types import ModuleType
 
-from bbjax import graph, laws, on, rules, saliency, unitwise
-from bbjax.allocation import erk
-from bbjax.calibrate import calibrate, merge
-from bbjax.compare import diff_masks
-from bbjax.degrees import degrees
-from bbjax.exchange import load_masks, save_masks
-from bbjax.files import load, save
-from bbjax.fitted import spreads
-from bbjax.gradients import value_and_grad
-from bbjax.metrics import metrics
-from bbjax.moments import moment_paths, reset_moments
-from bbjax.observe import observe
-from bbjax.oneshot import apply_masks, prune, prune_in_order
-from bbjax.overlap import overlap, overlap_table
-from bbjax.patterns import n_m
-from bbjax.personalise import personalise
-from bbjax.relief import relieve
-from bbjax.report import report
-from bbjax.residual import Residual
-from bbjax.resume import restore_target
-from bbjax.rounds import densities_of, relieve_and_train
-from bbjax.schedules import ramp
-from bbjax.shrink import shrink, shrink_rounds, unstack
-from bbjax.state import degrees_of, masks, on_rates
-from bbjax.topk import top_k_mask
-from bbjax.trace import trace
-from bbjax.transform import hold, transform, wrap
-from bbjax.units import Kernel, Units
-from bbjax.version import __version__ as __version__
+from bbjax import rules
+from bbjax.activity import on
+from bbjax.activity.calibrate import calibrate, merge
+from bbjax.activity.gradients import value_and_grad
+from bbjax.activity.observe import observe
+from bbjax.arrays.topk import top_k_mask
+from bbjax.budgets import laws
+from bbjax.budgets.allocation import erk
+from bbjax.budgets.degrees import degrees
+from bbjax.budgets.schedules import ramp
+from bbjax.files.masks import load_masks, save_masks
+from bbjax.files.params import load, save
+from bbjax.model import removal as graph
+from bbjax.model.units import Kernel, Units
+from bbjax.model.version import __version__ as __version__
+from bbjax.oneshot import saliency
+from bbjax.oneshot.fine_pruning.personalise import personalise
+from bbjax.oneshot.nnrelief.relieve import relieve
+from bbjax.oneshot.nnrelief.residual import Residual
+from bbjax.oneshot.nnrelief.rounds import densities_of, relieve_and_train
+from bbjax.oneshot.prune import apply_masks, prune, prune_in_order
+from bbjax.oneshot.spreads import spreads
+from bbjax.reporting import report
+from bbjax.reporting.compare import diff_masks
+from bbjax.reporting.overlap import overlap, overlap_table
+from bbjax.rules.patterns import n_m
+from bbjax.shrinking import shrink, shrink_rounds, unitwise, unstack
+from bbjax.tracing.trace import trace
+from bbjax.training.metrics import metrics
+from bbjax.training.moments import moment_paths, reset_moments
+from bbjax.training.resume import restore_target
+from bbjax.training.state import degrees_of, masks, on_rates
+from bbjax.training.transform import hold, transform, wrap
 
 __all__ = [
     "Kernel",
@@ -108,5 +112,5 @@ _NEEDS_FLAX = ("linen", "nnx")
 def __getattr__(name: str) -> ModuleType:
     """Imports the adapters when they are first used: Flax takes its time."""
     if name in _NEEDS_FLAX:
-        return importlib.import_module(f"{__name__}.{name}")
+        return importlib.import_module(f"{__name__}.adapters.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

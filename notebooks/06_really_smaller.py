@@ -263,4 +263,4 @@ plt.show()
 # - Cut units, not edges, if you want speed: `bb.unitwise.cut` and `bb.shrink`.
 # - The smaller model is an ordinary one. Save it, export it, train it on.
 # - Which score is best is an empirical question; look at all of them on your task.
-# - More in [Smaller for real](../bbjax/shrink/README.md).
+# - More in [Smaller for real](../bbjax/shrinking/README.md).

@@ -19,7 +19,7 @@ import optax
 import pytest
 
 import bbjax as bb
-from bbjax.activity import PER_UNIT
+from bbjax.activity.statistics import PER_UNIT
 
 EVERY, START, DENSITY = 2, 1, 0.4
 NONE: Mapping[str, Any] = types.MappingProxyType({})

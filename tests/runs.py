@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import bbjax as bb
-from bbjax.activity import Activity, Statistics
+from bbjax.activity.statistics import Activity, Statistics
 from bbjax.rules import Candidates
 from bbjax.rules.base import side_of
-from bbjax.state import packed_axis
+from bbjax.training.state import packed_axis
 
 
 def dense(n_in, n_out, path="w"):

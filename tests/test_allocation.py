@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from runs import dense
 
 import bbjax as bb
-from bbjax.allocation import budgets
+from bbjax.budgets.allocation import budgets
 
 STEP = jnp.int32(0)
 UP, DOWN, OUT = dense(20, 100, "up"), dense(100, 20, "down"), dense(20, 10, "out")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bbjax.bits import count, pack, unpack
+from bbjax.arrays.bits import count, pack, unpack
 
 needs_8_devices = pytest.mark.skipif(
     jax.device_count() < 8, reason="needs 8 devices: XLA_FLAGS of tests/conftest.py"

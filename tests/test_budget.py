@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bbjax.budget import check_density, check_int, exact_budget
+from bbjax.budgets.exact import check_density, check_int, exact_budget
 
 MOST = 2**31 - 1
 EDGES = st.one_of(

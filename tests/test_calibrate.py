@@ -14,8 +14,8 @@ from zoo_case import normal, relu, weights
 from zoo_conv import convolution
 
 import bbjax as bb
-from bbjax.activity import PER_EDGE, STATISTICS, Activity, Statistics
-from bbjax.calibrate import calibrate, merge
+from bbjax.activity.calibrate import calibrate, merge
+from bbjax.activity.statistics import PER_EDGE, STATISTICS, Activity, Statistics
 
 EVERYTHING = [
     {"gram": "inputs.gram", "positions": "outputs.positions"}.get(s, f"inputs.{s}")

@@ -9,7 +9,7 @@ from runs import candidates, chosen, dense
 
 import bbjax as bb
 from bbjax import rules
-from bbjax.rules.calibrated import SPREADS, output_error
+from bbjax.rules.parts.calibrated import SPREADS, output_error
 
 STACKED = bb.Kernel("w", (3, 12, 8), stack=(0,), fan_in=(1,), fan_out=(2,))
 RULE = rules.budgeted_broadcast(spread="calibrated", competition=0)

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bbjax import laws
-from bbjax.degrees import degrees
+from bbjax.budgets.degrees import degrees
 
 UNITS = 6
 # XLA takes subnormal numbers for 0.

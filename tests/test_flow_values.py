@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bbjax.flow.values import Part, extent, leaf, position, reshape
+from bbjax.tracing.flow.values import Part, extent, leaf, position, reshape
 
 FACTORS = st.lists(st.sampled_from([1, 2, 3, 4, 6]), min_size=1, max_size=4)
 

@@ -7,7 +7,7 @@ import pytest
 import zoo
 
 from bbjax import graph
-from bbjax.leaves import Leaves
+from bbjax.model.leaves import Leaves
 
 
 @pytest.fixture(params=zoo.CASES, ids=lambda case: case.name)

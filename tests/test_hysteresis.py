@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bbjax as bb
-from bbjax.rules import stay
 from bbjax.rules.base import Candidates
+from bbjax.rules.parts import hysteresis
 
 FAN, UNITS = 40, 24
 KERNEL = bb.Kernel("w", (FAN, UNITS), fan_in=(0,), fan_out=(1,))
@@ -81,7 +81,7 @@ def test_played_degrees_spend_the_budget_and_stay_near_the_formula(seed, share, 
     rate = rng.uniform(size=units).astype(np.float32)
     seen = view(hysteresis=float(share))
     found = np.asarray(
-        stay.played(
+        hysteresis.played(
             seen,
             jnp.asarray(law, jnp.int32),
             jnp.asarray(old, jnp.int32),
@@ -119,13 +119,13 @@ def test_degrees_stay_while_the_law_is_off_by_less_than_the_share():
     law = jnp.array([12, 17, 5, 6])  # off by 0.2, 0.15, 0 and 0.2 of what is held
     limits, rate = (FAN, 1), jnp.full(4, 0.5)
     args = law, old, jnp.int32(40), limits, rate
-    assert stay.played(view(hysteresis=0.2), *args).tolist() == old.tolist()
-    assert stay.played(view(hysteresis=0.0001), *args).tolist() == law.tolist()
+    assert hysteresis.played(view(hysteresis=0.2), *args).tolist() == old.tolist()
+    assert hysteresis.played(view(hysteresis=0.0001), *args).tolist() == law.tolist()
 
 
 def test_degrees_follow_at_once_while_the_budget_changes():
     law, old = jnp.array([3, 5, 4]), jnp.array([FAN, FAN, FAN])
-    found = stay.played(
+    found = hysteresis.played(
         view(hysteresis=5.0), law, old, jnp.int32(12), (FAN, 1), jnp.full(3, 0.5)
     )
     assert found.tolist() == [3, 5, 4]
@@ -135,7 +135,7 @@ def test_degrees_follow_at_once_while_the_budget_changes():
 def test_a_kept_edge_is_better_by_the_share_of_its_size(score):
     scores = jnp.full((FAN, UNITS), score)
     held = jnp.zeros((FAN, UNITS), bool).at[0].set(True)
-    found = stay.favoured(view(hysteresis=0.5), scores, held)
+    found = hysteresis.favoured(view(hysteresis=0.5), scores, held)
     expected = score * 1.5 if score > 0 else score / 1.5
     np.testing.assert_array_equal(found[0], np.full(UNITS, expected, np.float32))
     np.testing.assert_array_equal(found[1:], scores[1:])

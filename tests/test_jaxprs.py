@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bbjax import jaxprs
+from bbjax.tracing import jaxprs
 
 
 def scan_equation():

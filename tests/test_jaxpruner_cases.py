@@ -13,10 +13,10 @@ from runs import candidates, dense
 
 import bbjax as bb
 from bbjax import rules
-from bbjax.allocation import budgets
-from bbjax.budget import exact_budget
-from bbjax.rules.regrow import staying
-from bbjax.rules.selection import whole_units
+from bbjax.budgets.allocation import budgets
+from bbjax.budgets.exact import exact_budget
+from bbjax.rules.parts.regrowth import staying
+from bbjax.rules.parts.selection import whole_units
 
 ROW = [1, 0.5, 0.3, 0.2, 1, 1.5, 1.8, 2, 1, 1]
 CUBE = np.float32(

@@ -8,7 +8,7 @@ import pytest
 from runs import dense, packed, select, statistics
 
 import bbjax as bb
-from bbjax.activity import Activity
+from bbjax.activity.statistics import Activity
 
 UP = dense(10, 8, "up")
 STACK = bb.Kernel("stack", (2, 6, 9), stack=(0,), fan_in=(1,), fan_out=(2,))

@@ -20,9 +20,9 @@ from jax.sharding import PartitionSpec as P
 from optax import contrib
 
 import bbjax as bb
-from bbjax.leaves import leaves_by_path
-from bbjax.moments import moment_paths, reset_moments
-from bbjax.state import PruneState
+from bbjax.model.leaves import leaves_by_path
+from bbjax.training.moments import moment_paths, reset_moments
+from bbjax.training.state import PruneState
 
 pytestmark = pytest.mark.usefixtures("lenient")
 

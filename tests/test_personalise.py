@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import bbjax as bb
-from bbjax.calibrate import calibrate
-from bbjax.oneshot import apply_masks, prune
-from bbjax.personalise import personalise
+from bbjax.activity.calibrate import calibrate
+from bbjax.oneshot.fine_pruning.personalise import personalise
+from bbjax.oneshot.prune import apply_masks, prune
 from bbjax.rules import fine_pruning
 
 

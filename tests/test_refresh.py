@@ -9,7 +9,7 @@ import pytest
 from runs import candidates, dense
 
 import bbjax as bb
-from bbjax.refresh import look, scale_of, settle
+from bbjax.training.refresh import look, scale_of, settle
 
 KERNEL = dense(6, 4)
 CONV = bb.Kernel("w", (3, 3, 4, 2), spatial=(0, 1), fan_in=(2,), fan_out=(3,))

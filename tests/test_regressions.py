@@ -13,7 +13,7 @@ import pytest
 from runs import activity, chosen, dense, refreshed, select, statistics, updated
 
 import bbjax as bb
-from bbjax.activity import Activity
+from bbjax.activity.statistics import Activity
 
 KERNEL = dense(12, 8)
 MAGNITUDE = bb.rules.magnitude()

@@ -11,11 +11,11 @@ from zoo_case import normal, weights
 from zoo_conv import convolution
 
 import bbjax as bb
-from bbjax.activity import Activity, Statistics
-from bbjax.calibrate import calibrate
-from bbjax.oneshot import apply_masks, prune
-from bbjax.relief import relieve
-from bbjax.residual import Residual
+from bbjax.activity.calibrate import calibrate
+from bbjax.activity.statistics import Activity, Statistics
+from bbjax.oneshot.nnrelief.relieve import relieve
+from bbjax.oneshot.nnrelief.residual import Residual
+from bbjax.oneshot.prune import apply_masks, prune
 
 relu = jax.nn.relu
 
@@ -232,7 +232,7 @@ def test_masks_of_other_parameters_stay():
 
 
 def test_a_unit_that_was_not_measured_is_not_dead():
-    from bbjax.relief import _dead
+    from bbjax.oneshot.nnrelief.relieve import _dead
 
     outputs = Statistics(count=jnp.array([4.0, 0, 4]), max_abs=jnp.array([0.0, 0, 2]))
     assert _dead(Activity(outputs, outputs)).tolist() == [True, False, False]

@@ -24,16 +24,16 @@ MAX_FUNCTION_LINES = 60
 
 # One foreign library, one place. The longest matching prefix of a dotted import
 # decides; a library that is not in the table may not be imported at all.
-ADAPTERS = ("bbjax/linen.py", "bbjax/nnx.py", "bbjax/demo*")
-DRAWING = ("bbjax/demo*", "bbjax/report*")
+ADAPTERS = ("bbjax/adapters/linen.py", "bbjax/adapters/nnx.py", "bbjax/demo*")
+DRAWING = ("bbjax/demo*", "bbjax/reporting*")
 ALLOWED = {
     "jax": ("*",),
     "numpy": ("*",),
-    "jax.extend": ("bbjax/jaxprs.py",),
+    "jax.extend": ("bbjax/tracing/jaxprs.py",),
     "jax._src": (),
     "flax": ADAPTERS,
-    "optax": ("bbjax/transform.py", *ADAPTERS),
-    "safetensors": ("bbjax/files.py",),
+    "optax": ("bbjax/training/transform.py", *ADAPTERS),
+    "safetensors": ("bbjax/files/params.py",),
     "matplotlib": DRAWING,
     "sklearn": DRAWING,
     "rich": DRAWING,

@@ -15,9 +15,9 @@ from contract import CASES, RULES, chain, jitted, shared, train
 from runs import activity, dense, packed, select, statistics
 
 import bbjax as bb
-from bbjax.activity import Activity
-from bbjax.report import Report
-from bbjax.report.facts import block_means, evenly, histogram
+from bbjax.activity.statistics import Activity
+from bbjax.reporting import Report
+from bbjax.reporting.facts import block_means, evenly, histogram
 
 KERNEL = dense(6, 4)
 UNITS = bb.Units((KERNEL,))

@@ -12,7 +12,7 @@ import pytest
 import zoo_shrink
 
 import bbjax as bb
-from bbjax.report import draw_graph
+from bbjax.reporting import draw_graph
 
 PICTURES = Path(bb.__file__).parent / "shrink" / "pictures"
 SVG = "{http://www.w3.org/2000/svg}"

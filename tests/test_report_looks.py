@@ -17,8 +17,8 @@ from test_report import MASK, by_hand, reported
 from test_report_page import Page, contrast, decoded, schemes, squeezed, terminal
 
 import bbjax as bb
-from bbjax.report import charts, masks, words
-from bbjax.report.data import Picture
+from bbjax.reporting import charts, masks, words
+from bbjax.reporting.data import Picture
 
 SIDES = ("input", "output")
 SHAPES = [(1024, 128), (128, 1024), (512, 10), (3, 2000), (6, 4), (1, 1), (133, 119)]

@@ -19,8 +19,8 @@ from runs import activity, dense, select
 from test_report import MASK, UNITS, reported
 
 import bbjax as bb
-from bbjax.report import charts, masks, words
-from bbjax.report.data import Picture
+from bbjax.reporting import charts, masks, words
+from bbjax.reporting.data import Picture
 
 NASTY = "<b>\"w\" & 'v'</b>"
 
@@ -255,16 +255,16 @@ def test_print_is_plain_text_without_rich(monkeypatch, capsys):
 
 def block(monkeypatch, name):
     """Makes a package look as if it was not installed."""
-    monkeypatch.delitem(sys.modules, "bbjax.report.terminal", raising=False)
-    monkeypatch.delattr(sys.modules["bbjax.report"], "terminal", raising=False)
+    monkeypatch.delitem(sys.modules, "bbjax.reporting.terminal", raising=False)
+    monkeypatch.delattr(sys.modules["bbjax.reporting"], "terminal", raising=False)
     monkeypatch.setitem(sys.modules, name, None)
 
 
 def test_a_broken_terminal_module_is_not_blamed_on_rich(monkeypatch):
     block(monkeypatch, "numpy.nothing")
-    monkeypatch.setitem(sys.modules, "bbjax.report.masks", None)
-    monkeypatch.delattr(sys.modules["bbjax.report"], "masks", raising=False)
-    with pytest.raises(ImportError, match="bbjax.report.masks"):
+    monkeypatch.setitem(sys.modules, "bbjax.reporting.masks", None)
+    monkeypatch.delattr(sys.modules["bbjax.reporting"], "masks", raising=False)
+    with pytest.raises(ImportError, match="bbjax.reporting.masks"):
         reported("mlp").show()
 
 
@@ -279,7 +279,7 @@ def test_importing_bbjax_loads_nothing_that_draws():
         "import sys, flax.linen, flax.nnx, optax; before = set(sys.modules)\n"
         "import bbjax; new = set(sys.modules) - before\n"
         "found = {m.split('.')[0] for m in new} & {'rich', 'matplotlib'}\n"
-        "found |= new & {'bbjax.report.page', 'bbjax.report.terminal'}\n"
+        "found |= new & {'bbjax.reporting.page', 'bbjax.reporting.terminal'}\n"
         "sys.exit(str(found) if found else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -10,7 +10,7 @@ from zoo_case import normal, weights
 from zoo_conv import convolution
 
 import bbjax as bb
-from bbjax.residual import Residual, residual_cuts, residual_keep
+from bbjax.oneshot.nnrelief.residual import Residual, residual_cuts, residual_keep
 
 relu = jax.nn.relu
 NORMS = st.lists(st.tuples(st.floats(0, 1e3), st.floats(0, 1e3)), min_size=1)

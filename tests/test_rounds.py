@@ -8,9 +8,14 @@ import pytest
 from zoo_case import normal, weights
 
 import bbjax as bb
-from bbjax.oneshot import apply_masks, prune
-from bbjax.rounds import densities_of, fingerprint, relief_rounds, relieve_and_train
-from bbjax.transform import hold
+from bbjax.oneshot.nnrelief.rounds import (
+    densities_of,
+    fingerprint,
+    relief_rounds,
+    relieve_and_train,
+)
+from bbjax.oneshot.prune import apply_masks, prune
+from bbjax.training.transform import hold
 
 relu = jax.nn.relu
 

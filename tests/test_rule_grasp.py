@@ -7,8 +7,8 @@ import pytest
 from runs import dense
 
 import bbjax as bb
+from bbjax.oneshot.saliency import hessian_gradient
 from bbjax.rules import grasp
-from bbjax.saliency import hessian_gradient
 
 UNITS = bb.Units((dense(6, 4, "up"), dense(4, 3, "down"))).select("up|down")
 

@@ -14,11 +14,11 @@ from jax import lax
 from runs import candidates, dense
 
 import bbjax as bb
-from bbjax.calibrate import calibrate
-from bbjax.oneshot import prune
+from bbjax.activity.calibrate import calibrate
+from bbjax.oneshot.prune import prune
 from bbjax.rules import nnrelief
 from bbjax.rules.nnrelief import sizes
-from bbjax.shares import keep_share
+from bbjax.rules.parts.shares import keep_share
 
 SEEDS = st.integers(0, 2**32 - 1)
 NORMS = ("fro_of_mean", "mean_of_fro", "l1")

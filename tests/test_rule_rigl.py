@@ -11,7 +11,7 @@ from runs import candidates, dense, select
 
 import bbjax as bb
 from bbjax.rules import rigl, set_
-from bbjax.rules.regrow import drop_share
+from bbjax.rules.parts.regrowth import drop_share
 
 KERNEL = dense(12, 10)
 STACKED = bb.Kernel("w", (2, 6, 9), stack=(0,), fan_in=(1,), fan_out=(2,))

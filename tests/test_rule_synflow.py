@@ -9,8 +9,8 @@ import pytest
 from runs import dense
 
 import bbjax as bb
+from bbjax.oneshot.saliency import synaptic_flow
 from bbjax.rules import synflow
-from bbjax.saliency import synaptic_flow
 
 WIDTHS = (3, 4, 5, 2)
 PATHS = ("a", "b", "c")

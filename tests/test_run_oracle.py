@@ -16,7 +16,7 @@ import oracle
 import pytest
 
 import bbjax as bb
-from bbjax.activity import Activity, Statistics
+from bbjax.activity.statistics import Activity, Statistics
 from bbjax.rules.base import side_of
 
 UPDATES = 12

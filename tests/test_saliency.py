@@ -7,8 +7,8 @@ import pytest
 from runs import dense
 
 import bbjax as bb
+from bbjax.oneshot.saliency import hessian_gradient, prune_by_flow, synaptic_flow
 from bbjax.rules import snip, synflow
-from bbjax.saliency import hessian_gradient, prune_by_flow, synaptic_flow
 
 
 def close(tree, other, **tolerance):

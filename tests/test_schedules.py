@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bbjax.schedules import ramp
+from bbjax.budgets.schedules import ramp
 
 
 def exact(step: int, density: float, start: int, steps: int, power: int) -> float:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from runs import candidates, dense
 
 import bbjax as bb
+from bbjax.arrays.topk import share_out
 from bbjax.rules import Group
-from bbjax.rules.selection import pooled, pooled_over, whole_units
-from bbjax.topk import share_out
+from bbjax.rules.parts.selection import pooled, pooled_over, whole_units
 
 STACKED = bb.Kernel("s", (2, 6, 9), stack=(0,), fan_in=(1,), fan_out=(2,))
 

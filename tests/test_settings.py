@@ -12,7 +12,7 @@ import pytest
 from runs import activity, dense, select
 
 import bbjax as bb
-from bbjax.activity import Activity
+from bbjax.activity.statistics import Activity
 
 KERNEL = dense(6, 4)
 UNITS = select(KERNEL)

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from runs import dense
 
 import bbjax as bb
-from bbjax.shares import keep_share
+from bbjax.rules.parts.shares import keep_share
 
 SEEDS = st.integers(0, 2**32 - 1)
 

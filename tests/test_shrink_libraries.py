@@ -10,7 +10,7 @@ from flax import nnx
 from test_shrink_zoo import close, masked
 
 import bbjax as bb
-from bbjax.unitwise.groups import free_groups
+from bbjax.shrinking.unitwise.groups import free_groups
 
 pytestmark = pytest.mark.usefixtures("lenient")
 

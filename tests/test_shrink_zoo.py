@@ -13,7 +13,7 @@ import zoo
 import zoo_shrink
 
 import bbjax as bb
-from bbjax.leaves import Leaves
+from bbjax.model.leaves import Leaves
 
 SEEDS = [0, 1, *(pytest.param(s, marks=pytest.mark.slow) for s in range(2, 5))]
 # Draws of dropout are of other shapes, and so others: compared without.

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bbjax import laws
-from bbjax.degrees import degrees, solve
+from bbjax.budgets.degrees import degrees, solve
 
 UNITS = 6
 

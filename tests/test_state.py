@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from runs import activity, dense, packed, select, updated
 
 import bbjax as bb
-from bbjax.activity import Activity, Statistics
-from bbjax.state import (
+from bbjax.activity.statistics import Activity, Statistics
+from bbjax.training.state import (
     PruneState,
     find,
     full_mask,

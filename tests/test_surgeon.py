@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from correlated import data, error
 
-from bbjax.surgeon import operate
+from bbjax.rules.parts.brain_surgeon import operate
 
 
 def operated(w, gram, keep, damp=0.01, block=128, m=None):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bbjax.topk import kth_largest, top_k_mask
+from bbjax.arrays.topk import kth_largest, top_k_mask
 
 DTYPES = (np.float32, ml_dtypes.bfloat16, np.float16)
 METHODS = ("count", "top_k")

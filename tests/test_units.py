@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bbjax as bb
-from bbjax.leaves import leaves_by_path
-from bbjax.units import Selected
+from bbjax.model.leaves import leaves_by_path
+from bbjax.model.units import Selected
 
 GROUPED = ("spatial", "in", "group", "out")
 KERNELS = {

@@ -11,9 +11,9 @@ from zoo_case import normal, relu, weights
 from zoo_conv import convolution
 
 import bbjax as bb
-from bbjax.activity import PER_EDGE
-from bbjax.calibrate import calibrate
-from bbjax.windows import Geometry, edge_norms
+from bbjax.activity.calibrate import calibrate
+from bbjax.activity.convolution import Geometry, edge_norms
+from bbjax.activity.statistics import PER_EDGE
 
 NEEDS = [*(f"inputs.{s}" for s in PER_EDGE), "inputs.abs_map", "outputs.positions"]
 

@@ -1,4 +1,4 @@
-"""Nets whose hidden units can be silenced by hand: the oracle of `bbjax.graph`.
+"""Nets whose hidden units can be silenced by hand: the oracle of `bbjax.model.removal`.
 
 `net.fn(params, x, on)` multiplies the units that readers of the kernels in
 `net.groups` see by `on[group]`, 1 where nothing is given: what a unit that is removed

@@ -15,8 +15,8 @@ import numpy as np
 
 import bbjax as bb
 from bbjax.demo.model import PATTERN
+from bbjax.model.units import Actuator
 from bbjax.rules import Rule
-from bbjax.units import Actuator
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ import optax
 from jax.typing import ArrayLike
 
 import bbjax as bb
-from bbjax.metrics import DEAD
+from bbjax.training.metrics import DEAD
 
 PRUNED = ("Conv_1/kernel", "Dense_0/kernel", "Dense_1/kernel")
 HIDDEN = ("Conv_0/kernel", *PRUNED)

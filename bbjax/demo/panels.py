@@ -22,7 +22,7 @@ from bbjax.demo.drawing import GREY, TEXT, headed, line, many, plain_log
 from bbjax.demo.model import PRUNED
 from bbjax.demo.outcome import Outcome
 from bbjax.demo.results import Results
-from bbjax.metrics import DEAD, SATURATED
+from bbjax.training.metrics import DEAD, SATURATED
 
 # What is no method has no colour of one.
 _MARK: dict[str, Any] = {"linewidth": 1.8, "markersize": 6, "markeredgecolor": "white"}

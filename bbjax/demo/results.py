@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 import bbjax as bb
-from bbjax.budget import exact_budget
+from bbjax.budgets.exact import exact_budget
 from bbjax.demo.methods import Timing
 from bbjax.demo.outcome import Outcome
 from bbjax.demo.smaller import Size

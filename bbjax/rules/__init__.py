@@ -9,10 +9,10 @@ from bbjax.rules.fine_pruning import fine_pruning
 from bbjax.rules.grasp import grasp
 from bbjax.rules.magnitude import magnitude
 from bbjax.rules.nnrelief import nnrelief
+from bbjax.rules.parts.selection import select_by_law
 from bbjax.rules.priced import priced
 from bbjax.rules.random import random
 from bbjax.rules.rigl import rigl
-from bbjax.rules.selection import select_by_law
 from bbjax.rules.set_ import set_
 from bbjax.rules.snip import snip
 from bbjax.rules.sparsegpt import sparsegpt

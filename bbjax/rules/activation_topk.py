@@ -17,8 +17,8 @@ from typing import Literal, get_args
 import jax
 
 from bbjax.rules.base import Candidates, Rule
-from bbjax.rules.limits import of_living
-from bbjax.rules.selection import whole_units
+from bbjax.rules.parts.limits import of_living
+from bbjax.rules.parts.selection import whole_units
 
 Activeness = Literal["mean_abs", "mean_square", "max_abs", "on_rate"]
 

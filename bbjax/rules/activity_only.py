@@ -9,9 +9,9 @@ and so is the control that isolates what the traffic idea adds.
 
 from __future__ import annotations
 
-from bbjax import laws
+from bbjax.budgets import laws
 from bbjax.rules.base import Rule
-from bbjax.rules.selection import select_by_law
+from bbjax.rules.parts.selection import select_by_law
 
 
 def activity_only() -> Rule:

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from bbjax import placement
+from bbjax.arrays import sharding
+from bbjax.model.units import Actuator
 from bbjax.rules.base import Candidates, Rule, side_of
-from bbjax.rules.selection import edges_of
-from bbjax.units import Actuator
+from bbjax.rules.parts.selection import edges_of
 
 # Shares and bar are told apart in steps of this size. The last bits of a mean depend
 # on the order of the units; a bar that is mathematically equal to a share must not cut.
@@ -93,7 +93,7 @@ def _below_bar(
 ) -> jax.Array:
     """Units that stay, bool `stack + units`; the bar is that of the living ones."""
     held = seen.kernel.gather(seen.mask.astype(jnp.int32), side_of(actuator))
-    alive = placement.match(held, share) > 0
+    alive = sharding.match(held, share) > 0
     grid = jnp.round(share / _STEP) * _STEP
     axes = tuple(range(len(seen.kernel.stack_shape), share.ndim))
 

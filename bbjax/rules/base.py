@@ -4,9 +4,9 @@ A rule decides *which* edges are kept. It is a frozen record of a `select` funct
 of what that function needs; it sees a `Candidates` view of one kernel and returns a
 mask, or, where edges compete across kernels (`joint`), a `Group` of such views and
 returns as many masks. Everything else (schedules, dormant weights, state, statistics)
-is the business of `bb.transform` and `bb.prune`. `bbjax.rules.selection` has the parts
-that most rules are made of; they respect budgets, N:M patterns, prune-only runs and
-meshes, so that a rule made of them does as well.
+is the business of `bb.transform` and `bb.prune`. `bbjax.rules.parts.selection` has the
+parts that most rules are made of; they respect budgets, N:M patterns, prune-only runs
+and meshes, so that a rule made of them does as well.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bbjax.patterns import Pattern
-from bbjax.units import Actuator, Kernel, Side
+from bbjax.model.units import Actuator, Kernel, Side
+from bbjax.rules.patterns import Pattern
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Candidates:
       index: position of the kernel among the budgeted ones, to draw its own noise.
       bias: the bias of the output units, `stack + units`, or None.
       pattern: groups that the edges of a unit are kept in, or None.
-      hysteresis: share by which what is kept is favoured; see `bbjax.rules.stay`.
+      hysteresis: share by which what is kept is favoured; see
+        `bbjax.rules.parts.hysteresis`.
     """
 
     kernel: Kernel

@@ -25,13 +25,13 @@ from typing import Literal, get_args
 
 from jax.typing import ArrayLike
 
-from bbjax import laws
+from bbjax.budgets import laws
 from bbjax.rules.base import Rule
-from bbjax.rules.calibrated import select_calibrated
-from bbjax.rules.scoped import Scope, check_scope
-from bbjax.rules.scores import Name, score_called
-from bbjax.rules.selection import select_by_law, select_over_all
-from bbjax.rules.stay import Score
+from bbjax.rules.parts.calibrated import select_calibrated
+from bbjax.rules.parts.hysteresis import Score
+from bbjax.rules.parts.pools import Scope, check_scope
+from bbjax.rules.parts.scores import Name, score_called
+from bbjax.rules.parts.selection import select_by_law, select_over_all
 
 COMPETITION = 0.75
 
@@ -64,7 +64,7 @@ def budgeted_broadcast(
         budgets then move at every refresh, and `hysteresis` holds edges, not degrees.
       score: what an edge is worth: `"magnitude"`, |w|; `"wanda"`, |w| times the root
         mean square of its input; `"scaled"`, |w| times the square root of that where
-        inputs are raw, |w| elsewhere. See `bbjax.rules.scores`.
+        inputs are raw, |w| elsewhere. See `bbjax.rules.parts.scores`.
 
     Returns:
       A rule that needs the on-rate of the budgeted units, and what the score reads.

@@ -21,11 +21,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from bbjax.arrays.topk import share_out, top_k_mask
 from bbjax.rules.base import Candidates, Group, Rule
-from bbjax.rules.limits import of_living
-from bbjax.rules.scoped import in_slices, over_all
-from bbjax.rules.selection import edges_of, in_steps_of, whole_units
-from bbjax.topk import share_out, top_k_mask
+from bbjax.rules.parts.limits import of_living
+from bbjax.rules.parts.pools import in_slices, over_all
+from bbjax.rules.parts.selection import edges_of, in_steps_of, whole_units
 
 
 def fine_pruning(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from bbjax.rules.base import Rule
-from bbjax.rules.scoped import Scope, by_saliency
+from bbjax.rules.parts.pools import Scope, by_saliency
 
 
 def grasp(*, scope: Scope = "global") -> Rule:

@@ -7,10 +7,10 @@
     pools    one budget for the kernels of each path pattern
 
 The score |w| of an edge of a convolution is the sum over its window; `score` takes
-another one (`bbjax.rules.scores`). Budgets count all edges, not those that are left:
-after any number of refreshes the density is what was asked for. Unit scope is the
-control for every rule that gives units different degrees.
-Reference: Han et al., arXiv 1506.02626.
+another one (`bbjax.rules.parts.scores`). Budgets count all edges, not those that are
+left: after any number of refreshes the density is what was asked for. Unit scope is the
+control for every rule that gives units different degrees. Reference: Han et al., arXiv
+1506.02626.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Literal
 
 import jax
 
-from bbjax import laws
+from bbjax.budgets import laws
 from bbjax.rules.base import Group, JointSelect, Rule
-from bbjax.rules.scoped import in_slices, over_all
-from bbjax.rules.scores import Name, score_called
-from bbjax.rules.selection import pooled_over, select_by_law
-from bbjax.rules.stay import Score, scored
+from bbjax.rules.parts.hysteresis import Score, scored
+from bbjax.rules.parts.pools import in_slices, over_all
+from bbjax.rules.parts.scores import Name, score_called
+from bbjax.rules.parts.selection import pooled_over, select_by_law
 
 Scope = Literal["unit", "layer", "global"] | Sequence[str]
 

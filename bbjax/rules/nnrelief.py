@@ -5,11 +5,12 @@ The size of what edge (i, j) sends to unit j, and of the bias of unit j beside i
     I_ij = |w_ij| * mean_n |x_i^n|        I_0j = |b_j|        S_j = sum_i I_ij + I_0j
 
 for a matrix product; for a convolution, where an edge is a whole window K_ij, a norm of
-the map `|K_ij| * |x_i|` over its P output positions (`bbjax.windows`), beside which a
-bias is worth `|b_j| sqrt(P)` (Frobenius norms) or `|b_j| P` (l1). With the entries of a
-unit in falling order, equal ones by index and the bias last, the shortest beginning
-that sums to `alpha * S_j` is kept, and entries of size 0 never are. What is cut then
-changes the unit by no more than it was worth, in the norm of its score:
+the map `|K_ij| * |x_i|` over its P output positions (`bbjax.activity.convolution`),
+beside which a bias is worth `|b_j| sqrt(P)` (Frobenius norms) or `|b_j| P` (l1). With
+the entries of a unit in falling order, equal ones by index and the bias last, the
+shortest beginning that sums to `alpha * S_j` is kept, and entries of size 0 never are.
+What is cut then changes the unit by no more than it was worth, in the norm of its
+score:
 
     mean_n |z_j^n - z'_j^n| <= (1 - alpha) * S_j          for the same inputs
 
@@ -25,9 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bbjax import placement
+from bbjax.arrays import sharding
 from bbjax.rules.base import Candidates, Choice, Rule
-from bbjax.shares import keep_share
+from bbjax.rules.parts.shares import keep_share
 
 ConvScore = Literal["fro_of_mean", "mean_of_fro", "l1"]
 
@@ -86,7 +87,7 @@ def nnrelief(*, alpha: Any = 0.95, conv: ConvScore = "fro_of_mean") -> Rule:
             )
         edges, bias = sizes(seen, conv)
         kept = keep_share(seen.kernel, edges, bias, alpha)
-        return Choice(placement.match(kept.edges, seen.mask), bias=kept.bias)
+        return Choice(sharding.match(kept.edges, seen.mask), bias=kept.bias)
 
     needs = (f"inputs.{conv}", "outputs.positions")
     return Rule(

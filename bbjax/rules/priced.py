@@ -32,11 +32,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from bbjax.laws import clean_rate
+from bbjax.budgets.laws import clean_rate
 from bbjax.rules.base import Candidates, Rule, side_of
-from bbjax.rules.scoped import check_scope, in_slices, over_all
-from bbjax.rules.scores import by_input
-from bbjax.rules.stay import Score
+from bbjax.rules.parts.hysteresis import Score
+from bbjax.rules.parts.pools import check_scope, in_slices, over_all
+from bbjax.rules.parts.scores import by_input
 
 Scope = Literal["layer", "global"]
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import jax
 
-from bbjax import laws
+from bbjax.budgets import laws
 from bbjax.rules.base import Candidates, Rule
-from bbjax.rules.selection import select_by_law
+from bbjax.rules.parts.selection import select_by_law
 
 
 def random(*, seed: int = 0) -> Rule:

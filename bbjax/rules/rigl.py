@@ -4,13 +4,13 @@
     grow   as many again, largest |dL/dw| over all edges of the slice, weight 0
     f(step) = drop / 2 * (1 + cos(pi * min(step, anneal) / anneal))
 
-The count is the budget at every refresh (`bbjax.rules.regrow`). The gradient is the
-dense one, of pruned weights too. Edges that have just been dropped may grow again, as
-published, and are then as if they had stayed. Different from the published code: a
+The count is the budget at every refresh (`bbjax.rules.parts.regrowth`). The gradient is
+the dense one, of pruned weights too. Edges that have just been dropped may grow again,
+as published, and are then as if they had stayed. Different from the published code: a
 refresh does not replace the gradient step; ties go to the lowest index instead of by
 noise; the number of dropped edges is rounded down, as there, but never so small or
-large that a unit has fewer than `k_min` edges.
-Reference: Evci et al., arXiv 1911.11134.
+large that a unit has fewer than `k_min` edges. Reference: Evci et al., arXiv
+1911.11134.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import jax
 from jax.typing import ArrayLike
 
 from bbjax.rules.base import Candidates, Rule
-from bbjax.rules.regrow import (
+from bbjax.rules.parts.regrowth import (
     check_anneal,
     check_share,
     drop_and_grow,

@@ -3,11 +3,11 @@
     drop   a share of the kept edges of a slice, smallest |w|
     grow   as many again, drawn from all other edges of the slice, weight 0
 
-RigL without the gradient (`bbjax.rules.regrow`), and its control. What grows depends on
-the seed, the update and the kernel's position among the budgeted ones, so that a run
-can be repeated and resumed. Different from the published rule: "weakest" is the
-smallest |w|, not the smallest positive and the largest negative weights, and edges that
-have just been dropped are drawn from as well. Reference: Mocanu et al., "Scalable
+RigL without the gradient (`bbjax.rules.parts.regrowth`), and its control. What grows
+depends on the seed, the update and the kernel's position among the budgeted ones, so
+that a run can be repeated and resumed. Different from the published rule: "weakest" is
+the smallest |w|, not the smallest positive and the largest negative weights, and edges
+that have just been dropped are drawn from as well. Reference: Mocanu et al., "Scalable
 training of artificial neural networks with adaptive sparse connectivity", 2018.
 """
 
@@ -17,7 +17,12 @@ import jax
 from jax.typing import ArrayLike
 
 from bbjax.rules.base import Candidates, Rule
-from bbjax.rules.regrow import check_anneal, check_share, drop_and_grow, drop_share
+from bbjax.rules.parts.regrowth import (
+    check_anneal,
+    check_share,
+    drop_and_grow,
+    drop_share,
+)
 
 
 def set_(

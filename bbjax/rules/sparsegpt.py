@@ -3,10 +3,11 @@
     cost of edge (i, j) = w_ij**2 / U_ii**2,   U^T U = (H + damp mean(diag H))^-1
 
 with H the mean of x x^T over the inputs: the cost is the squared error that losing the
-edge adds to the output of unit j once its later weights have moved (`bbjax.surgeon`).
-Every unit keeps the same number of edges, or as many as a law gives it; under an N:M
-pattern the edges of a group are chosen when the sweep reaches it, at the weights of
-that moment. Kept weights change: a rule for one shot.
+edge adds to the output of unit j once its later weights have moved
+(`bbjax.rules.parts.brain_surgeon`). Every unit keeps the same number of edges, or as
+many as a law gives it; under an N:M pattern the edges of a group are chosen when the
+sweep reaches it, at the weights of that moment. Kept weights change: a rule for one
+shot.
 
 Reference: Frantar and Alistarh, arXiv 2301.00774. N:M choices are theirs. Their
 unstructured choice is one threshold for the edges of all units in a block of inputs,
@@ -24,13 +25,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bbjax import laws, placement
-from bbjax.budget import check_int
+from bbjax.arrays import sharding
+from bbjax.budgets import laws
+from bbjax.budgets.exact import check_int
 from bbjax.rules.base import Candidates, Choice, Rule
-from bbjax.rules.competition import Blend
-from bbjax.rules.matrices import matrices, per_edge, refuse_windows
-from bbjax.rules.selection import degrees_for, ranked
-from bbjax.surgeon import cost, operate
+from bbjax.rules.parts.brain_surgeon import cost, operate
+from bbjax.rules.parts.competition import Blend
+from bbjax.rules.parts.matrices import matrices, per_edge, refuse_windows
+from bbjax.rules.parts.selection import degrees_for, ranked
 
 
 def sparsegpt(
@@ -89,7 +91,7 @@ def sparsegpt(
         weights = matrices(kernel, kernel.sum_spatial(seen.weights))
         slices, n, _ = weights.shape
         gram = jnp.reshape(seen.statistics["inputs.gram"], (slices, n, n))
-        gram = placement.whole(gram)
+        gram = sharding.whole(gram)
         scores = None
         if blend.competes:
             costs = jax.vmap(lambda *one: cost(*one, damp))(weights, gram)
@@ -97,11 +99,11 @@ def sparsegpt(
         keep = jnp.reshape(degrees_for(seen, blend, "in", scores), (slices, -1))
         alive = matrices(kernel, seen.mask)
         done = jax.vmap(lambda *one: operate(*one, damp, block=block, m=m))(
-            weights, gram, placement.whole(keep), alive
+            weights, gram, sharding.whole(keep), alive
         )
         _check_sound(kernel.path, done.sound, damp)
-        mask = placement.match(per_edge(kernel, done.mask), seen.mask)
-        weights = placement.match(per_edge(kernel, done.weights), seen.mask)
+        mask = sharding.match(per_edge(kernel, done.mask), seen.mask)
+        weights = sharding.match(per_edge(kernel, done.weights), seen.mask)
         return Choice(mask, kernel.over_spatial(weights))
 
     needs = ("inputs.gram", "on_rate") if law.reads_activity else ("inputs.gram",)

@@ -25,11 +25,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from bbjax import laws
-from bbjax.degrees import solve
-from bbjax.patterns import groups_per_unit
+from bbjax.arrays.topk import kth_largest, top_k_mask
+from bbjax.budgets import laws
+from bbjax.budgets.degrees import solve
+from bbjax.model.units import Actuator
 from bbjax.rules.base import Candidates, Choice, Rule, side_of
-from bbjax.rules.regrow import (
+from bbjax.rules.parts.regrowth import (
     check_anneal,
     check_share,
     drop_share,
@@ -38,9 +39,14 @@ from bbjax.rules.regrow import (
     whole_part,
     within_budget,
 )
-from bbjax.rules.selection import best, in_steps_of, one_side, ranked, select_by_law
-from bbjax.topk import kth_largest, top_k_mask
-from bbjax.units import Actuator
+from bbjax.rules.parts.selection import (
+    best,
+    in_steps_of,
+    one_side,
+    ranked,
+    select_by_law,
+)
+from bbjax.rules.patterns import groups_per_unit
 
 
 def srigl(

@@ -13,8 +13,8 @@ with
 
     sum_j a_j k_j(tau) <= traffic * sum_j a_j fan_j
 
-found anew at each refresh (`bbjax.traffic`). Shapes: on-rates and degrees `stack +
-units`. Reference: Meirovitch et al., arXiv 2510.01263.
+found anew at each refresh (`bbjax.rules.parts.traffic`). Shapes: on-rates and degrees
+`stack + units`. Reference: Meirovitch et al., arXiv 2510.01263.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from bbjax import placement
+from bbjax.arrays import sharding
+from bbjax.model.units import Actuator
 from bbjax.rules.base import Candidates, Group, JointSelect, Rule, Select, side_of
-from bbjax.rules.limits import within_limits
-from bbjax.traffic import Sharers, common_fixed_point, fixed_point
-from bbjax.units import Actuator
+from bbjax.rules.parts.limits import within_limits
+from bbjax.rules.parts.traffic import Sharers, common_fixed_point, fixed_point
 
 
 def threshold(
@@ -127,7 +127,7 @@ def _fewer(
     limits = {}
     for actuator, end in ends.items():
         held = seen.kernel.gather(seen.mask.astype(jnp.int32), side_of(actuator))
-        held = placement.match(held, end)
+        held = sharding.match(held, end)
         step = jnp.ceil(share * held.astype(jnp.float32)).astype(jnp.int32)
         limits[actuator] = held - jnp.minimum(step, jnp.maximum(held - end, 0))
     return within_limits(seen, jnp.where(seen.mask, seen.magnitude, jnp.nan), limits)

@@ -17,10 +17,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from bbjax.laws import Edges, Law
+from bbjax.budgets.laws import Edges, Law
+from bbjax.model.units import Actuator
 from bbjax.rules.base import Candidates, Rule
-from bbjax.rules.limits import within_limits
-from bbjax.units import Actuator
+from bbjax.rules.parts.limits import within_limits
 
 
 def unbudgeted(law: Law) -> Rule:

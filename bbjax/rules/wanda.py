@@ -13,10 +13,10 @@ keeps the highest index, this one the lowest.)
 
 from __future__ import annotations
 
-from bbjax import laws
+from bbjax.budgets import laws
 from bbjax.rules.base import Rule
-from bbjax.rules.scores import score_called
-from bbjax.rules.selection import select_by_law
+from bbjax.rules.parts.scores import score_called
+from bbjax.rules.parts.selection import select_by_law
 
 
 def wanda() -> Rule:

@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Callable
 
 import bbjax as bb
+from bbjax.model.units import Actuator
 from bbjax.rules import Rule
-from bbjax.units import Actuator
 from benchmarks.laws import standardized
 
 DENSE, EQUAL, LAYER = "dense", "equal", "layer"

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import optax
 
 import bbjax as bb
-from bbjax.activity import Activity, Statistics
-from bbjax.units import Actuator
+from bbjax.activity.statistics import Activity, Statistics
+from bbjax.model.units import Actuator
 from benchmarks.common import nbytes
 from benchmarks.models import ffn
 

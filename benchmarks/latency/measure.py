@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bbjax as bb
-from bbjax.shrink import costs
+from bbjax.shrinking import costs
 from benchmarks.common import milliseconds, spread
 from benchmarks.latency import cut
 from benchmarks.latency.models import Task

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import bbjax as bb
-from bbjax import jaxprs
-from bbjax.shrink import costs
+from bbjax.shrinking import costs
+from bbjax.tracing import jaxprs
 from benchmarks.common import spread
 from benchmarks.latency import cut
 from benchmarks.latency.measure import DENSITIES, SEED, in_turns

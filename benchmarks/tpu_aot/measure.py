@@ -23,7 +23,7 @@ from typing import Any
 
 import jax
 
-from bbjax.state import find
+from bbjax.training.state import find
 from benchmarks.tpu_aot import hlo
 from benchmarks.tpu_aot.programs import UPDATE, Program, Setting, programs
 from benchmarks.tpu_aot.topology import Chip, as_on, chip_of, describe, mesh_of

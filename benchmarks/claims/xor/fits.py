@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bbjax.metrics import off_bounds
+from bbjax.training.metrics import off_bounds
 from benchmarks.claims.common import stats
 from benchmarks.claims.common.report import table
 from benchmarks.claims.xor.task import FAN

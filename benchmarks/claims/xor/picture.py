@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from bbjax.metrics import off_bounds
+from bbjax.training.metrics import off_bounds
 from benchmarks.claims.common import pictures, stats
 from benchmarks.claims.xor.fits import K_MIN
 from benchmarks.claims.xor.task import FAN

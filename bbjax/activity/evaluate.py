@@ -1,0 +1,320 @@
+"""Evaluates a jaxpr with taps: what it computes, and the activity of its units.
+
+The jaxpr is evaluated equation by equation, through the public `jaxpr_as_fun`, with
+extra reductions where units are measured. Bodies that hold a tap are re-wrapped in the
+public transformation that made them (`jax.checkpoint`, `lax.scan`, `lax.switch`), with
+the statistics as additional outputs; a function with its own derivative is bound as it
+is and its body evaluated once more beside it; every other equation is bound as it is.
+Gradients never see the taps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bbjax.activity import statistics as stats
+from bbjax.activity.convolution import Geometry
+from bbjax.activity.on import On
+from bbjax.activity.order import arranged
+from bbjax.activity.per_edge import geometry_of, gram_sum, map_sums, refuse
+from bbjax.activity.per_unit import unit_sums, valid_entries
+from bbjax.activity.statistics import BY_SAMPLE, PER_EDGE, PER_UNIT, Asked, Raw
+from bbjax.model.units import Side, Units
+from bbjax.tracing import jaxprs
+from bbjax.tracing.flow.kernels import Tap
+from bbjax.tracing.flow.walk import REMAT, TRANSPARENT, Scope
+
+Sides = dict[tuple[str, Side], Raw]
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What to measure, and how; evaluates scopes.
+
+    Attributes:
+      taps: where to measure.
+      geometries: how each kernel moves, by path.
+      asked: which statistics, by side.
+      on: what counts as on.
+      where: padding mask, or None.
+    """
+
+    taps: tuple[Tap, ...]
+    geometries: dict[str, Geometry]
+    asked: Asked
+    on: On
+    where: jax.Array | None = None
+
+    def run(
+        self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], scope: Scope
+    ) -> tuple[list[Any], dict[int, Raw]]:
+        """Outputs of a scope, and the partial measurements taken in it, by tap."""
+        env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=False))
+        env.update(zip(jaxpr.invars, args, strict=True))
+        here = {i: t for i, t in enumerate(self.taps) if t.scope == scope}
+        inside = self._calls(jaxpr, scope)
+        read = [v for t in here.values() for v in (t.var, self._weights(t))]
+        last = _last_reads(jaxpr, read)
+        raw: dict[int, Raw] = {}
+        start = 0
+        for stop in [*sorted(inside), len(jaxpr.eqns)]:
+            _run_plain(jaxpr, start, stop, env, last)
+            if stop < len(jaxpr.eqns):
+                raw |= self._call(jaxpr, stop, env, scope, last)
+            start = stop + 1
+        raw |= self._measure(here, env)
+        return [_read(env, a) for a in jaxpr.outvars], raw
+
+    def _calls(self, jaxpr: Any, scope: Scope) -> set[int]:
+        """Equations of a scope with a tap somewhere inside."""
+        depth = len(scope)
+        return {
+            t.scope[depth][0]
+            for t in self.taps
+            if len(t.scope) > depth and t.scope[:depth] == scope
+        }
+
+    def _weights(self, tap: Tap) -> Any:
+        """The operand that holds the weights, if what edges contribute is asked for."""
+        if tap.side == "outputs" or not set(self.asked[tap.side]) & set(PER_EDGE):
+            return None
+        return tap.use.eqn.invars[1 - tap.use.operand]
+
+    def _measure(self, here: dict[int, Tap], env: dict[Any, Any]) -> dict[int, Raw]:
+        done: dict[Any, Raw] = {}
+        raw = {}
+        for i, tap in here.items():
+            x = lax.stop_gradient(_read(env, tap.var))
+            valid = None
+            if self.where is not None:
+                valid = valid_entries(self.where, x.shape, tap.axes, tap.kernel)
+            names = tuple(n for n in self.asked[tap.side] if n in PER_UNIT)
+            key = (id(tap.var), tap.axes, names)
+            if key not in done:
+                done[key] = unit_sums(
+                    x, tap.axes, on=self.on, valid=valid, statistics=names
+                )
+            raw[i] = done[key] | self._larger(x, tap, valid, done[key], env)
+        return raw
+
+    def _larger(
+        self,
+        x: jax.Array,
+        tap: Tap,
+        valid: jax.Array | None,
+        units: Raw,
+        env: dict[Any, Any],
+    ) -> Raw:
+        """Statistics that are more than one number per unit."""
+        names, raw = self.asked[tap.side], {}
+        if "gram" in names:
+            raw["gram"] = gram_sum(x, tap, valid)
+        if set(names) & set(BY_SAMPLE):
+            atom = self._weights(tap)
+            raw |= map_sums(
+                x,
+                None if atom is None else lax.stop_gradient(_read(env, atom)),
+                tap,
+                self.geometries[tap.kernel],
+                count=units["count"],
+                valid=valid,
+                statistics=names,
+            )
+        return raw
+
+    # Calls with taps inside ------------------------------------------------------
+    def _call(
+        self,
+        jaxpr: Any,
+        index: int,
+        env: dict[Any, Any],
+        scope: Scope,
+        last: dict[Any, int],
+    ) -> dict[int, Raw]:
+        """Evaluates a call, with the taps in its bodies."""
+        eqn = jaxpr.eqns[index]
+        args = [_read(env, a) for a in eqn.invars]
+        name = eqn.primitive.name
+        inner = (*scope, (index, 0))
+        if name == "scan":
+            outs, raw = self._scan(eqn, args, inner)
+        elif name == "cond":
+            outs, raw = self._cond(eqn, args, scope, index)
+        elif name in REMAT:
+            policy = {k: eqn.params[k] for k in ("prevent_cse", "policy")}
+            outs, raw = jax.checkpoint(self._body(eqn, inner), **policy)(*args)
+        elif name in TRANSPARENT:
+            args = _constrained(args, eqn.params.get("in_shardings"))
+            outs, raw = self._body(eqn, inner)(*args)
+            outs = _constrained(outs, eqn.params.get("out_shardings"))
+        else:  # it has its own derivative: bound as it is, measured beside it
+            _run_plain(jaxpr, index, index + 1, env, last)
+            args = [lax.stop_gradient(a) for a in args]
+            return self._body(eqn, inner)(*args)[1]
+        env.update(zip(eqn.outvars, outs, strict=True))
+        return raw
+
+    def _body(self, eqn: Any, scope: Scope):
+        return functools.partial(self._flat, *jaxprs.body(eqn), scope)
+
+    def _flat(self, jaxpr: Any, consts: Sequence[Any], scope: Scope, *args: Any):
+        """`run` with its operands spread, as transformations want them."""
+        return self.run(jaxpr, consts, args, scope)
+
+    def _scan(self, eqn: Any, args: Sequence[Any], scope: Scope):
+        p = eqn.params
+        jaxpr, consts = jaxprs.body(eqn)
+        held, carried = jaxprs.scan_counts(eqn)
+        fixed, init = args[:held], args[held : held + carried]
+
+        def body(carry, xs):
+            outs, raw = self.run(jaxpr, consts, [*fixed, *carry, *xs], scope)
+            return list(outs[:carried]), (list(outs[carried:]), raw)
+
+        carry, (ys, raw) = lax.scan(
+            body,
+            list(init),
+            list(args[held + carried :]),
+            length=p["length"],
+            reverse=p["reverse"],
+            unroll=p["unroll"],
+        )
+        kept = {
+            i: stats.over_iterations(r)
+            if dict(self.taps[i].layers)[scope] is None
+            else r
+            for i, r in raw.items()
+        }
+        return [*carry, *ys], kept
+
+    def _cond(self, eqn: Any, args: Sequence[Any], scope: Scope, index: int):
+        choice, *operands = args
+        branches = [
+            functools.partial(self._flat, *jaxprs.opened(b), (*scope, (index, i)))
+            for i, b in enumerate(eqn.params["branches"])
+        ]
+        shapes: dict[int, Any] = {}
+        for branch in branches:
+            shapes |= jax.eval_shape(lambda *a, f=branch: f(*a)[1], *operands)
+
+        def complete(branch):
+            def run(*operands):
+                outs, raw = branch(*operands)
+                for i, like in shapes.items():
+                    if i not in raw:
+                        raw[i] = jax.tree.map(
+                            lambda s: jnp.zeros(s.shape, s.dtype), like
+                        )
+                return outs, dict(sorted(raw.items()))
+
+            return run
+
+        return lax.switch(choice, [complete(b) for b in branches], *operands)
+
+
+def _read(env: dict[Any, Any], atom: Any) -> Any:
+    return atom.val if jaxprs.is_literal(atom) else env[atom]
+
+
+def _last_reads(jaxpr: Any, tapped: Sequence[Any]) -> dict[Any, int]:
+    """For each variable, the last equation that reads it (the end, for outputs)."""
+    last: dict[Any, int] = {}
+    for i, eqn in enumerate(jaxpr.eqns):
+        last.update({a: i for a in eqn.invars if not jaxprs.is_literal(a)})
+    end = len(jaxpr.eqns)
+    kept = [a for a in [*jaxpr.outvars, *tapped] if a is not None]
+    last.update({a: end for a in kept if not jaxprs.is_literal(a)})
+    return last
+
+
+def _run_plain(
+    jaxpr: Any, start: int, stop: int, env: dict[Any, Any], last: dict[Any, int]
+) -> None:
+    """Evaluates equations `start` to `stop` as they are."""
+    eqns = jaxpr.eqns[start:stop]
+    if not eqns:
+        return
+    made = [v for e in eqns for v in e.outvars]
+    outs = [v for v in made if last.get(v, -1) >= stop]
+    own = set(made)
+    read = dict.fromkeys(
+        a for e in eqns for a in e.invars if not jaxprs.is_literal(a) and a not in own
+    )
+    run = jaxprs.segment(jaxpr, list(read), outs, eqns)
+    env.update(zip(outs, run(*[env[v] for v in read]), strict=True))
+
+
+def _constrained(values: Sequence[Any], shardings: Any) -> list[Any]:
+    """Keeps the shardings that an inner `jit` asks for."""
+    if shardings is None:
+        return list(values)
+    return [
+        lax.with_sharding_constraint(v, s)
+        if isinstance(s, jax.sharding.Sharding)
+        else v
+        for v, s in zip(values, shardings, strict=True)
+    ]
+
+
+# Results -------------------------------------------------------------------------
+def geometries(taps: Sequence[Tap], units: Units, asked: Asked) -> dict[str, Geometry]:
+    """How each kernel moves over positions, once it is known to give what is asked for.
+
+    Raises:
+      ValueError: a product without such statistics, or maps of a kernel whose uses move
+        differently.
+    """
+    found: dict[str, Geometry] = {}
+    for tap in taps:
+        names = asked[tap.side]
+        geometry = geometry_of(tap, units[tap.kernel])
+        refuse(tap, geometry, names)
+        first = found.setdefault(tap.kernel, geometry)
+        if set(names) & {*BY_SAMPLE, "positions"}:
+            same_maps(tap.kernel, first, geometry)
+    return found
+
+
+def same_maps(path: str, first: Geometry, second: Geometry) -> None:
+    """Raises where two uses of a kernel make maps that cannot be added."""
+    for name in (f.name for f in dataclasses.fields(Geometry)):
+        one, other = getattr(first, name), getattr(second, name)
+        if one != other:
+            raise ValueError(
+                f"expected maps of one size and kind at {path!r}, got {name} {one} and "
+                f"{other}; measure maps on inputs of one size, or leave the kernel out"
+            )
+
+
+def by_side(probe: Probe, units: Units, raw: dict[int, Raw]) -> Sides:
+    """Partial measurements of each side of each kernel, in the kernel's own order."""
+    sides: Sides = {}
+    for i, tap in enumerate(probe.taps):
+        kernel = units[tap.kernel]
+        placed = {k: arranged(k, v, tap, kernel) for k, v in raw[i].items()}
+        if "positions" in probe.asked[tap.side]:
+            positions = float(probe.geometries[tap.kernel].positions)
+            placed["positions"] = jnp.full(placed["count"].shape, positions)
+        key = (tap.kernel, tap.side)
+        sides[key] = stats.combine(sides[key], placed) if key in sides else placed
+    return sides
+
+
+def finished(
+    sides: Sides, found: dict[str, Geometry], paths: Sequence[str]
+) -> dict[str, stats.Activity]:
+    """From sums to the activity of each kernel."""
+
+    def of(path: str, side: Side) -> stats.Statistics:
+        raw = sides[path, side]
+        mapped = raw.keys() & {"samples", "positions"}
+        return stats.finish(raw, found[path] if mapped else None)
+
+    return {p: stats.Activity(of(p, "inputs"), of(p, "outputs")) for p in paths}

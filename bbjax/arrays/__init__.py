@@ -1,0 +1,9 @@
+"""Arrays: what the library does with arrays, whatever they stand for.
+
+topk          exact top-k masks along an axis, ties broken by index
+bracket       the search for the k-th largest entry of many units at once
+reductions    several reductions of one array in one pass
+bits          boolean arrays as packed bits
+sharding      where an array lies on devices
+loop          a change that is made only where a condition holds, without copies
+"""

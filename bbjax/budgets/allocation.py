@@ -1,0 +1,200 @@
+"""Allocation: one density as a number of edges for every kernel.
+
+    a number, a schedule      the same share of every kernel and stack slice
+    {pattern: density, ...}   a share for the kernels whose path matches
+    erk(density)              wide kernels sparser, small ones denser, one total
+
+Erdos-Renyi-Kernel: the density of a kernel falls with the size of its array,
+
+    density_l = min(1, c * sum(shape_l) / prod(shape_l))
+
+with the largest `c` whose whole edges fit the budget of all kernels together; what is
+left over goes, one edge each, to the first that would take one next. `pool` is the
+budget of several kernels taken together, for rules whose edges compete across kernels.
+Everything may be traced.
+
+References: Mocanu et al., 2018 (Erdos-Renyi); Evci et al., arXiv 1911.11134 (with the
+window of a convolution).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bbjax.budgets.degrees import solve
+from bbjax.budgets.exact import exact_budget
+from bbjax.model.units import Kernel
+
+Plain = float | jax.Array | Callable[[jax.Array], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Erk:
+    """A density over all kernels, shared out by their shapes; made by `erk`."""
+
+    density: Plain
+
+
+def erk(density: Plain) -> Erk:
+    """Shares one budget out over kernels: Erdos-Renyi-Kernel.
+
+    Args:
+      density: kept share of the edges of all kernels together, in (0, 1]; a number or
+        a schedule of the step.
+
+    Returns:
+      What `density=` of `bb.transform` and `bb.prune` takes.
+
+    Example:
+      >>> import bbjax as bb
+      >>> up = bb.Kernel("up", (10, 100), fan_in=(0,), fan_out=(1,))
+      >>> down = bb.Kernel("down", (100, 10), fan_in=(0,), fan_out=(1,))
+      >>> out = bb.Kernel("out", (10, 10), fan_in=(0,), fan_out=(1,))
+      >>> [int(n) for n in budgets(erk(0.1), [up, down, out], jnp.int32(0)).edges]
+      [97, 96, 17]
+    """
+    return Erk(density)
+
+
+Density = Plain | Mapping[str, Plain] | Erk | None
+
+
+class Budgets(NamedTuple):
+    """Edges to keep.
+
+    Attributes:
+      edges: for each kernel, int32 of its stack shape.
+      asked: for each kernel, the share that was asked for, float32 scalar; NaN where
+        the density is an outcome.
+      pool: from positions of kernels to the edges they keep together, int32 scalar.
+    """
+
+    edges: tuple[jax.Array, ...]
+    asked: tuple[jax.Array, ...]
+    pool: Callable[[Sequence[int]], jax.Array]
+
+
+def budgets(
+    density: Density, kernels: Sequence[Kernel], step: jax.Array, k_min: Any = 0
+) -> Budgets:
+    """The budget of every kernel at a step.
+
+    Args:
+      density: number, schedule, mapping from path patterns, or `erk(...)`; None keeps
+        everything (rules whose density is an outcome).
+      kernels: the budgeted kernels.
+      step: int32, for schedules.
+      k_min: for each kernel the least number of edges of a slice, for `erk`.
+    """
+    if isinstance(density, Erk):
+        return _shared_out(at(density.density, step), kernels, k_min)
+    if density is None:
+        edges = tuple(_everywhere(k, k.edge_count) for k in kernels)
+        asked = tuple(jnp.float32(math.nan) for _ in kernels)
+        return Budgets(edges, asked, _sum_of(edges))
+    shares = [at(d, step) for d in per_kernel(density, kernels)]
+    edges = tuple(
+        _everywhere(k, exact_budget(d, k.edge_count))
+        for k, d in zip(kernels, shares, strict=True)
+    )
+    asked = tuple(jnp.asarray(d).astype(jnp.float32) for d in shares)
+    if isinstance(density, Mapping):
+        return Budgets(edges, asked, _sum_of(edges))
+    return Budgets(edges, asked, _rounded_once(shares[0], kernels))
+
+
+def at(density: Plain, step: jax.Array) -> Any:
+    """The value of a density at a step."""
+    return density(step) if callable(density) else density
+
+
+def per_kernel(
+    density: Plain | Mapping[str, Plain], kernels: Sequence[Kernel]
+) -> list[Plain]:
+    """The density of each kernel; of a mapping, that of the first pattern to match.
+
+    Raises:
+      ValueError: a kernel without a density, or a pattern that matches none.
+    """
+    if not isinstance(density, Mapping):
+        return [density] * len(kernels)
+    paths = [k.path for k in kernels]
+    idle = [p for p in density if not any(re.search(p, path) for path in paths)]
+    if idle:
+        raise ValueError(
+            f"expected patterns that match a budgeted kernel, got {idle}, which match "
+            f"none of {paths}; remove them or correct them"
+        )
+    found = [[d for p, d in density.items() if re.search(p, path)] for path in paths]
+    left = [path for path, ds in zip(paths, found, strict=True) if not ds]
+    if left:
+        raise ValueError(
+            f"expected a density for every budgeted kernel, got none for {left}; add a "
+            'pattern for them, e.g. ".*" as the last one'
+        )
+    return [ds[0] for ds in found]
+
+
+def _everywhere(kernel: Kernel, budget: Any) -> jax.Array:
+    return jnp.broadcast_to(jnp.asarray(budget, jnp.int32), kernel.stack_shape)
+
+
+def _sum_of(edges: Sequence[jax.Array]) -> Callable[[Sequence[int]], jax.Array]:
+    def pool(which: Sequence[int]) -> jax.Array:
+        zero = jnp.zeros((), jnp.int32)
+        return sum((jnp.sum(edges[i], dtype=jnp.int32) for i in which), zero)
+
+    return pool
+
+
+def _rounded_once(
+    density: Any, kernels: Sequence[Kernel]
+) -> Callable[[Sequence[int]], jax.Array]:
+    def pool(which: Sequence[int]) -> jax.Array:
+        return exact_budget(density, sum(all_edges(kernels[i]) for i in which))
+
+    return pool
+
+
+def all_edges(kernel: Kernel) -> int:
+    """Edges of a kernel, over all stack slices."""
+    return math.prod(kernel.edge_shape)
+
+
+def _shared_out(density: Any, kernels: Sequence[Kernel], k_min: Any) -> Budgets:
+    """Every stack slice is a layer of its own."""
+    counts = [math.prod(k.stack_shape) for k in kernels]
+    sizes = [k.edge_count for k in kernels]
+    least = k_min if isinstance(k_min, Sequence) else [k_min] * len(kernels)
+    layers = [
+        (_erdos_renyi(k) * size, size, low)
+        for k, n, size, low in zip(kernels, counts, sizes, least, strict=True)
+        for _ in range(n)
+    ]
+    weight, cap, floor = (jnp.asarray(column) for column in zip(*layers, strict=True))
+    total = exact_budget(density, sum(size for _, size, _ in layers))
+    same = jnp.full(weight.shape, 0.5, jnp.float32)
+    shares = solve(weight.astype(jnp.float32), "scale", total, cap, floor, same)
+    ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+    edges = tuple(
+        jnp.reshape(shares[end - n : end], k.stack_shape)
+        for k, n, end in zip(kernels, counts, ends, strict=True)
+    )
+    asked = tuple(
+        jnp.mean(e.astype(jnp.float32)) / size
+        for e, size in zip(edges, sizes, strict=True)
+    )
+    return Budgets(edges, asked, _sum_of(edges))
+
+
+def _erdos_renyi(kernel: Kernel) -> float:
+    """`sum(shape) / prod(shape)` of one slice, window included."""
+    own = [n for n, r in zip(kernel.split, kernel.roles, strict=True) if r != "stack"]
+    return sum(own) / math.prod(own)

@@ -1,0 +1,126 @@
+"""Groups: the axes of parameters that carry the same units, as frozen data.
+
+`units.graph` of a trace. A group is one set of units: the kernels that make them, the
+kernels that read them, and the parameters with an entry for each (biases, norms,
+running statistics). Where its size is fixed, the group says why.
+
+    group  units  made by        beside     read by        can shrink
+    0      64     up[1]          bias[0]    down[0]        yes
+    1      10     down[1]                                  no: the function returns them
+
+An axis is written `path[axis]`. One axis may carry several groups (heads and their
+dimensions, parts of a concatenation), and one group may be on two axes of a kernel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+
+from bbjax.model.text import table
+
+Role = Literal["makes", "reads", "beside"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """An axis of a parameter that carries the units of a group.
+
+    Attributes:
+      path: of the parameter.
+      axis: its axis.
+      role: `"makes"` where a kernel's outputs are the units, `"reads"` where its inputs
+        are, else `"beside"`.
+      shape: of the parameter.
+      stack: axes of the layers of a scan, if each has units of its own.
+      units: which unit each entry of the axis is of, -1 for none: an axis may carry
+        several groups, and a unit has several entries where it is seen at several
+        positions.
+    """
+
+    path: str
+    axis: int
+    role: Role
+    shape: tuple[int, ...] = ()
+    stack: tuple[int, ...] = ()
+    units: np.ndarray = dataclasses.field(
+        default_factory=lambda: np.arange(0), compare=False, repr=False
+    )
+
+    def __str__(self) -> str:
+        return f"{self.path}[{self.axis}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Axes that carry the same units.
+
+    Attributes:
+      size: number of units.
+      members: the axes.
+      fixed: why the number cannot change; empty if it can.
+      layers: of a scan, each of which has that many units of its own.
+    """
+
+    size: int
+    members: tuple[Member, ...]
+    fixed: str = ""
+    layers: tuple[int, ...] = ()
+
+    def having(self, role: Role) -> tuple[Member, ...]:
+        """Members of a role."""
+        return tuple(m for m in self.members if m.role == role)
+
+    @property
+    def name(self) -> str:
+        """A member to call the group by: the first that makes the units."""
+        lead = (*self.having("makes"), *self.having("reads"), *self.members)
+        return str(lead[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """The groups of a function, in order of the kernels that make them.
+
+    Example:
+      >>> import bbjax as bb, jax, jax.numpy as jnp
+      >>> def net(params, x):
+      ...     return jax.nn.relu(x @ params["up"]) @ params["down"]
+      >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
+      >>> print(bb.trace(net, params, jnp.ones((5, 3))).graph)
+      group  units  made by  beside  read by  can shrink
+      -----  -----  -------  ------  -------  ----------...
+      0      8      up[1]            down[0]  yes
+      1      2      down[1]                   no: the function returns them
+      2      3                       up[0]    no: an argument of the function...
+    """
+
+    groups: tuple[Group, ...] = ()
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, number: int) -> Group:
+        return self.groups[number]
+
+    def of(self, path: str) -> tuple[Group, ...]:
+        """The groups that a parameter has an axis of."""
+        return tuple(g for g in self.groups if any(m.path == path for m in g.members))
+
+    def __str__(self) -> str:
+        head = ("group", "units", "made by", "beside", "read by", "can shrink")
+        return table(head, [_row(n, group) for n, group in enumerate(self.groups)])
+
+
+def _row(number: int, group: Group) -> tuple[str, ...]:
+    roles: tuple[Role, ...] = ("makes", "beside", "reads")
+    names = [", ".join(map(str, group.having(role))) for role in roles]
+    units = " x ".join(map(str, (*group.layers, group.size)))
+    can = f"no: {group.fixed}" if group.fixed else "yes"
+    return (str(number), units, *names, can)

@@ -1,0 +1,147 @@
+"""Leaves of a tree by path: how the transform meets any parameter tree.
+
+Parameters, updates and gradients are trees of any kind (dicts, NNX states, Equinox
+modules); kernels are known by path. Leaves that are not asked for are handed back
+untouched, as the very same objects. NNX modules, alone or in such a tree, are opened
+as their states, where an array that stands in several places is one leaf, and made
+again around what was replaced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bbjax.model.units import Kernel
+
+
+@dataclasses.dataclass
+class Leaves:
+    """Leaves of a tree by path."""
+
+    paths: list[str]
+    leaves: list[Any]
+    structure: Any
+    closed: Callable[[Any], Any]
+
+    @classmethod
+    def of(cls, tree: Any) -> Leaves:
+        """The leaves of a tree; subtrees without leaves are skipped."""
+        tree, closed = opened(tree)
+        keyed, structure = leaves_by_path(tree)
+        paths, leaves = [path for path, _ in keyed], [leaf for _, leaf in keyed]
+        return cls(paths, leaves, structure, closed)
+
+    @functools.cached_property
+    def by_path(self) -> dict[str, int]:
+        """The number of each leaf; the last one's where paths repeat."""
+        return {path: number for number, path in enumerate(self.paths)}
+
+    def named(self) -> dict[str, Any]:
+        """The leaves by path."""
+        return dict(zip(self.paths, self.leaves, strict=True))
+
+    def get(self, kernel: Kernel, what: str) -> Any:
+        """The leaf of a kernel; `what` names the tree in messages.
+
+        Raises:
+          ValueError: there is none, or it has another shape.
+        """
+        if kernel.path not in self.by_path:
+            near = [p for p in self.by_path if p.rsplit("/", 1)[-1] in kernel.path][:5]
+            raise ValueError(
+                f"expected the {what} at {kernel.path!r}, got a tree without one (it "
+                f"has {near or list(self.by_path)[:5]}); use the parameter tree that "
+                "was traced, and put bb.transform where it sees the kernels it prunes"
+            )
+        leaf = self.leaves[self.by_path[kernel.path]]
+        if tuple(jnp.shape(leaf)) != kernel.shape:
+            raise ValueError(
+                f"expected {kernel.path!r} of shape {kernel.shape}, got the {what} of "
+                f"shape {tuple(jnp.shape(leaf))}; trace the model that is trained"
+            )
+        return leaf
+
+    def bias_of(self, kernel: Kernel) -> jax.Array | None:
+        """The bias of a kernel's output units, `stack + units`, where the tree has it.
+
+        A tree in which other parts of the model are left out (`optax.masked`) may hold
+        the kernel alone.
+        """
+        if not kernel.bias or kernel.bias not in self.by_path:
+            return None
+        leaf = self.at(kernel.bias)
+        shape = kernel.per_unit_shape("outputs")
+        if math.prod(jnp.shape(leaf)) != math.prod(shape):
+            return None
+        return jnp.reshape(leaf, shape)
+
+    def put(self, kernel: Kernel, value: Any) -> None:
+        """Replaces the leaf of a kernel."""
+        self.put_at(kernel.path, value)
+
+    def at(self, path: str) -> Any:
+        """The leaf at a path that is there."""
+        return self.leaves[self.by_path[path]]
+
+    def put_at(self, path: str, value: Any) -> None:
+        """Replaces the leaf at a path that is there."""
+        self.leaves[self.by_path[path]] = value
+
+    def keep_at(self, path: str, mask: Any) -> None:
+        """Sets the leaf at a path that is there to 0 where a mask is False."""
+        leaf = self.at(path)
+        self.put_at(path, jnp.where(mask, leaf, jnp.zeros_like(leaf)))
+
+    def tree(self) -> Any:
+        """The tree again, with what was replaced."""
+        return self.closed(jax.tree_util.tree_unflatten(self.structure, self.leaves))
+
+
+def opened(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """NNX modules as their states, other trees as they are; and a way back."""
+    if "flax.nnx" in sys.modules:  # a user of NNX has imported it
+        from bbjax.adapters import nnx
+
+        return nnx.opened(tree)
+    return tree, lambda tree: tree
+
+
+def leaves_by_path(tree: Any) -> tuple[list[tuple[str, Any]], Any]:
+    """Leaves of a tree with their `/`-joined paths, as Flax shows them; its structure.
+
+    NNX keeps arrays in variables, linen may box them with the names of mesh axes; what
+    these call their content is not part of a path.
+
+    Example:
+      >>> leaves_by_path({"Dense_0": {"kernel": 1.0}})[0]
+      [('Dense_0/kernel', 1.0)]
+    """
+    keyed, structure = jax.tree_util.tree_flatten_with_path(tree)
+    kinds = boxes()
+    nodes, _ = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda node: isinstance(node, kinds)
+    )
+    boxed = {key for key, node in nodes if isinstance(node, kinds)}
+    paths = [_path(k[:-1] if k[:-1] in boxed else k) for k, _ in keyed]
+    return list(zip(paths, (leaf for _, leaf in keyed), strict=True)), structure
+
+
+def boxes() -> tuple[type, ...]:
+    """Kinds of node that hold one array and say something of it."""
+    loaded = sys.modules.get  # whoever has such nodes has imported their module
+    nnx, meta = loaded("flax.nnx"), loaded("flax.core.meta")
+    kinds = [] if nnx is None else [nnx.Variable]
+    return tuple(kinds if meta is None else [*kinds, meta.Partitioned])
+
+
+def _path(key_path: tuple[Any, ...]) -> str:
+    names = [jax.tree_util.keystr((key,), simple=True) for key in key_path]
+    return "/".join(name.lstrip(".") for name in names)

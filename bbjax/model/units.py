@@ -1,0 +1,208 @@
+"""Units and kernels: where a model's edges are, as frozen data.
+
+`bb.trace` makes `Units`: the kernels of a model (`bbjax.model.kernel`), in order of
+first use, and the parameters that reach a multiplication in a way that cannot be
+measured. `select` chooses kernels, and the side that a budget counts, by a pattern on
+their paths; `+` joins selections. Frozen and hashable, so that a transform can be built
+from them once and for all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Iterable, Iterator
+
+from bbjax.model.groups import Graph
+from bbjax.model.kernel import Actuator, Companion, Kernel, Link, Side
+from bbjax.model.text import size, table
+
+__all__ = ["Actuator", "Companion", "Kernel", "Link", "Selected", "Side", "Units"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Selected:
+    """A kernel chosen for a budget: its path and the side that the budget counts."""
+
+    path: str
+    actuator: Actuator
+
+
+@dataclasses.dataclass(frozen=True)
+class Units:
+    """The kernels of a model and the ones chosen for a budget. Frozen and hashable.
+
+    Made by `bb.trace`; `select` chooses kernels and `+` joins selections.
+
+    Attributes:
+      kernels: every kernel that `trace` understands, in order of first use.
+      problems: `(path, reason)` of parameters that reach a multiplication in a way
+        that cannot be measured or masked; selecting one of them is an error.
+      selection: what `select` chose; `None` until it is called.
+      graph: which axes of which parameters carry the same units, and which of these
+        groups can shrink. Printed, a table. Two traces are equal whatever it says.
+    """
+
+    kernels: tuple[Kernel, ...]
+    problems: tuple[tuple[str, str], ...] = ()
+    selection: tuple[Selected, ...] | None = None
+    graph: Graph = dataclasses.field(default=Graph(), compare=False, repr=False)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of all kernels, in order of first use."""
+        return tuple(k.path for k in self.kernels)
+
+    def __getitem__(self, path: str) -> Kernel:
+        for kernel in self.kernels:
+            if kernel.path == path:
+                return kernel
+        raise KeyError(
+            f"expected the path of a kernel, got {path!r}; {self._near(path)}"
+        )
+
+    def __contains__(self, path: object) -> bool:
+        return path in self.paths
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.kernels)
+
+    def select(self, pattern: str, actuator: Actuator = "in") -> Units:
+        """Chooses the kernels whose path matches, for a budget on one side.
+
+        Args:
+          pattern: regular expression, searched anywhere in the path (`re.search`).
+          actuator: `"in"` counts the incoming edges of a kernel's output units
+            (SP-in), `"out"` the outgoing edges of its input units (SP-out).
+
+        Returns:
+          The same kernels with this selection; join two selections with `+`.
+
+        Raises:
+          ValueError: no kernel matches, `pattern` is not a regular expression,
+            `actuator` is neither side, or a match cannot be measured.
+
+        Example:
+          >>> units = Units((Kernel("mlp/up", (2, 3), fan_in=(0,), fan_out=(1,)),))
+          >>> units.select("up$").selected
+          (Selected(path='mlp/up', actuator='in'),)
+        """
+        if actuator not in ("in", "out"):
+            raise ValueError(
+                f'expected actuator "in" or "out", got {actuator!r}; "in" limits the '
+                'incoming edges of output units, "out" the outgoing edges of input '
+                "units"
+            )
+        try:
+            regex = re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"expected a regular expression, got {pattern!r} ({error}); escape "
+                "special characters with a backslash"
+            ) from error
+        self._refuse_problems(regex, pattern)
+        found = [p for p in self.paths if regex.search(p) is not None]
+        if not found:
+            raise ValueError(
+                f"expected a pattern that matches a kernel, got {pattern!r}, which "
+                f"matches none; {self._near(pattern)}"
+            )
+        return self.only(found, actuator)
+
+    def only(self, paths: Iterable[str], actuator: Actuator = "in") -> Units:
+        """Chooses kernels by their very paths, whatever was chosen before.
+
+        Args:
+          paths: of kernels; one that comes twice is chosen once.
+          actuator: as for `select`.
+
+        Returns:
+          The same kernels with this selection, in the order of `paths`.
+
+        Raises:
+          KeyError: a path that is no kernel's.
+
+        Example:
+          >>> units = Units((Kernel("mlp/up", (2, 3), fan_in=(0,), fan_out=(1,)),))
+          >>> units.only(["mlp/up"]) == units.select("up$")
+          True
+        """
+        chosen = tuple(Selected(self[p].path, actuator) for p in dict.fromkeys(paths))
+        return dataclasses.replace(self, selection=chosen)
+
+    def _refuse_problems(self, regex: re.Pattern[str], pattern: str) -> None:
+        for path, reason in self.problems:
+            if regex.search(path) is not None:
+                raise ValueError(
+                    f"expected kernels whose use can be measured, got {path!r} from "
+                    f"pattern {pattern!r}: {reason}; narrow the pattern, or rewrite "
+                    "the use"
+                )
+
+    def __add__(self, other: Units) -> Units:
+        if not isinstance(other, Units):
+            return NotImplemented
+        if (self.kernels, self.problems) != (other.kernels, other.problems):
+            raise ValueError(
+                "expected two selections of the same trace, got different kernels; "
+                "call select on one trace and add the results"
+            )
+        both = self.selected + other.selected
+        return dataclasses.replace(self, selection=tuple(dict.fromkeys(both)))
+
+    @property
+    def selected(self) -> tuple[Selected, ...]:
+        """What a transform takes: the selection, or the default one.
+
+        The default is every hidden kernel that a nonlinearity follows, actuator "in";
+        kernels whose units have a single incoming edge leave no choice and stay dense.
+        """
+        if self.selection is not None:
+            return self.selection
+        return tuple(
+            Selected(k.path, "in")
+            for k in self.kernels
+            if k.hidden and k.nonlinearity and k.fan("in") > 1
+        )
+
+    @property
+    def budgeted(self) -> dict[str, tuple[Actuator, ...]]:
+        """Actuators of each selected kernel, by path."""
+        chosen: dict[str, tuple[Actuator, ...]] = {}
+        for item in self.selected:
+            chosen[item.path] = (*chosen.get(item.path, ()), item.actuator)
+        return chosen
+
+    def _near(self, text: str) -> str:
+        words = [w for w in re.split(r"[^A-Za-z0-9_]+", text) if w]
+        close = difflib.get_close_matches(text, self.paths, n=5, cutoff=0.3)
+        close += [p for p in self.paths if any(w.lower() in p.lower() for w in words)]
+        close = list(dict.fromkeys(close))[:5] or list(self.paths)[:8]
+        return f"near misses: {close}" if close else "the trace found no kernels"
+
+    def __str__(self) -> str:
+        chosen = self.budgeted
+        head = ("kernel", "shape", "units in -> out", "budget", "outputs measured")
+        rows = [_row(k, chosen.get(k.path, ())) for k in self.kernels]
+        lines = [table(head, rows)]
+        lines += [f"cannot be used: {p}: {why}" for p, why in self.problems]
+        return "\n".join(lines)
+
+
+def _row(kernel: Kernel, actuators: tuple[Actuator, ...]) -> tuple[str, ...]:
+    units = f"{size(kernel.in_units)} -> {size(kernel.out_units)}"
+    if kernel.stack:
+        units += f"  x{math.prod(kernel.stack_shape)} stacked"
+    if kernel.groups > 1:
+        units += f"  {kernel.groups} groups"
+    what = (
+        f"after {kernel.nonlinearity}"
+        if kernel.nonlinearity
+        else "no nonlinearity: sign of the raw output"
+    )
+    return (kernel.path, size(kernel.shape), units, "+".join(actuators), what)

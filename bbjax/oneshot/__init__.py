@@ -1,0 +1,8 @@
+"""One shot: pruning a trained network.
+
+prune         `bb.prune`, `bb.prune_in_order`, `bb.apply_masks`
+saliency      scores of edges from gradients
+spreads       slopes of the balance that calibration data ask for
+nnrelief      `bb.relieve`: pruning by what edges contribute, layer by layer
+fine_pruning  `bb.personalise`: pruning for the data of one user
+"""

@@ -1,0 +1,87 @@
+"""Hysteresis: what is kept stays until something is better by a share h.
+
+Activity is measured with noise, so degrees move by an edge or two from refresh to
+refresh, and weights of nearly equal size change places. With hysteresis
+
+    score of a kept edge     (1 + h) s where s > 0, s / (1 + h) below
+    degree                   k <- play(law, k)            off by at most h k: it stays
+    play(l, k)               k + sign(l - k) max(|l - k| - h k, 0)
+
+that is, a degree follows the law at a distance, as a backlash does, and a pruned edge
+returns once it is stronger by the share h than the weakest kept one. Budgets stay
+exact: what played degrees lack or have too much is shared out evenly. While a budget
+changes (a ramp, the first refresh), and where a kernel is budgeted on both sides,
+degrees follow the law at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from bbjax.arrays import sharding
+from bbjax.budgets.degrees import solve
+from bbjax.rules.base import Candidates
+
+Score = Callable[[Candidates], jax.Array]
+
+
+def scored(seen: Candidates, score: Score) -> jax.Array:
+    """The scores of a rule, with the edges that are kept favoured."""
+    return favoured(seen, score(seen), seen.mask)
+
+
+def favoured(seen: Candidates, scores: jax.Array, held: jax.Array) -> jax.Array:
+    """Scores in which what is held is better by the share h, of edges or of units.
+
+    Args:
+      seen: the kernel.
+      scores: float, higher is kept.
+      held: bool of their shape.
+    """
+    if not is_on(seen):
+        return scores
+    scores = scores.astype(jnp.float32)
+    factor = 1 + _share(seen)
+    better = jnp.where(scores > 0, scores * factor, scores / factor)
+    return jnp.where(sharding.match(held, scores), better, scores)
+
+
+def played(
+    seen: Candidates,
+    law: jax.Array,
+    old: jax.Array,
+    budget: jax.Array,
+    limits: tuple[jax.Array | int, jax.Array | int],
+    rate: jax.Array,
+) -> jax.Array:
+    """Degrees that follow those of a law at a distance and spend the same budget.
+
+    Args:
+      seen: the kernel.
+      law: degrees that add up to the budget, int32 (..., units).
+      old: degrees so far, likewise; of any sum.
+      budget: int32, the leading shape.
+      limits: most and least edges of a unit.
+      rate: on-rates, to break ties.
+    """
+    old = sharding.match(old, law)
+    settled = jnp.sum(old, -1, keepdims=True) == jnp.sum(law, -1, keepdims=True)
+    gap = (law - old).astype(jnp.float32)
+    slack = _share(seen) * old.astype(jnp.float32)
+    moved = jnp.sign(gap) * jnp.maximum(jnp.abs(gap) - slack, 0.0)
+    target = jnp.where(
+        settled, old.astype(jnp.float32) + moved, law.astype(jnp.float32)
+    )
+    return solve(target, "shift", budget, *limits, rate)
+
+
+def _share(seen: Candidates) -> jax.Array:
+    return jnp.asarray(seen.hysteresis).astype(jnp.float32)
+
+
+def is_on(seen: Candidates) -> bool:
+    """Whether there is any, as far as is known while tracing."""
+    return not (isinstance(seen.hysteresis, int | float) and seen.hysteresis == 0)

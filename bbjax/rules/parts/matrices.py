@@ -1,0 +1,57 @@
+"""Kernels as plain matrices `(slices, in, out)`: matrix products and 1x1 convolutions.
+
+What looks at the inputs of a unit together, by their Gram matrix, works on these. They
+are whole on every device: one shot gathers what training never does.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from bbjax.arrays import sharding
+from bbjax.model.kernel import Kernel
+
+
+def matrices(kernel: Kernel, edges: jax.Array) -> jax.Array:
+    """An array per edge as matrices: `edge_shape -> (slices, in, out)`.
+
+    Example:
+      >>> kernel = Kernel("w", (4, 2, 3), stack=(1,), fan_in=(2,), fan_out=(0,))
+      >>> matrices(kernel, jnp.zeros((4, 2, 3))).shape
+      (2, 3, 4)
+    """
+    sizes = (-1, math.prod(kernel.in_units), math.prod(kernel.out_units))
+    return jnp.reshape(jnp.transpose(sharding.whole(edges), _order(kernel)), sizes)
+
+
+def per_edge(kernel: Kernel, these: jax.Array) -> jax.Array:
+    """The inverse of `matrices`."""
+    order = _order(kernel)
+    split = jnp.reshape(these, [kernel.edge_shape[a] for a in order])
+    return jnp.transpose(split, [order.index(a) for a in range(len(order))])
+
+
+def refuse_windows(kernel: Kernel, purpose: str, remedy: str) -> None:
+    """Refuses a kernel that is no matrix.
+
+    Raises:
+      ValueError: if it is grouped, or has a window.
+
+    Example:
+      >>> refuse_windows(Kernel("w", (2, 3), fan_in=(0,), fan_out=(1,)), "", "")
+    """
+    pairs = zip(kernel.split, kernel.roles, strict=True)
+    window = tuple(n for n, role in pairs if role == "spatial")
+    if kernel.groups > 1 or math.prod(window) > 1:
+        what = f"{kernel.groups} groups" if kernel.groups > 1 else f"window {window}"
+        raise ValueError(
+            f"expected a matrix product or a 1x1 convolution {purpose}, got "
+            f"{kernel.path!r} with {what}; leave it out or {remedy}"
+        )
+
+
+def _order(kernel: Kernel) -> tuple[int, ...]:
+    return kernel.axes("stack") + kernel.axes("in") + kernel.axes("out")

@@ -1,0 +1,165 @@
+"""Drop and grow: what RigL, SET and SRigL share.
+
+Of the `n` edges of a slice that are kept, at most as many as the budget, a share goes,
+the weakest |w|; as many edges as the budget then lacks come back, by another score:
+
+    drop     = floor(f * n)                 f = share(step)
+    stay     = the n - drop largest |w| of the kept edges
+    mask     = stay, and the best of all other edges by `grow`, up to the budget
+
+so the count is the budget at every refresh. An edge that was dropped competes with the
+others at once; if it comes back it never went. Shapes: scores and masks per edge,
+counts per stack slice. The share is annealed by half a cosine,
+
+    f(step) = drop / 2 * (1 + cos(pi * min(step, anneal) / anneal))
+
+References: Mocanu et al. 2018 (SET); Evci et al., arXiv 1911.11134 (RigL).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from bbjax.arrays import sharding
+from bbjax.rules.base import Candidates, side_of
+from bbjax.rules.parts.selection import best, pooled, with_floor
+
+
+def drop_and_grow(seen: Candidates, share: jax.Array, grow: jax.Array) -> jax.Array:
+    """Drops a share of the kept edges by |w| and grows up to the budget by a score.
+
+    A unit's `k_min` largest weights are never dropped, and a unit that has fewer edges
+    grows them first. Under a pattern every group is filled up to its number. Where
+    nothing comes back, the largest |w| of the kept edges stay.
+
+    Args:
+      seen: the kernel.
+      share: share of the kept edges to drop, in [0, 1], float32 scalar.
+      grow: score per edge by which edges come back, higher first, finite.
+
+    Returns:
+      The mask, per edge.
+    """
+    if not seen.regrow:
+        return pooled(seen, seen.magnitude, seen.budget)
+    grow = sharding.match(grow.astype(jnp.float32), seen.mask)
+    kept, n = within_budget(seen)
+    strong = with_floor(kept, seen.magnitude)
+    floors = count_edges(kept, jnp.isposinf(strong))
+    most = jnp.minimum(staying(n, share), jnp.maximum(seen.budget, n) - _lacking(kept))
+    stay = best(kept, strong, jnp.maximum(most, floors))
+    return pooled(seen, jnp.where(stay, jnp.inf, grow), seen.budget)
+
+
+def within_budget(seen: Candidates) -> tuple[Candidates, jax.Array]:
+    """The kernel with none of its edges to come back, and how many it may keep.
+
+    A dense start or a falling density leaves more edges than that: the weakest go,
+    wherever they are, but within its group where there is a pattern.
+    """
+    kept = dataclasses.replace(seen, regrow=False)
+    if seen.pattern is None:
+        return kept, jnp.minimum(count_edges(kept), seen.budget)
+    mask = pooled(kept, seen.magnitude, seen.budget)
+    kept = dataclasses.replace(kept, mask=mask)
+    return kept, count_edges(kept)
+
+
+def staying(n: jax.Array, share: jax.Array) -> jax.Array:
+    """How many of `n` edges are left once a share of them is dropped: int32."""
+    return n - whole_part(share * n.astype(jnp.float32))
+
+
+def whole_part(x: jax.Array) -> jax.Array:
+    """Rounds down to int32; what only a rounding error keeps from being whole is."""
+    return jnp.floor(x * (1 + 2.0**-20)).astype(jnp.int32)
+
+
+def count_edges(seen: Candidates, mask: jax.Array | None = None) -> jax.Array:
+    """Edges of a mask, or those kept, of every slice: int32, `kernel.stack_shape`."""
+    held = (seen.mask if mask is None else mask & seen.mask).astype(jnp.int32)
+    axes = seen.kernel.axes("group", "in", "out")
+    return jnp.sum(held, axis=axes, dtype=jnp.int32)
+
+
+def _lacking(kept: Candidates) -> jax.Array:
+    """Edges that units are short of `k_min`: int32, `stack_shape`."""
+    kernel, lacking = kept.kernel, jnp.zeros(kept.kernel.stack_shape, jnp.int32)
+    for actuator in kept.actuators if kept.k_min else ():
+        degree = kernel.gather(kept.mask.astype(jnp.int32), side_of(actuator))
+        units = tuple(range(len(kernel.stack_shape), degree.ndim))
+        short = jnp.maximum(kept.k_min - degree, 0)
+        lacking += jnp.sum(short, axis=units, dtype=jnp.int32)
+    return lacking
+
+
+def gradient(seen: Candidates) -> jax.Array:
+    """Score |dL/dw| per edge: summed over the window of a convolution, float32."""
+    assert seen.grads is not None  # a rule that asks for them says so in its needs
+    grads = jnp.abs(seen.grads.astype(jnp.float32))
+    return sharding.match(seen.kernel.sum_spatial(grads), seen.mask)
+
+
+# The share that is dropped -------------------------------------------------------
+def drop_share(drop: ArrayLike, anneal: ArrayLike | None, step: jax.Array) -> jax.Array:
+    """The share of kept edges to drop at a step: float32 scalar.
+
+    Args:
+      drop: share at step 0.
+      anneal: step from which on nothing is dropped; None keeps the share constant.
+      step: number of the update.
+
+    Example:
+      >>> [round(float(drop_share(0.3, 100, jnp.int32(n))), 3) for n in (0, 25, 50, 99)]
+      [0.3, 0.256, 0.15, 0.0]
+    """
+    first = jnp.asarray(drop).astype(jnp.float32)
+    if anneal is None:
+        return first
+    end = jnp.maximum(jnp.asarray(anneal).astype(jnp.float32), 1.0)
+    done = jnp.minimum(step.astype(jnp.float32) / end, 1.0)
+    return first / 2 * (1 + jnp.cos(jnp.pi * done))
+
+
+def check_share(name: str, value: Any, remedy: str) -> None:
+    """Refuses a share that is known and not in [0, 1].
+
+    Raises:
+      TypeError: it is no number.
+      ValueError: it is outside.
+    """
+    if not 0 <= _number(name, value, remedy, 0.0) <= 1:
+        raise ValueError(
+            f"{name}: expected a number in [0, 1], got {value!r}; {remedy}"
+        )
+
+
+def check_anneal(anneal: Any) -> None:
+    """Refuses an end of annealing that is known and before the first update.
+
+    Raises:
+      TypeError: it is no number.
+      ValueError: it is below 1 or not finite.
+    """
+    remedy = "it is the update from which on no edges are dropped; None never ends"
+    if anneal is not None and not 1 <= _number("anneal", anneal, remedy, 1.0) < np.inf:
+        raise ValueError(
+            f"anneal: expected a number of updates >= 1, got {anneal!r}; {remedy}"
+        )
+
+
+def _number(name: str, value: Any, remedy: str, traced: float) -> float:
+    if isinstance(value, jax.core.Tracer):
+        return traced
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name}: expected a number, got {value!r}; {remedy}"
+        ) from error

@@ -1,0 +1,93 @@
+"""Scores: what an edge is worth, apart from how many edges its unit may keep.
+
+    magnitude    |w|
+    wanda        |w| * rms(x)                 what the edge carries
+    scaled       |w| * sqrt(rms(x))           where inputs are raw, |w| elsewhere
+
+with rms(x) the root mean square of the edge's input. Any score goes with any law. Raw
+inputs are those that are no other kernel's output units: their sizes are what the data
+says, while those of hidden units are what training made of them. In a convolution |w|
+is summed over the window, and the positions of a channel are samples. References:
+magnitude, Han et al., arXiv 1506.02626; Wanda, Sun et al., arXiv 2306.11695; scaled is
+this library's own.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bbjax.rules.base import Candidates
+from bbjax.rules.parts.hysteresis import Score
+
+Name = Literal["magnitude", "wanda", "scaled"]
+
+
+class Scored(NamedTuple):
+    """A score and what it reads.
+
+    Attributes:
+      of: from candidates to a float score per edge, higher is kept.
+      needs: statistics it reads, as `Rule.needs`.
+    """
+
+    of: Score
+    needs: tuple[str, ...] = ()
+
+
+magnitude: Score = operator.attrgetter("magnitude")
+
+
+def by_input(exponent: float) -> Score:
+    """The score |w| times a power of the root mean square of the edge's input.
+
+    Args:
+      exponent: the power, at least 0.
+
+    Example:
+      >>> callable(by_input(0.5))
+      True
+    """
+
+    def score(seen: Candidates) -> jax.Array:
+        square = seen.statistics["inputs.mean_square"]
+        size = jnp.sqrt(square) if exponent == 1 else square ** (exponent / 2)
+        return seen.magnitude * seen.kernel.spread(size, "inputs")
+
+    return score
+
+
+_root = by_input(0.5)
+
+
+def _scaled(seen: Candidates) -> jax.Array:
+    return seen.magnitude if seen.kernel.reads else _root(seen)
+
+
+SCORES: Mapping[str, Scored] = {
+    "magnitude": Scored(magnitude),
+    "wanda": Scored(by_input(1), ("inputs.mean_square",)),
+    "scaled": Scored(_scaled, ("inputs.mean_square",)),
+}
+
+
+def score_called(name: Any) -> Scored:
+    """The score of a name.
+
+    Raises:
+      ValueError: an unknown name.
+
+    Example:
+      >>> score_called("wanda").needs
+      ('inputs.mean_square',)
+    """
+    if not isinstance(name, str) or name not in SCORES:
+        names = " or ".join(f'"{known}"' for known in SCORES)
+        raise ValueError(
+            f"expected score {names}, got {name!r}; it is what an edge is worth"
+        )
+    return SCORES[name]

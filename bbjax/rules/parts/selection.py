@@ -1,0 +1,336 @@
+"""The parts that rules are made of: from scores and degrees to masks.
+
+Most rules are *law x score*: a law turns on-rates into a degree for each unit, and each
+unit keeps its highest-scored edges,
+
+    k = solve(law(on_rate), budget)          mask = top_k_mask(score, k)
+
+or they let all edges of a slice compete for the budget (`pooled`), or all edges of
+several kernels (`pooled_over`), with a floor of `k_min` edges for every unit. A law may
+be blended with competition (`bbjax.rules.parts.competition`): edges that a unit wins in
+its slice then set a part of its degree. With both actuators on one kernel each side
+selects by itself: edges that both keep stay; those that only one side keeps compete, by
+score relative to the higher of the two sides' thresholds, for the rest of the budget,
+which is met exactly.
+
+Under an N:M pattern the same degrees are counted per group (`bbjax.rules.patterns`),
+and a pooled budget is spread evenly over the groups. In a prune-only run
+(`regrow=False`) edges that are gone rank below all others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bbjax.arrays import sharding
+from bbjax.arrays.topk import kth_largest, share_out, top_k_mask
+from bbjax.budgets.degrees import solve
+from bbjax.budgets.exact import mean_degree
+from bbjax.budgets.laws import Law
+from bbjax.model.units import Actuator
+from bbjax.rules.base import Candidates, Choice, Group, JointSelect, Select, side_of
+from bbjax.rules.parts.competition import Blend, Claims, blended
+from bbjax.rules.parts.hysteresis import Score, favoured, is_on, played
+from bbjax.rules.parts.scores import magnitude
+from bbjax.rules.patterns import groups_per_unit, join_groups, row_axes, split_groups
+
+
+def select_by_law(
+    law: Law, score: Score = magnitude, *, competition: Any = 0.0
+) -> Select:
+    """Selection by a law and a score: degrees first, then each unit's best edges.
+
+    Args:
+      law: from on-rates to degrees, up to the number that the budget fixes.
+      score: from candidates to a float score per edge, higher is kept; |w| by default.
+      competition: share of the degrees that comes from competition by this score inside
+        the slice, in [0, 1]; may be traced.
+
+    Returns:
+      A `select` function that meets the budget of every stack slice exactly.
+    """
+    blend = Blend(law, competition)
+
+    def select(seen: Candidates) -> jax.Array:
+        plain = score(seen)
+        scores = ranked(seen, favoured(seen, plain, seen.mask))
+        # What is kept is favoured within a unit, and by its degree (`played`), but not
+        # between units: competition would otherwise follow the masks it has made.
+        rivals = ranked(seen, plain) if blend.competes and is_on(seen) else scores
+        counts = {a: degrees_for(seen, blend, a, rivals) for a in seen.actuators}
+        if len(counts) == 1:
+            (actuator,) = counts
+            return one_side(seen, scores, actuator, counts[actuator])
+        return both_sides(seen, scores, counts)
+
+    return select
+
+
+def select_over_all(select: Select, score: Score) -> JointSelect:
+    """Selection in which kernels compete for one budget before their units do.
+
+    Args:
+      select: selection within a kernel, made by `select_by_law`.
+      score: by which the edges of all kernels compete.
+
+    Returns:
+      A `select` function for rules with `joint=True`. Every slice has as many edges as
+      it wins among all kernels.
+    """
+
+    def joint(group: Group) -> list[jax.Array | Choice]:
+        every = range(len(group.members))
+        scores = [score(seen) for seen in group.members]
+        masks = pooled_over(group, every, scores)
+        return [
+            select(dataclasses.replace(seen, budget=_edges_in(seen, mask)))
+            for seen, mask in zip(group.members, masks, strict=True)
+        ]
+
+    return joint
+
+
+def _edges_in(seen: Candidates, mask: jax.Array) -> jax.Array:
+    """Kept edges of every stack slice."""
+    each = sharding.whole(seen.kernel.gather(mask.astype(jnp.int32), "outputs"))
+    each = jnp.reshape(each, (*seen.kernel.stack_shape, -1))
+    return jnp.sum(each, -1, dtype=jnp.int32)
+
+
+def ranked(seen: Candidates, scores: jax.Array) -> jax.Array:
+    """Scores as selection wants them: placed as the mask is, NaN where an edge is gone.
+
+    NaN ranks below every score.
+    """
+    scores = sharding.match(scores.astype(jnp.float32), seen.mask)
+    return scores if seen.regrow else jnp.where(seen.mask, scores, jnp.nan)
+
+
+# Degrees -------------------------------------------------------------------------
+def degrees_for(
+    seen: Candidates,
+    law: Law | Blend,
+    actuator: Actuator,
+    scores: jax.Array | None = None,
+) -> jax.Array:
+    """Degree of each unit under a law: int32, shape `stack + units`.
+
+    Under an N:M pattern these are edges per group.
+
+    Args:
+      seen: the kernel.
+      law: a law, or one that is blended with competition.
+      actuator: side of the units.
+      scores: by which edges compete, as `ranked` returns them; for a blend alone.
+    """
+    blend = law if isinstance(law, Blend) else Blend(law)
+    kernel, side, law = seen.kernel, side_of(actuator), blend.law
+    if law.reads_activity:
+        rate = seen.on_rate(actuator)
+    else:
+        rate = jnp.full(kernel.per_unit_shape(side), 0.5, jnp.float32)
+    flat = jnp.reshape(rate, (*kernel.stack_shape, -1))
+    groups = 1
+    if seen.pattern is not None:
+        groups = groups_per_unit(kernel, actuator, seen.pattern)
+    budget = in_steps_of(seen.budget, groups)
+    cap: jax.Array | int = kernel.fan(actuator) // groups
+    if not seen.regrow:
+        cap = jnp.reshape(sharding.match(_room(seen, actuator), rate), flat.shape)
+    mean = mean_degree(budget, kernel.unit_count(actuator))
+    floor = law.least(mean, -(-seen.k_min // groups))
+    claims = Claims(law.profile(flat, mean), flat)
+    if blend.competes:
+        assert scores is not None
+        claims = blended(seen, blend, actuator, claims, scores, groups)
+    count = solve(claims.profile, law.combine, budget, cap, floor, claims.rate)
+    # With both sides budgeted, the mask has neither side's degrees: nothing to stay at.
+    if is_on(seen) and len(seen.actuators) == 1:
+        held = kernel.gather(seen.mask.astype(jnp.int32), side) // groups
+        old = jnp.reshape(sharding.match(held, rate), flat.shape)
+        count = played(seen, count, old, budget, (cap, floor), flat)
+    return jnp.reshape(count, rate.shape)
+
+
+def in_steps_of(edges: jax.Array, size: int) -> jax.Array:
+    """A number of edges as steps of `size` edges, the nearest number, halves up.
+
+    Example:
+      >>> in_steps_of(jnp.array([5, 6, 7]), 4).tolist()
+      [1, 2, 2]
+    """
+    return edges if size == 1 else (edges + size // 2) // size
+
+
+def _room(seen: Candidates, actuator: Actuator) -> jax.Array:
+    """Most edges a unit can keep where none come back; in any of its groups."""
+    kernel, side = seen.kernel, side_of(actuator)
+    held = seen.mask.astype(jnp.int32)
+    if seen.pattern is None:
+        return kernel.gather(held, side)
+    cut, axis = split_groups(kernel, held, actuator, seen.pattern)
+    rows = row_axes(kernel, actuator)
+    least = jnp.min(jnp.sum(cut, axis=axis), axis=rows, keepdims=True)
+    everywhere = jnp.broadcast_to(least, kernel.edge_shape)
+    return kernel.gather(everywhere, side) // kernel.fan(actuator)
+
+
+# Within a unit -------------------------------------------------------------------
+def one_side(
+    seen: Candidates, scores: jax.Array, actuator: Actuator, count: jax.Array
+) -> jax.Array:
+    """Keeps `count` edges of each unit of one side: a mask per edge.
+
+    Under an N:M pattern `count` is per group.
+    """
+    axes = row_axes(seen.kernel, actuator)
+    spread = seen.kernel.spread(count, side_of(actuator))
+    if seen.pattern is None:
+        return top_k_mask(scores, lax.squeeze(spread, axes), axis=axes)
+    cut, axis = split_groups(seen.kernel, scores, actuator, seen.pattern)
+    return join_groups(seen.kernel, top_k_mask(cut, spread, axis=axis))
+
+
+def both_sides(
+    seen: Candidates, scores: jax.Array, counts: Mapping[Actuator, jax.Array]
+) -> jax.Array:
+    """Combines the choices of both sides so that the budget is still exact.
+
+    First come each unit's `k_min` best edges, then edges that both sides keep, then
+    those that one side keeps, by score relative to the higher of the two thresholds.
+    (Where `k_min` takes most of the budget, edges that both keep can lose.)
+    """
+    kernel = seen.kernel
+    kept, floor, level = [], jnp.zeros(scores.shape, bool), []
+    for actuator, count in counts.items():
+        axes = row_axes(kernel, actuator)
+        k = lax.squeeze(kernel.spread(count, side_of(actuator)), axes)
+        kept.append(top_k_mask(scores, k, axis=axes))
+        floor |= top_k_mask(scores, jnp.minimum(k, seen.k_min), axis=axes)
+        level.append(jnp.expand_dims(kth_largest(scores, k, axis=axes), axes))
+    if not seen.regrow:
+        floor &= seen.mask
+    bar = jnp.maximum(*level)
+    ratio = jnp.where(bar > 0, scores / jnp.where(bar > 0, bar, 1.0), 1.0)
+    ratio = jnp.clip(jnp.nan_to_num(ratio), 0.0, 1.0)
+    rank = (
+        ratio
+        + 2.0 * (kept[0] | kept[1]).astype(jnp.float32)
+        + 2.0 * (kept[0] & kept[1]).astype(jnp.float32)
+        + 8.0 * floor.astype(jnp.float32)
+    )
+    return best(seen, rank, seen.budget)
+
+
+# Across units --------------------------------------------------------------------
+def best(seen: Candidates, scores: jax.Array, budget: jax.Array) -> jax.Array:
+    """Keeps the `budget` best edges of every stack slice, wherever they are."""
+    scores = ranked(seen, scores)
+    axes = seen.kernel.axes("group", "in", "out")
+    mask = top_k_mask(scores, budget, axis=axes)
+    return mask if seen.regrow else mask & seen.mask
+
+
+def pooled(seen: Candidates, scores: jax.Array, budget: jax.Array) -> jax.Array:
+    """As `best`, with a floor of `k_min` edges per unit and within a pattern.
+
+    Args:
+      seen: the kernel.
+      scores: float score per edge, higher is kept.
+      budget: edges to keep, int32, shape `kernel.stack_shape`.
+    """
+    if seen.pattern is not None:
+        return _evenly(seen, scores, budget)
+    return best(seen, with_floor(seen, scores), budget)
+
+
+def with_floor(seen: Candidates, scores: jax.Array) -> jax.Array:
+    """Scores in which each unit's `k_min` best edges come before all others."""
+    scores = ranked(seen, scores)
+    for actuator in seen.actuators if seen.k_min else ():
+        axes = row_axes(seen.kernel, actuator)
+        floor = top_k_mask(scores, seen.k_min, axis=axes)
+        scores = jnp.where(floor, jnp.inf, scores)
+    return ranked(seen, scores)
+
+
+def _evenly(seen: Candidates, scores: jax.Array, budget: jax.Array) -> jax.Array:
+    """Keeps the same number of edges of every group, the budget over all of them."""
+    (actuator,), kernel = seen.actuators, seen.kernel
+    assert seen.pattern is not None
+    n = in_steps_of(budget, kernel.edge_count // seen.pattern.m)
+    shape = kernel.per_unit_shape(side_of(actuator))
+    own = jnp.reshape(n, n.shape + (1,) * (len(shape) - n.ndim))
+    count = jnp.broadcast_to(own, shape)
+    mask = one_side(seen, ranked(seen, scores), actuator, count)
+    return mask if seen.regrow else mask & seen.mask
+
+
+def pooled_over(
+    group: Group, which: Sequence[int], scores: Sequence[jax.Array]
+) -> list[jax.Array]:
+    """Lets all edges of some kernels compete for the budget of them together.
+
+    Args:
+      group: all kernels.
+      which: positions of the kernels that share a budget.
+      scores: score per edge of each of these.
+
+    Returns:
+      Their masks, in the order of `which`.
+    """
+    members = [group.members[i] for i in which]
+    if any(seen.pattern is not None for seen in members):
+        # The same number of every group leaves nothing to share out.
+        return [
+            pooled(seen, s, seen.budget)
+            for seen, s in zip(members, scores, strict=True)
+        ]
+    floored = [with_floor(seen, s) for seen, s in zip(members, scores, strict=True)]
+    shares = share_out(floored, group.pool(which))
+    return [
+        _any_slice(seen, s, k)
+        for seen, s, k in zip(members, floored, shares, strict=True)
+    ]
+
+
+def _any_slice(seen: Candidates, scores: jax.Array, k: jax.Array) -> jax.Array:
+    mask = top_k_mask(scores, k, axis=tuple(range(scores.ndim)))
+    return mask if seen.regrow else mask & seen.mask
+
+
+# Whole units ---------------------------------------------------------------------
+def whole_units(seen: Candidates, score: jax.Array, actuator: Actuator) -> jax.Array:
+    """Keeps the best units with all their edges: a mask per edge.
+
+    Args:
+      seen: the kernel.
+      score: float per unit, `stack + units`, higher is kept.
+      actuator: side whose units are kept or go.
+
+    Returns:
+      All edges of the `round(budget / fan)` best units of every slice, at least one.
+    """
+    kernel = seen.kernel
+    if is_on(seen):
+        held = kernel.gather(seen.mask.astype(jnp.int32), side_of(actuator))
+        score = favoured(seen, score, held > 0)
+    flat = jnp.reshape(score, (*kernel.stack_shape, -1)).astype(jnp.float32)
+    fan = kernel.fan(actuator)
+    count = jnp.maximum(in_steps_of(seen.budget, fan), 1)
+    keep = jnp.reshape(top_k_mask(flat, count, axis=flat.ndim - 1), score.shape)
+    return edges_of(seen, keep, actuator)
+
+
+def edges_of(seen: Candidates, keep: jax.Array, actuator: Actuator) -> jax.Array:
+    """All edges of the units that are kept: a mask per edge."""
+    rows = seen.kernel.spread(keep, side_of(actuator))
+    mask = jnp.broadcast_to(rows, seen.kernel.edge_shape)
+    mask = sharding.match(mask, seen.mask)
+    return mask if seen.regrow else mask & seen.mask

@@ -1,0 +1,104 @@
+"""Keeping a share of what enters every unit: the largest entries that carry it.
+
+Entries are the edges of an output unit and, beside them, its bias; each has a size. In
+falling order, equal ones by index and the bias last, the shortest beginning is kept
+that carries the share `alpha` of the unit's sum,
+
+    p0 = min{p: s_(1) + ... + s_(p) >= alpha * sum(s)}
+
+and nothing of size 0. Sums are taken from the smallest entry up: an entry goes if it
+and all smaller ones are worth no more than `1 - alpha` of the whole, so that at
+alpha = 1 everything that is not 0 stays, however small beside the rest. Shapes: sizes
+are per edge, `kernel.edge_shape`, and per output unit, `stack + units`. Reference:
+NNrelief's keep rule (Dekhovich et al., arXiv 2109.10795).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from bbjax.arrays.topk import top_k_mask
+from bbjax.model.units import Kernel
+
+_ROUNDING = 1 + 2.0**-20  # of a float32 sum: what is exactly a share must count as one
+
+
+class Kept(NamedTuple):
+    """What is kept of a kernel: bool per edge, and per output unit or None."""
+
+    edges: jax.Array
+    bias: jax.Array | None
+
+
+def keep_share(
+    kernel: Kernel, edges: jax.Array, bias: jax.Array | None, alpha: Any
+) -> Kept:
+    """Keeps the largest entries of every output unit, up to a share of their sum.
+
+    Args:
+      kernel: the kernel.
+      edges: size of each edge, at least 0, float32 of shape `kernel.edge_shape`.
+      bias: size of the bias of each output unit, `stack + units`, or None.
+      alpha: share to keep, in (0, 1].
+
+    Returns:
+      What is kept of both; nothing of a unit whose entries are all 0.
+
+    Example:
+      >>> kernel = Kernel("w", (3, 1), fan_in=(0,), fan_out=(1,))
+      >>> kept = keep_share(kernel, jnp.array([[2.0], [0.0], [2.0]]), jnp.ones(1), 0.75)
+      >>> kept.edges[:, 0].tolist(), kept.bias.tolist()
+      ([True, False, True], [False])
+    """
+    return _keep_share(kernel, edges, bias, jnp.asarray(1 - alpha).astype(jnp.float32))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _keep_share(
+    kernel: Kernel, edges: jax.Array, bias: jax.Array | None, spare: jax.Array
+) -> Kept:
+    rows = kernel.axes("in")
+    columns = _columns(edges, edges, rows)
+    if bias is not None:
+        own = _columns(kernel.spread(bias, "outputs"), edges, rows)
+        columns = jnp.concatenate([columns, own], axis=-1)
+    keep = top_k_mask(columns, _shortest(columns, spare), axis=columns.ndim - 1)
+    if bias is None:
+        return Kept(_uncolumns(keep, edges.shape, rows), None)
+    mine = tuple(1 if a in rows else n for a, n in enumerate(edges.shape))
+    kept_bias = kernel.gather(_uncolumns(keep[..., -1:], mine, rows), "outputs") > 0
+    return Kept(_uncolumns(keep[..., :-1], edges.shape, rows), kept_bias)
+
+
+def _shortest(entries: jax.Array, spare: jax.Array) -> jax.Array:
+    """How many of the largest entries it takes to leave out no more than a share.
+
+    Sums from the smallest entry up, so that nothing small is lost: an entry goes if it
+    and all smaller ones are worth no more than `spare` of the whole. None is left if
+    all are 0.
+    """
+    up = jnp.cumsum(jnp.sort(entries, axis=-1), axis=-1)
+    return jnp.sum(up > spare * up[..., -1:] * _ROUNDING, axis=-1, dtype=jnp.int32)
+
+
+def _columns(per_edge: jax.Array, like: jax.Array, rows: tuple[int, ...]) -> jax.Array:
+    """The entries of each unit on one last axis, whole on every device."""
+    mesh, spec = jax.typeof(like).sharding.mesh, jax.typeof(like).sharding.spec
+    if AxisType.Explicit in mesh.axis_types:
+        whole = PartitionSpec(*(None if a in rows else s for a, s in enumerate(spec)))
+        per_edge = jax.sharding.reshard(per_edge, NamedSharding(mesh, whole))
+    last = jnp.moveaxis(per_edge, rows, range(-len(rows), 0))
+    return jnp.reshape(last, (*last.shape[: last.ndim - len(rows)], -1))
+
+
+def _uncolumns(
+    columns: jax.Array, shape: tuple[int, ...], rows: tuple[int, ...]
+) -> jax.Array:
+    """The inverse of `_columns`."""
+    split = (*columns.shape[:-1], *(shape[a] for a in rows))
+    return jnp.moveaxis(jnp.reshape(columns, split), range(-len(rows), 0), rows)

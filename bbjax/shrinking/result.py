@@ -1,0 +1,175 @@
+"""What shrinking gives: smaller parameters, what they lost, and the same for others.
+
+`Shrunk.cut` cuts any tree of the old parameters' structure along with them: gradients,
+moments, averaged weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from bbjax.model.leaves import Leaves
+from bbjax.model.units import Units
+from bbjax.shrinking.cut import Cuts, cut
+from bbjax.shrinking.states import cut_state
+
+
+class Change(NamedTuple):
+    """A group of units, before and after.
+
+    Attributes:
+      group: an axis that makes or carries the units, as in `units.graph`.
+      before: number of units.
+      after: number that is left.
+      idle: units that do nothing and stay.
+      why: why they stay.
+    """
+
+    group: str
+    before: int
+    after: int
+    idle: int = 0
+    why: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was removed, and what that saves.
+
+    Attributes:
+      params: number of parameters before and after.
+      flops: floating point operations of products in one call, before and after.
+      bytes: of the parameters, before and after.
+      changes: groups that lost units, or keep some that do nothing.
+      draws: groups that lost units and for which the function draws random numbers
+        (dropout): it draws fewer now, and so others.
+    """
+
+    params: tuple[int, int]
+    flops: tuple[int, int]
+    bytes: tuple[int, int]
+    changes: tuple[Change, ...]
+    draws: tuple[str, ...] = ()
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Parameters, flops and bytes, before and after, by name."""
+        return {"parameters": self.params, "flops": self.flops, "bytes": self.bytes}
+
+    def __str__(self) -> str:
+        lines = [
+            f"{name:<11} {before:>14,} -> {after:>14,}  ({_share(before, after)})"
+            for name, (before, after) in self.sizes.items()
+        ]
+        if not self.changes:
+            lines.append(
+                "nothing got smaller: no unit that can go is without edges to it or "
+                "from it (print(units.graph) says which can go); "
+                "bb.unitwise.cut makes masks of whole units"
+            )
+        for change in self.changes:
+            lines.append(f"{change.group}: {change.before} -> {change.after} units")
+            if change.idle:
+                lines[-1] += f", {change.idle} idle ones stay: {change.why}"
+        if self.draws:
+            lines.append(f"other random numbers are drawn for {', '.join(self.draws)}")
+        return "\n".join(lines)
+
+
+def _share(before: int, after: int) -> str:
+    return f"{after / before:.1%}" if before else "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shrunk:
+    """A smaller model.
+
+    Attributes:
+      params: the parameters, of the tree's kind that was given.
+      masks: by path, bool arrays of the new shapes: what stays pruned.
+      widths: by path of kernel, its output units before and after.
+      report: what was removed, and what that saves.
+      units: the trace of the smaller model.
+      cuts: by path, how parameters were cut.
+      shapes: by path, the shapes that parameters had.
+      fn: the function, for these parameters.
+    """
+
+    params: Any = dataclasses.field(repr=False)
+    masks: dict[str, Any] = dataclasses.field(repr=False)
+    widths: dict[str, tuple[int, int]]
+    report: Report
+    units: Units = dataclasses.field(repr=False)
+    cuts: Cuts = dataclasses.field(repr=False)
+    shapes: dict[str, tuple[int, ...]] = dataclasses.field(repr=False)
+    fn: Callable[..., Any] = dataclasses.field(repr=False)
+
+    def cut(self, tree: Any) -> Any:
+        """A tree of the old parameters' structure and shapes, cut as they are.
+
+        Args:
+          tree: gradients, moments, averages.
+
+        Raises:
+          ValueError: the tree has not the paths or the shapes of the parameters that
+            were cut.
+
+        Example:
+          >>> import bbjax as bb, jax, jax.numpy as jnp
+          >>> def net(params, x):
+          ...     return jax.nn.relu(x @ params["up"]) @ params["down"]
+          >>> params = {"up": jnp.ones((3, 2)), "down": jnp.ones((2, 1))}
+          >>> masks = {"down": jnp.array([[True], [False]])}
+          >>> small = bb.shrink(net, params, masks, jnp.ones((5, 3)))
+          >>> small.cut({"up": jnp.ones((3, 2)), "down": jnp.ones((2, 1))})["up"].shape
+          (3, 1)
+        """
+        leaves = Leaves.of(tree)
+        missing = [path for path in self.cuts if path not in leaves.by_path]
+        if missing:
+            raise ValueError(
+                f"expected a tree with the parameters that were cut, got one without "
+                f"{missing[:5]}; pass a tree of the structure that was shrunk"
+            )
+        for path, mine in self.cuts.items():
+            array = leaves.at(path)
+            if tuple(jnp.shape(array)) != self.shapes[path]:
+                raise ValueError(
+                    f"expected an array of shape {self.shapes[path]} at {path!r}, as "
+                    f"it was before it was cut, got {tuple(jnp.shape(array))}"
+                )
+            leaves.put_at(path, cut(array, mine))
+        return leaves.tree()
+
+    def cut_state(self, opt_state: Any) -> Any:
+        """An optimizer state for the smaller parameters: training goes on.
+
+        Moments are cut as their parameters are, whatever the optimizer. A state of
+        `bb.transform` keeps its masks, averages and dormant weights; make the transform
+        anew from `units` of the smaller model, with the same kernels selected.
+
+        Args:
+          opt_state: for the parameters that were shrunk, or for a part of their tree,
+            as `variables["params"]`.
+
+        Raises:
+          ValueError: a state without copies of the parameters, or with sums over them;
+            a pruning state that averages more than one number per unit.
+          TypeError: an optimizer in place of its state.
+
+        Example:
+          >>> import bbjax as bb, jax, jax.numpy as jnp, optax
+          >>> def net(params, x):
+          ...     return jax.nn.relu(x @ params["up"]) @ params["down"]
+          >>> params = {"up": jnp.ones((3, 2)), "down": jnp.ones((2, 1))}
+          >>> masks = {"down": jnp.array([[True], [False]])}
+          >>> small = bb.shrink(net, params, masks, jnp.ones((5, 3)))
+          >>> state = small.cut_state(optax.adam(0.1).init(params))
+          >>> jax.tree.map(jnp.shape, state[0].mu)
+          {'down': (1, 1), 'up': (3, 1)}
+        """
+        return cut_state(opt_state, self.cuts, self.shapes, self.units)

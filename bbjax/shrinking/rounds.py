@@ -1,0 +1,153 @@
+"""Shrinks and trains in turn, for as long as it is good enough.
+
+    masks = choose(params, units)      which units go, by any rule
+    small = shrink(fn, params, masks)
+    params = train(small)              fine-tune what is left
+    score(params) < least              the round before is the last one
+
+A third of the units at once does more harm than a tenth, three times, with training
+between. Reference: the loop is the usual one of structured pruning (Li et al., Pruning
+Filters for Efficient ConvNets, 2017).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from bbjax.budgets.exact import check_int
+from bbjax.model.leaves import Leaves
+from bbjax.model.units import Units
+from bbjax.shrinking.api import shrink
+from bbjax.shrinking.result import Shrunk
+
+_MOST = 2**16
+
+
+class ShrinkRound(NamedTuple):
+    """The model after a round.
+
+    Attributes:
+      number: of the round, from 1.
+      params: after training.
+      small: what shrinking gave; its `params` are those before training.
+      score: what the caller's scorer says of `params`; None without one.
+    """
+
+    number: int
+    params: Any
+    small: Shrunk
+    score: float | None
+
+
+def shrink_rounds(
+    fn: Callable[..., Any],
+    params: Any,
+    choose: Callable[[Any, Units], Mapping[str, Any]],
+    train: Callable[[Shrunk], Any],
+    *example_args: Any,
+    iterations: int,
+    score: Callable[[Any], float] | None = None,
+    least: float | None = None,
+) -> Iterator[ShrinkRound]:
+    """Shrinks and trains in turn, one round at a time; stop when it is enough.
+
+    Args:
+      fn: as for `bb.shrink`.
+      params: trained parameters.
+      choose: from parameters and their trace to masks, e.g. with `bb.unitwise.cut`.
+      train: from the smaller model to trained parameters of its shapes. Masks that stay
+        (`small.masks`) hold with `bb.hold`.
+      *example_args: as for `bb.shrink`.
+      iterations: most rounds, at least 1.
+      score: of trained parameters, e.g. accuracy on a held-out split.
+      least: lowest score that is good enough. The first round below it is not given,
+        and the last one; a score that is NaN is below any.
+
+    Returns:
+      An iterator; each `ShrinkRound` is made when it is asked for. It ends early where
+      nothing gets smaller any more.
+
+    Raises:
+      TypeError: `iterations` is no int; a score is no number.
+      ValueError: less than 1; `least` without `score`; `train` returned something else
+        than parameters of the smaller model's shapes.
+
+    Example:
+      >>> import bbjax as bb, jax, jax.numpy as jnp
+      >>> def net(params, x):
+      ...     return jax.nn.relu(x @ params["up"]) @ params["down"]
+      >>> params = {"up": jnp.ones((3, 16)), "down": jnp.ones((16, 2))}
+      >>> def choose(params, units):
+      ...     scores = bb.unitwise.group_magnitude(units, params)
+      ...     return bb.unitwise.cut(units, scores, density=0.5)
+      >>> rounds = bb.shrink_rounds(
+      ...     net,
+      ...     params,
+      ...     choose,
+      ...     lambda small: small.params,
+      ...     jnp.ones((4, 3)),
+      ...     iterations=3,
+      ...     score=lambda params: params["up"].shape[1],
+      ...     least=4,
+      ... )
+      >>> [(r.number, r.small.widths["up"], r.score) for r in rounds]
+      [(1, (16, 8), 8), (2, (8, 4), 4)]
+    """
+    check_int("iterations", iterations, 1, _MOST, "every round shrinks and trains once")
+    if least is not None and score is None:
+        raise ValueError(f"expected a score for least={least!r}, got none; pass score=")
+    return _rounds(fn, params, choose, train, example_args, iterations, score, least)
+
+
+def _rounds(
+    fn: Callable[..., Any],
+    params: Any,
+    choose: Callable[[Any, Units], Mapping[str, Any]],
+    train: Callable[[Shrunk], Any],
+    args: tuple[Any, ...],
+    iterations: int,
+    score: Callable[[Any], float] | None,
+    least: float | None,
+) -> Iterator[ShrinkRound]:
+    units = shrink(fn, params, {}, *args).units
+    for number in range(1, iterations + 1):
+        small = shrink(fn, params, choose(params, units), *args)
+        if not small.cuts:
+            return
+        params, units = _checked(train(small), small), small.units
+        reached = None if score is None else score(params)
+        if score is not None:
+            _check_number(reached)
+        if least is not None and reached is not None and not reached >= least:
+            return  # NaN is good enough for nothing
+        yield ShrinkRound(number, params, small, reached)
+
+
+def _check_number(reached: Any) -> None:
+    try:
+        float(reached)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"expected a number as the score of parameters, got {reached!r}; reduce it "
+            "to one, as a mean"
+        ) from error
+
+
+def _checked(trained: Any, small: Shrunk) -> Any:
+    """Trained parameters, refused if they are not those of the smaller model."""
+    shapes, expected = (
+        {path: jnp.shape(leaf) for path, leaf in Leaves.of(tree).named().items()}
+        for tree in (trained, small.params)
+    )
+    wrong = [path for path in expected if shapes.get(path) != expected[path]]
+    if wrong:
+        raise ValueError(
+            f"expected train to return parameters of the smaller model, with "
+            f"{wrong[0]!r} of shape {expected[wrong[0]]}, got "
+            f"{shapes.get(wrong[0], 'none there')}; start from small.params, and "
+            "return the trained parameters alone"
+        )
+    return trained

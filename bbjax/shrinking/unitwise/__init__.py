@@ -1,0 +1,17 @@
+"""Whole units: scores for every unit of every group, and masks without the lowest.
+
+A group of `units.graph` is one set of units on many axes. Here a unit goes with all of
+it, so that `bb.shrink` makes the model smaller by exactly what was cut:
+
+    scores = bb.unitwise.group_magnitude(units, params)     one array per group
+    masks  = bb.unitwise.cut(units, scores, density=0.5)    half of every group goes
+    small  = bb.shrink(fn, params, masks, *args)
+
+Scores are float64 numpy arrays of shape `layers + (units,)` by the name of the group,
+for the groups that can shrink. Everything is computed once, on the host.
+"""
+
+from bbjax.shrinking.unitwise.masks import cut
+from bbjax.shrinking.unitwise.scores import activity, group_magnitude, traffic
+
+__all__ = ["activity", "cut", "group_magnitude", "traffic"]

@@ -1,0 +1,189 @@
+"""Scores: what every unit of a group is worth.
+
+References: group magnitude as in DepGraph (Fang et al., arXiv 2301.12900); activity as
+in Fine-Pruning (arXiv 2602.18507) and APoZ (arXiv 1607.03250); traffic is Budgeted
+Broadcast's (arXiv 2510.01263), for units that speak to all or to none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from bbjax.model.checks import check_values, on_host
+from bbjax.model.groups import Group, Member
+from bbjax.model.leaves import Leaves
+from bbjax.model.units import Units
+from bbjax.shrinking.unitwise.groups import free_groups, of_units
+
+Scores = dict[str, np.ndarray]
+
+
+def group_magnitude(units: Units, params: Any) -> Scores:
+    """Mean square norm of all that belongs to a unit, wherever it is.
+
+    For every parameter with an axis of the group, the squared norm of the unit's slice
+    over its mean in the group (so that large arrays do not outvote small ones); then
+    the mean of these. 1 is an average unit.
+
+    Args:
+      units: from `bb.trace`.
+      params: the parameters that were traced.
+
+    Raises:
+      ValueError: a parameter that is not there, or has another shape.
+      TypeError: parameters without values (traced, or shapes).
+
+    Example:
+      >>> import bbjax as bb, jax, jax.numpy as jnp
+      >>> def net(params, x):
+      ...     return jax.nn.relu(x @ params["up"]) @ params["down"]
+      >>> params = {"up": jnp.array([[1.0, 3.0]]), "down": jnp.ones((2, 1))}
+      >>> units = bb.trace(net, params, jnp.ones((5, 1)))
+      >>> group_magnitude(units, params)["up[1]"]
+      array([0.6, 1.4])
+    """
+    leaves = Leaves.of(params)
+    check_values(leaves.named(), "parameters")
+    found = {}
+    for name, group in free_groups(units).items():
+        each = []
+        for member in group.members:
+            if member.path not in leaves.by_path:
+                raise ValueError(
+                    f"expected parameters with {member.path!r}, got a tree without it; "
+                    "pass the parameters that were traced"
+                )
+            if jnp.shape(leaves.at(member.path)) != member.shape:
+                raise ValueError(
+                    f"expected {member.path!r} of shape {member.shape}, got "
+                    f"{jnp.shape(leaves.at(member.path))}; pass units and parameters "
+                    "of one model (small.units and small.params after bb.shrink)"
+                )
+            array = np.asarray(leaves.at(member.path)).astype(np.float64)
+            norms = of_units(group, member, np.square(array))
+            mean = norms.mean(axis=-1, keepdims=True)
+            each.append(
+                np.divide(norms, mean, out=np.ones_like(norms), where=mean != 0)
+            )
+        found[name] = np.mean(each, axis=0)
+    return found
+
+
+def activity(
+    units: Units,
+    stats: Mapping[str, Any],
+    statistic: Literal["mean_abs", "mean_square", "on_rate", "max_abs"] = "mean_abs",
+) -> Scores:
+    """Activity of every unit, as measured behind the kernels that make it.
+
+    Fine-Pruning removes units of the lowest `"mean_abs"`; with `"on_rate"` these are
+    the units with the highest share of zeros after a ReLU, as APoZ removes them. Where
+    several kernels make the units of a group, the largest activity counts.
+
+    Args:
+      units: from `bb.trace`.
+      stats: from `bb.calibrate`, with the statistic.
+      statistic: of the outputs.
+
+    Raises:
+      ValueError: a kernel without the statistic.
+
+    Example:
+      >>> import bbjax as bb, jax, jax.numpy as jnp
+      >>> def net(params, x):
+      ...     return jax.nn.relu(x @ params["up"]) @ params["down"]
+      >>> params = {"up": jnp.array([[1.0, -3.0]]), "down": jnp.ones((2, 1))}
+      >>> units = bb.trace(net, params, jnp.ones((5, 1)))
+      >>> stats = bb.calibrate(
+      ...     net, units, params, [(jnp.ones((5, 1)),)], needs=("mean_abs",)
+      ... )
+      >>> activity(units, stats)["up[1]"]
+      array([1., 0.])
+    """
+    if not isinstance(stats, Mapping):
+        raise TypeError(
+            f"expected activity by path, got {type(stats).__name__}; pass what "
+            "bb.calibrate returned"
+        )
+    found = {}
+    for name, group in free_groups(units).items():
+        each = []
+        for member in group.having("makes"):
+            outputs = getattr(stats.get(member.path), "outputs", None)
+            values = getattr(outputs, statistic, None)
+            if values is None:
+                raise ValueError(
+                    f"expected {statistic} of the outputs of {member.path!r}, got "
+                    "statistics without it; name it in the needs of bb.calibrate"
+                )
+            each.append(_of_outputs(units, group, member, np.asarray(values)))
+        found[name] = np.max(each, axis=0)
+    return found
+
+
+def traffic(
+    units: Units, stats: Mapping[str, Any], masks: Mapping[str, Any] | None = None
+) -> Scores:
+    """Budgeted Broadcast for whole units: minus the traffic `a * k`, so busy ones go.
+
+    `k` counts the edges that listen to a unit, of all readers. A unit that is never on
+    has no traffic and nothing to say; its score is lowest.
+
+    Args:
+      units: from `bb.trace`.
+      stats: from `bb.calibrate`, with `on_rate`.
+      masks: by path; edges that are cut already do not count.
+
+    Raises:
+      ValueError: a kernel without on-rates, or a mask of another shape.
+
+    Example:
+      >>> import bbjax as bb, jax, jax.numpy as jnp
+      >>> def net(params, x):
+      ...     return jax.nn.relu(x @ params["up"]) @ params["down"]
+      >>> params = {"up": jnp.array([[1.0, -3.0]]), "down": jnp.ones((2, 4))}
+      >>> units = bb.trace(net, params, jnp.ones((5, 1)))
+      >>> stats = bb.calibrate(
+      ...     net, units, params, [(jnp.ones((5, 1)),)], needs=("on_rate",)
+      ... )
+      >>> traffic(units, stats)["up[1]"]
+      array([ -4., -inf])
+    """
+    rates = activity(units, stats, "on_rate")
+    kept = {} if masks is None else on_host(masks)
+    found = {}
+    for name, group in free_groups(units).items():
+        degree = np.zeros((*group.layers, group.size))
+        for member in group.having("reads"):
+            kernel = units[member.path]
+            mask = kept.get(member.path, np.ones(kernel.shape, bool))
+            if mask.shape != kernel.shape:
+                raise ValueError(
+                    f"expected a mask of shape {kernel.shape} for {member.path!r}, got "
+                    f"{mask.shape}; use masks and the trace of one model"
+                )
+            window = math.prod(kernel.shape[a] for a in kernel.spatial)
+            degree += of_units(group, member, mask.astype(np.float64)) / window
+        rate = rates[name]
+        found[name] = np.where(rate > 0, -rate * degree, -np.inf)
+    return found
+
+
+def _of_outputs(
+    units: Units, group: Group, member: Member, values: np.ndarray
+) -> np.ndarray:
+    """Mean over what a unit of a group is several outputs of (dimensions of a head)."""
+    kernel = units[member.path]
+    axes = (*kernel.stack, *kernel.fan_out)
+    order = np.argsort(axes)
+    shape = [kernel.shape[a] for a in axes]
+    spread = np.transpose(values.astype(np.float64).reshape(shape), order)
+    others = [a for a in range(len(kernel.shape)) if a not in axes]
+    full = np.expand_dims(spread, others)
+    ones = np.ones_like(full)
+    return of_units(group, member, full) / of_units(group, member, ones)

@@ -1,0 +1,343 @@
+"""Products: which operand of a `dot_general` or convolution is a kernel, and how.
+
+A product of an activation with an array whose entries are a parameter's is a *use* of
+that parameter. The product's own dimension numbers say what each axis of the operand
+does; the parts on those axes say what each axis of the parameter does. Statistics are
+taken in the order of the product and put into the parameter's order at the end, through
+the same parts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from bbjax.tracing.flow.values import Axis, Part, Value, extent, plain, position
+
+Scope = tuple[tuple[int, int], ...]
+CONTRACTIONS = frozenset(("dot_general", "conv_general_dilated", "ragged_dot"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """One use of a kernel.
+
+    Attributes:
+      weight: leaf number of the parameter.
+      number: which use of the trace this is.
+      operand: which operand of the product is the activation.
+      axes: axes of the activation that carry stack, group and input units, in the
+        order of `parts`.
+      parts: parts of the parameter on those axes, one tuple per axis.
+      layers: for each enclosing scan, outermost first, its body's scope and the part
+        it runs over, or None if it reuses the parameter.
+      roles: role of every part of the parameter.
+      reads: sources of the units that it contracts.
+      op: the primitive's name.
+      scope: where the product is.
+      atom: the operand that holds the activation.
+      eqn: the product itself.
+    """
+
+    weight: int
+    number: int
+    operand: int
+    axes: tuple[int, ...]
+    parts: tuple[Axis, ...]
+    layers: tuple[tuple[Scope, Part | None], ...]
+    roles: tuple[tuple[Part, str], ...]
+    reads: frozenset[tuple[str, int]]
+    op: str
+    scope: Scope = ()
+    atom: object = None
+    eqn: Any = dataclasses.field(default=None, compare=False, repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a product is: its result, and the use or the problems it makes.
+
+    A doubt is a problem unless the parameter is a kernel elsewhere: rows picked from an
+    embedding are no use of it, rows picked from a weight matrix are.
+    """
+
+    value: Value
+    use: Use | None = None
+    problems: tuple[tuple[int, str], ...] = ()
+    doubts: tuple[tuple[int, str], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """Axes of the two operands of a product, by meaning, and of its result."""
+
+    batch: tuple[tuple[int, ...], tuple[int, ...]]
+    contract: tuple[tuple[int, ...], tuple[int, ...]]
+    free: tuple[tuple[int, ...], tuple[int, ...]]
+    result: tuple[tuple[int, int], ...]  # (operand, axis); axis -1 for a window's
+    spatial: tuple[int, ...] = ()
+    groups: int = 1
+
+
+def classify(
+    eqn: Any, values: Sequence[Value], scans: tuple[Scope, ...], number: int
+) -> Found:
+    """Says what a product does with its operands."""
+    shape = tuple(eqn.outvars[0].aval.shape)
+    sides = _kernel_sides(values)
+    name = eqn.primitive.name
+    reason = _unreadable(eqn)
+    if reason or len(sides) != 1:
+        return _no_use(eqn, values, shape, sides, reason)
+    kernel = sides[0]
+    numbers = _NUMBERS[name](eqn)
+    roles = _roles(values[kernel], numbers, kernel, scans)
+    if isinstance(roles, str):
+        return _no_use(eqn, values, shape, sides, roles)
+    use = _use(values, numbers, kernel, roles, scans, number, name)
+    use = dataclasses.replace(use, eqn=eqn)
+    return Found(_result(values, numbers, kernel, use, shape), use)
+
+
+def _kernel_sides(values: Sequence[Value]) -> list[int]:
+    """Operands that can be the kernel: a parameter's entries, against activations."""
+    weights = [i for i in (0, 1) if values[i].weight is not None]
+    if len(weights) == 2:
+        pure = [i for i in weights if not values[i].deps]
+        return pure if len(pure) == 1 else []
+    other = [values[1 - i] for i in weights]
+    return [] if other and other[0].is_parametric else weights
+
+
+def _unreadable(eqn: Any) -> str:
+    if eqn.primitive.name == "ragged_dot":
+        return "ragged_dot is not supported"
+    if eqn.params.get("batch_group_count", 1) != 1:
+        return "convolution with batch groups is not supported"
+    return ""
+
+
+def _no_use(
+    eqn: Any,
+    values: Sequence[Value],
+    shape: tuple[int, ...],
+    sides: Sequence[int],
+    reason: str,
+) -> Found:
+    name = eqn.primitive.name
+    problems: list[tuple[int, str]] = []
+    for value, other in (values, values[::-1]):
+        if value.lost and value.is_parametric and not other.is_parametric:
+            problems += [(w, f"reaches {name} through {why}") for w, why in value.lost]
+    if reason:
+        problems += [
+            (v.weight, reason) for v in values if v.weight is not None and not v.deps
+        ]
+    elif not sides and all(v.is_parametric for v in values):
+        why = "multiplies another parameter, not an activation"
+        problems += [(v.weight, why) for v in values if v.weight is not None]
+    picked = [pair for v in values if v.deps and v.weight is None for pair in v.lost]
+    doubts = tuple((w, f"reaches {name} through {why}") for w, why in picked)
+    deps = values[0].deps | values[1].deps
+    lost = frozenset(problems) if not deps else frozenset()
+    value = plain(shape, deps, lost=lost)
+    if name == "dot_general":
+        twins = values[0].twins | values[1].twins
+        value = value.replace(axes=_averaged(eqn, values, shape), twins=twins)
+    return Found(value, None, tuple(problems), doubts)
+
+
+def _averaged(
+    eqn: Any, values: Sequence[Value], shape: tuple[int, ...]
+) -> tuple[Axis, ...]:
+    """Axes of a product of two activations (attention).
+
+    Like pooling, it averages one operand's units over positions: they keep their axes.
+    Units that are contracted are gone, from the other axes too (queries and keys).
+    """
+    numbers = _dot_numbers(eqn)
+    sides = [_left(values[i], numbers.contract[i]) for i in (0, 1)]
+    carrier = 1 if _has_units(sides[1], numbers.free[1]) else 0
+    axes = []
+    for size, (side, axis) in zip(shape, numbers.result, strict=True):
+        if axis in numbers.batch[side] and side != carrier:
+            side, axis = 1, numbers.batch[1][numbers.batch[0].index(axis)]
+        held = sides[side][axis]
+        axes.append(held if extent(held) == size else position(size))
+    return tuple(axes)
+
+
+def _left(value: Value, contracted: Sequence[int]) -> tuple[Axis, ...]:
+    """The axes of an operand without the units that a product contracts."""
+    gone = {p.source for a in contracted for p in value.axes[a]} - {None}
+    return tuple(
+        position(extent(axis)) if any(p.source in gone for p in axis) else axis
+        for axis in value.axes
+    )
+
+
+def _has_units(operand: Sequence[Axis], axes: Sequence[int]) -> bool:
+    return any(p.is_unit for a in axes for p in operand[a])
+
+
+# Dimension numbers ---------------------------------------------------------------
+def _dot_numbers(eqn: Any) -> Numbers:
+    (contract, batch) = eqn.params["dimension_numbers"]
+    contract = tuple(tuple(c) for c in contract)
+    batch = tuple(tuple(b) for b in batch)
+    free = tuple(
+        tuple(
+            a
+            for a in range(len(eqn.invars[i].aval.shape))
+            if a not in contract[i] + batch[i]
+        )
+        for i in (0, 1)
+    )
+    result = [(0, a) for a in batch[0] + free[0]] + [(1, a) for a in free[1]]
+    return Numbers(batch, contract, free, tuple(result))  # type: ignore[arg-type]
+
+
+def _conv_numbers(eqn: Any) -> Numbers:
+    dims = eqn.params["dimension_numbers"]
+    lhs, rhs, out = dims.lhs_spec, dims.rhs_spec, dims.out_spec
+    result: list[tuple[int, int]] = [(0, -1)] * len(out)
+    result[out[0]], result[out[1]] = (0, lhs[0]), (1, rhs[0])
+    return Numbers(
+        batch=((), ()),
+        contract=((lhs[1],), (rhs[1],)),
+        free=((lhs[0],), (rhs[0],)),
+        result=tuple(result),
+        spatial=tuple(rhs[2:]),
+        groups=eqn.params["feature_group_count"],
+    )
+
+
+_NUMBERS = {"dot_general": _dot_numbers, "conv_general_dilated": _conv_numbers}
+
+
+def numbers(eqn: Any) -> Numbers | None:
+    """Meaning of the axes of a product; None if it is not one that is followed."""
+    if eqn.primitive.name not in _NUMBERS or _unreadable(eqn):
+        return None
+    return _NUMBERS[eqn.primitive.name](eqn)
+
+
+# Roles ---------------------------------------------------------------------------
+def _roles(
+    value: Value, numbers: Numbers, kernel: int, scans: tuple[Scope, ...]
+) -> tuple[tuple[Part, str], ...] | str:
+    """The role of each part of the parameter, or why they cannot be told."""
+    roles: dict[Part, str] = {}
+    for _, part in value.scanned:
+        roles[part] = "stack"
+    named = (
+        (numbers.batch[kernel], "stack"),
+        (numbers.contract[kernel], "in"),
+        (numbers.free[kernel], "out"),
+        (numbers.spatial, "spatial"),
+    )
+    for axes, role in named:
+        for axis in axes:
+            for part in value.axes[axis]:
+                roles[part] = role
+    if numbers.groups > 1:
+        split = _split_groups(value.axes[numbers.free[kernel][0]], numbers.groups)
+        if split is None:
+            return "its output channels cannot be split into the groups of the product"
+        for part in value.axes[numbers.free[kernel][0]]:
+            del roles[part]
+        roles.update(split)
+    roles = {p: r for p, r in roles.items() if p.source is not None}
+    if any(p.stride < 0 and r != "spatial" for p, r in roles.items()):
+        return "reaches the product with a reversed axis"
+    if any(p.source != ("w", value.weight) for p in roles):
+        return "reaches the product mixed with other axes"
+    return tuple(roles.items())
+
+
+def _split_groups(axis: Axis, groups: int) -> dict[Part, str] | None:
+    """Splits the parts of an output axis into the group index and the rest."""
+    roles: dict[Part, str] = {}
+    need = groups
+    for part in axis:
+        if need == 1:
+            roles[part] = "out"
+        elif need % part.size == 0:
+            roles[part] = "group"
+            need //= part.size
+        elif part.size % need == 0:
+            rest = part.size // need
+            roles[part._replace(size=need, stride=part.stride * rest)] = "group"
+            roles[part._replace(size=rest)] = "out"
+            need = 1
+        else:
+            return None
+    return roles
+
+
+def _use(values, numbers, kernel, roles, scans, number, name) -> Use:
+    activation = 1 - kernel
+    value = values[kernel]
+    where = numbers.batch[activation] + numbers.contract[activation]
+    parts = [value.axes[a] for a in numbers.batch[kernel] + numbers.contract[kernel]]
+    if numbers.groups > 1:
+        group = tuple(p for p, r in roles if r == "group")
+        parts[-1] = group + parts[-1]
+    consumed = dict(value.scanned)
+    return Use(
+        weight=value.weight,
+        number=number,
+        operand=activation,
+        axes=tuple(where),
+        parts=tuple(parts),
+        layers=tuple((s, consumed.get(s)) for s in scans),
+        roles=roles,
+        reads=_read_units(values[activation], numbers.contract[activation]),
+        op=name,
+    )
+
+
+def _read_units(value: Value, axes: Sequence[int]) -> frozenset[tuple[str, int]]:
+    """Sources of the units on some axes, with their partners in a product."""
+    found = {
+        p.source
+        for a in axes
+        for p in value.axes[a]
+        if p.source is not None and p.is_unit
+    }
+    partners = {t.source for p, t in value.twins if p.source in found and t.source}
+    return frozenset(found | partners)
+
+
+def _result(values, numbers, kernel, use, shape) -> Value:
+    """The output of a use: its free kernel axes carry the use's own units."""
+    own = ("u", use.number)
+    axes = []
+    for size, (side, axis) in zip(shape, numbers.result, strict=True):
+        if axis < 0:
+            axes.append(position(size))
+        elif side == kernel:
+            axes.append(_renamed(values[kernel].axes[axis], own, use))
+        else:
+            axes.append(_other_axis(values, numbers, kernel, axis, own, use, size))
+    return Value(
+        tuple(axes),
+        owners=frozenset({use.number}),
+        deps=frozenset({use.number}),
+    )
+
+
+def _other_axis(values, numbers, kernel, axis, own, use, size) -> Axis:
+    """An axis of the result that comes from the activation."""
+    activation = 1 - kernel
+    if axis in numbers.batch[activation]:
+        at = numbers.batch[activation].index(axis)
+        return _renamed(values[kernel].axes[numbers.batch[kernel][at]], own, use)
+    held = values[activation].axes[axis]
+    return held if extent(held) == size else position(size)
+
+
+def _renamed(axis: Axis, own: tuple[str, int], use: Use) -> Axis:
+    """Parts of the parameter, as parts of the units that it makes."""
+    return tuple(p if p.source is None else p._replace(source=own) for p in axis)

@@ -1,0 +1,352 @@
+"""How a primitive operation changes what is known of its operands.
+
+Three kinds of operations matter. *Elementwise* ones keep units where they are; a chain
+of them carries the output units of a kernel through bias, norm and nonlinearity until
+other units mix in. *Moving* ones (transpose, reshape, broadcast, slice, pool) move axes
+and keep as much as is exact. Everything else forgets.
+
+The rule for mixing: an operand of an addition-like operation ends the chain unless it
+is made of parameters, is a summary of the same units (their mean in a norm), or does
+not vary along any axis but theirs (a bias, a running mean). Multiplication-like
+operations never mix by themselves: masks, dropout and gates pass, and the product of
+two kernels' units belongs to both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bbjax.tracing.flow.values import (
+    DATA,
+    Part,
+    Value,
+    extent,
+    plain,
+    position,
+    positions,
+    reshape,
+)
+
+LINEAR_UNARY = frozenset(
+    "neg convert_element_type copy copy_p reduce_precision stop_gradient real name "
+    "sharding_constraint mesh_cast reshard pvary pcast optimization_barrier "
+    "device_put layout_constraint preferred_element_type".split()
+)
+# Unary operations that leave 0 at 0: a masked weight stays masked through them.
+ZERO_PRESERVING = LINEAR_UNARY | frozenset(
+    "abs sign tanh sin tan asin atan sinh asinh atanh sqrt cbrt square integer_pow erf "
+    "erf_inv expm1 log1p round floor ceil clamp is_finite".split()
+)
+UNARY = ZERO_PRESERVING | frozenset(
+    "exp exp2 log logistic cos acos cosh acosh rsqrt erfc lgamma digamma not imag conj "
+    "population_count clz bessel_i0e bessel_i1e bitcast_convert_type".split()
+)
+MUL_LIKE = frozenset("mul div and pow rem atan2 select_n igamma igammac".split())
+ADD_LIKE = frozenset(
+    "add sub add_any max min or xor nextafter complex eq ne gt ge lt le eq_to lt_to "
+    "le_to shift_left shift_right_logical shift_right_arithmetic".split()
+)
+COMPARE = frozenset("eq ne gt ge lt le eq_to lt_to le_to is_finite".split())
+ELEMENTWISE = UNARY | MUL_LIKE | ADD_LIKE
+# Reductions over named axes; `vmap` makes them axes of the array, given by number.
+ACROSS = frozenset("psum psum2 psum_invariant pmax pmin".split())
+# Operations that pick entries by data: what they pick from a parameter is still its.
+CHOOSES = frozenset(("gather", "dynamic_slice"))
+RANDOM = frozenset(
+    "random_bits random_seed random_wrap random_unwrap random_fold_in random_split "
+    "threefry2x32 rng_bit_generator rng_uniform random_clone random_gamma".split()
+)
+
+
+def transfer(eqn: Any, ins: Sequence[Value]) -> list[Value]:
+    """Values of the outputs of an equation without a body.
+
+    Args:
+      eqn: the equation.
+      ins: values of its operands.
+    """
+    name = eqn.primitive.name
+    shapes = [tuple(getattr(v.aval, "shape", ())) for v in eqn.outvars]
+    if name == "optimization_barrier":
+        return list(ins)
+    if name in ELEMENTWISE and len(shapes) == 1:
+        return [elementwise(name, ins, shapes[0])]
+    if name in RANDOM:
+        return [plain(s) for s in shapes]  # noise is nobody's unit
+    if name in ACROSS:  # one result per operand
+        return [_reduce(eqn, v, s) for v, s in zip(ins, shapes, strict=True)]
+    if name in MOVES:
+        return [MOVES[name](eqn, ins[0], s) for s in shapes]
+    return [forget(name, ins, s) for s in shapes]
+
+
+def forget(name: str, ins: Sequence[Value], shape: Sequence[int]) -> Value:
+    """The result of an operation that is not followed."""
+    deps = frozenset[int]().union(*(v.deps for v in ins))
+    lost = {pair for v in ins for pair in v.lost}
+    lost |= {(v.weight, name) for v in ins if v.weight is not None}
+    known = not deps or name in CHOOSES
+    return plain(shape, deps, lost=frozenset(lost) if known else frozenset())
+
+
+# Elementwise ---------------------------------------------------------------------
+def elementwise(name: str, ins: Sequence[Value], shape: tuple[int, ...]) -> Value:
+    """The result of an elementwise operation, with size-1 axes broadcast."""
+    tagged = [v for v in ins if v.owners]
+    arrays = [v for v in ins if v.shape]
+    deps = frozenset[int]().union(*(v.deps for v in ins))
+    const = tuple(
+        all(v.const[i] or (v.shape[i] == 1 and n != 1) for v in arrays)
+        for i, n in enumerate(shape)
+    )
+    if tagged:
+        return _chain(name, ins, tagged, shape).replace(deps=deps, const=const)
+    kept = _kept_weight(name, ins)
+    if kept is not None:
+        return kept.replace(deps=deps)
+    if name in ADD_LIKE and _is_sum(name, arrays):
+        axes = positions(shape)  # a sum of two activations is neither's units
+    else:
+        axes = tuple(
+            _agree([v.axes[i] for v in arrays], n) for i, n in enumerate(shape)
+        )
+    if deps:
+        return Value(axes, const, deps=deps, twins=_twins(ins))
+    return forget(name, ins, shape).replace(const=const)
+
+
+def _is_sum(name: str, arrays: Sequence[Value]) -> bool:
+    """Whether an addition mixes units, rather than centring some by their mean."""
+    active = [v for v in arrays if v.deps]
+    if len(active) < 2:
+        return False
+    lead = max(active, key=lambda v: len(v.named_axes()))
+    return _mixes(name, active, lead, lead.deps - {DATA}, set(lead.named_axes()))
+
+
+def _agree(axes: Sequence[tuple[Part, ...]], size: int) -> tuple[Part, ...]:
+    """The parts of an axis that the operands which have it agree on."""
+    full = [a for a in axes if extent(a) == size]
+    named = {a for a in full if any(p.is_unit for p in a)}
+    return named.pop() if len(named) == 1 else position(size)
+
+
+def _chain(
+    name: str, ins: Sequence[Value], tagged: Sequence[Value], shape: tuple[int, ...]
+) -> Value:
+    owners = frozenset[int]().union(*(v.owners for v in tagged))
+    several = len({v.owners for v in tagged}) > 1
+    lead = max(tagged, key=lambda v: sum(extent(a) > 1 for a in v.axes))
+    axes = tuple(
+        _lead_axis(lead, [v for v in ins if v.shape], i, n) for i, n in enumerate(shape)
+    )
+    if (several and name not in ("mul", "div")) or _mixes(
+        name, ins, lead, owners, set(lead.unit_axes(lead.owners))
+    ):
+        return Value(positions(shape))
+    twins = _twins(tagged)
+    if several:
+        twins |= {pair for v in tagged for pair in _pairs(lead, v)}
+    curved = next((v.nonlinearity for v in tagged if v.nonlinearity), "")
+    if several:  # a gate: a curve of each factor's units
+        curved = f"{curved.removesuffix('product').strip()} product".strip()
+    elif name != "mul" or not curved:  # x * sigmoid(x) is named after the curve
+        curved = _nonlinear(name, ins, tagged) or curved
+    return Value(axes, owners=owners, twins=twins, nonlinearity=curved)
+
+
+def _twins(values: Sequence[Value]) -> frozenset[tuple[Part, Part]]:
+    return frozenset[tuple[Part, Part]]().union(*(v.twins for v in values))
+
+
+def _pairs(lead: Value, other: Value) -> set[tuple[Part, Part]]:
+    """Parts of the same entries in two factors of a product."""
+    pairs = {
+        pair
+        for mine, its in zip(lead.axes, other.axes, strict=True)
+        if [p.size for p in mine] == [p.size for p in its]
+        for pair in zip(mine, its, strict=True)
+        if pair[0].source != pair[1].source and pair[1].source is not None
+    }
+    return pairs | {(m, t) for m, i in pairs for p, t in other.twins if p == i}
+
+
+def _lead_axis(
+    lead: Value, arrays: Sequence[Value], i: int, n: int
+) -> tuple[Part, ...]:
+    if extent(lead.axes[i]) == n:
+        return lead.axes[i]
+    return next((v.axes[i] for v in arrays if extent(v.axes[i]) == n), position(n))
+
+
+def _nonlinear(name: str, ins: Sequence[Value], tagged: Sequence[Value]) -> str:
+    """The operation's name if it is nonlinear in the units, else ""."""
+    if name in LINEAR_UNARY or name in ("add", "sub", "add_any"):
+        return ""
+    if name == "mul" or (name == "div" and not ins[1].owners):
+        return name if len(tagged) > 1 else ""
+    if name == "select_n" and not ins[0].owners:
+        return ""
+    return name
+
+
+def _mixes(
+    name: str, ins: Sequence[Value], lead: Value, own: frozenset[int], owned: set[int]
+) -> bool:
+    """Whether an operand brings other units than `own` to those on axes `owned`."""
+    if name in UNARY:
+        return False
+    if name == "select_n":
+        ins = ins[1:]
+    elif name in MUL_LIKE:
+        return False
+    for v in ins:
+        foreign = v.deps - own
+        if v is lead or v.owners or not v.deps:
+            continue
+        if not foreign:  # a summary of the same units, unless it moved them about
+            if any(_moved_about(v, i) for i in owned if i < len(v.shape)):
+                return True
+            continue
+        varies = {i for i, n in enumerate(v.shape) if n != 1 and not v.const[i]}
+        if foreign != {DATA} or not varies <= owned:
+            return True
+    return False
+
+
+def _moved_about(value: Value, axis: int) -> bool:
+    """Whether entries along an axis vary, but are no longer those of their unit."""
+    if value.const[axis] or value.shape[axis] == 1:
+        return False
+    return all(p.source is None for p in value.axes[axis])
+
+
+def _kept_weight(name: str, ins: Sequence[Value]) -> Value | None:
+    """The operand whose weights the result still is, masked or scaled."""
+    weights = [v for v in ins if v.weight is not None]
+    if not weights or (len(ins) == 1 and name not in ZERO_PRESERVING):
+        return None
+    full = [v for v in weights if not any(v.const) and max(v.shape, default=1) > 1]
+    rank = max((len(v.shape) for v in ins), default=0)
+    full = [v for v in full if len(v.shape) == rank and _covers(v, ins)]
+    if len(full) != 1 or any(use != DATA for v in ins for use in v.deps):
+        return None
+    others = [v for v in ins if v is not full[0]]
+    if name in MUL_LIKE or not any(v.deps for v in others):
+        return full[0] if name not in COMPARE else None
+    return None
+
+
+def _covers(value: Value, ins: Sequence[Value]) -> bool:
+    return all(
+        v.shape[i] in (1, n) for v in ins if v.shape for i, n in enumerate(value.shape)
+    )
+
+
+# Moving --------------------------------------------------------------------------
+def _moved(value: Value, axes, const, ends: bool, name: str) -> Value:
+    """A value with new axes; `ends` says that the chain (and the weight) stops here."""
+    if not ends:
+        return value.replace(axes=tuple(axes), const=tuple(const))
+    if value.weight is None:
+        moved = Value(tuple(axes), tuple(const), deps=value.deps, lost=value.lost)
+        return moved.replace(twins=value.twins)
+    shape = [extent(a) for a in axes]
+    return forget(name, [value], shape).replace(const=tuple(const))
+
+
+def _transpose(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
+    perm = eqn.params["permutation"]
+    return _moved(x, [x.axes[i] for i in perm], [x.const[i] for i in perm], False, "")
+
+
+def _broadcast(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
+    axes = [position(n) for n in shape]
+    const = [True] * len(shape)
+    for i, target in enumerate(eqn.params["broadcast_dimensions"]):
+        if x.shape[i] == shape[target]:
+            axes[target], const[target] = x.axes[i], x.const[i]
+    const = [c or (n == 1 and not x.shape) for c, n in zip(const, shape, strict=True)]
+    return _moved(x, axes, const, False, "")
+
+
+def _reshape(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
+    order = eqn.params.get("dimensions")
+    if order is not None:  # axes are moved first, as `vmap` of a convolution does
+        x = x.replace(
+            axes=tuple(x.axes[i] for i in order), const=tuple(x.const[i] for i in order)
+        )
+    axes, merged = reshape(x, shape)
+    varying = {p for a, c in zip(x.axes, x.const, strict=True) if not c for p in a}
+    keys = {(p.source, p.axis) for p in varying}
+    const = [all((p.source, p.axis) not in keys for p in a) for a in axes]
+    blurred = x.weight is not None and any(
+        p.source is None and p.size > 1 and not c
+        for a, c in zip(axes, const, strict=True)
+        for p in a
+    )
+    return _moved(x, axes, const, bool(x.owners and merged) or blurred, "reshape")
+
+
+def _squeeze(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
+    drop = {d % len(x.axes) for d in eqn.params["dimensions"]}
+    keep = [i for i in range(len(x.axes)) if i not in drop]
+    return _moved(x, [x.axes[i] for i in keep], [x.const[i] for i in keep], False, "")
+
+
+def _same_size(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
+    """Slices, pads, pools: axes that keep their size keep their meaning."""
+    name = eqn.primitive.name
+    same = [
+        a if extent(a) == n else position(n) for a, n in zip(x.axes, shape, strict=True)
+    ]
+    if name in ("slice", "dynamic_slice", "pad") and list(same) == list(x.axes):
+        return x
+    return _moved(x, same, [False] * len(shape), True, name)
+
+
+def _reduce(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
+    drop = set(eqn.params["axes"])
+    keep = [i for i in range(len(x.axes)) if i not in drop]
+    axes, const = [x.axes[i] for i in keep], [x.const[i] for i in keep]
+    return _moved(x, axes, const, True, eqn.primitive.name)
+
+
+def _along(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
+    """Operations along named axes (cumulative sums, reversal): the others keep."""
+    params = eqn.params
+    hit = params.get("dimensions", params.get("axis", params.get("dimension")))
+    hit = {hit} if isinstance(hit, int) else set(hit or ())
+    axes = [
+        position(n) if i in hit else a
+        for i, (a, n) in enumerate(zip(x.axes, shape, strict=True))
+    ]
+    const = [c and i not in hit for i, c in enumerate(x.const)]
+    if eqn.primitive.name == "rev" and x.weight is not None:
+        flipped = [
+            tuple(p._replace(stride=-abs(p.stride)) for p in a) if i in hit else a
+            for i, a in enumerate(x.axes)
+        ]
+        return x.replace(axes=tuple(flipped))
+    return _moved(x, axes, const, True, eqn.primitive.name)
+
+
+MOVES: dict[str, Callable[[Any, Value, tuple[int, ...]], Value]] = {
+    "transpose": _transpose,
+    "broadcast_in_dim": _broadcast,
+    "reshape": _reshape,
+    "squeeze": _squeeze,
+    "expand_dims": _reshape,
+    **dict.fromkeys(
+        "slice dynamic_slice pad reduce_window_max reduce_window_sum reduce_window_min "
+        "split".split(),
+        _same_size,
+    ),
+    **dict.fromkeys(
+        "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax "
+        "argmin".split(),
+        _reduce,
+    ),
+    **dict.fromkeys("cumsum cumprod cummax cummin cumlogsumexp rev".split(), _along),
+}

@@ -1,0 +1,397 @@
+"""Follows a jaxpr through its nested calls and records how values flow.
+
+Every array of every scope gets a node number; numbers grow in program order, so they
+are a topological order of the data flow. A *scope* is one occurrence of a jaxpr,
+addressed by the equations that lead to it: `((3, 0), (5, 1))` is body 1 of equation 5
+in body 0 of equation 3. Calls copy values in and out under new numbers; what a call
+means for units is decided by its kind:
+
+    jit, closed_call, remat   units pass in and out
+    scan                      units end at its border; stacked parameters lose an axis
+    cond                      units end at its border
+    custom_jvp                its operations are followed, uses inside can be measured
+    custom_vjp, while, ...    opaque: followed, but uses inside can not be measured
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from bbjax.tracing import jaxprs
+from bbjax.tracing.flow import contract
+from bbjax.tracing.flow.contract import Scope
+from bbjax.tracing.flow.transfer import forget, transfer
+from bbjax.tracing.flow.values import DATA, Value, plain
+
+TRANSPARENT = frozenset(
+    "jit pjit closed_call core_call core_closed_call remat remat2 checkpoint".split()
+)
+REMAT = frozenset("remat remat2 checkpoint".split())
+
+
+How = Literal["given", "copy", "step", "product", "slice", "held", "border"]
+
+
+class Made(NamedTuple):
+    """How a node came about.
+
+    Attributes:
+      how: `"given"` from outside, the `"copy"` of its source in another scope, by a
+        `"step"` without a body or a `"product"`; inside a scan or a branch, the
+        `"slice"` of a stacked source or a source `"held"` fixed; else at a `"border"`
+        that units do not cross.
+      sources: the nodes it was made from, in order.
+      eqn: the equation; None if none made it.
+      at: which output of the equation it is.
+      literal: the constant it is, where it is written in place.
+    """
+
+    how: How
+    sources: tuple[int, ...] = ()
+    eqn: Any = None
+    at: int = 0
+    literal: Any = None
+
+
+@dataclasses.dataclass
+class Flow:
+    """What `walk` records.
+
+    Attributes:
+      values: what is known of each node.
+      places: scope and variable of each node.
+      made: how each node was made.
+      readers: nodes computed from each node.
+      uses: every kernel use, in program order.
+      use_nodes: node of each use's output.
+      operand_of: kernel uses that read a node as their activation.
+      escapes: nodes that leave a scope which runs again (scan carries).
+      watched: nodes that decide what else happens, with the name of the operation.
+      untappable: nodes that cannot be measured where they are.
+      problems: reason by parameter, for those that reach a multiplication unseen.
+      doubts: the same, for those that may be kernels elsewhere.
+    """
+
+    values: list[Value] = dataclasses.field(default_factory=list)
+    places: list[tuple[Scope, Any]] = dataclasses.field(default_factory=list)
+    made: list[Made] = dataclasses.field(default_factory=list)
+    readers: list[list[int]] = dataclasses.field(default_factory=list)
+    uses: list[contract.Use] = dataclasses.field(default_factory=list)
+    use_nodes: list[int] = dataclasses.field(default_factory=list)
+    operand_of: dict[int, list[int]] = dataclasses.field(default_factory=dict)
+    escapes: set[int] = dataclasses.field(default_factory=set)
+    watched: dict[int, str] = dataclasses.field(default_factory=dict)
+    untappable: set[int] = dataclasses.field(default_factory=set)
+    problems: dict[int, str] = dataclasses.field(default_factory=dict)
+    doubts: dict[int, str] = dataclasses.field(default_factory=dict)
+    outputs: tuple[int, ...] = ()
+
+
+def walk(closed: Any, inputs: Sequence[Value]) -> Flow:
+    """Follows a closed jaxpr whose operands are `inputs`."""
+    flow = Flow()
+    walker = _Walker(flow)
+    jaxpr, consts = jaxprs.opened(closed)
+    nodes = [walker.node(v, (), None, Made("given")) for v in inputs]
+    flow.outputs = tuple(walker.body(jaxpr, consts, nodes, ()))
+    return flow
+
+
+@dataclasses.dataclass
+class _Walker:
+    flow: Flow
+    opaque: tuple[str, ...] = ()
+    scans: tuple[Scope, ...] = ()  # bodies of the enclosing scans, outermost first
+
+    def node(self, value: Value, scope: Scope, var: Any, made: Made) -> int:
+        number = len(self.flow.values)
+        self.flow.values.append(value)
+        self.flow.places.append((scope, var))
+        self.flow.made.append(made)
+        self.flow.readers.append([])
+        for source in made.sources:
+            self.flow.readers[source].append(number)
+        if var is None or self.opaque:
+            self.flow.untappable.add(number)
+        return number
+
+    def body(
+        self, jaxpr: Any, consts: Sequence[Any], args: Sequence[int], scope: Scope
+    ) -> list[int]:
+        """Follows the equations of a jaxpr; returns the nodes of its outputs."""
+        env: dict[Any, int] = {}
+        for var, const in zip(jaxpr.constvars, consts, strict=False):
+            env[var] = self.node(_constant(const), scope, var, Made("given"))
+        for var in list(jaxpr.constvars)[len(consts) :]:
+            env[var] = self.node(plain(var.aval.shape), scope, var, Made("given"))
+        for var, arg in zip(jaxpr.invars, args, strict=True):
+            made = Made("copy", (arg,))
+            env[var] = self.node(self.flow.values[arg], scope, var, made)
+
+        def read(atom: Any) -> int:
+            if jaxprs.is_literal(atom):
+                made = Made("given", literal=atom.val)
+                return self.node(_constant(atom.val), scope, None, made)
+            return env[atom]
+
+        for index, eqn in enumerate(jaxpr.eqns):
+            ins = [read(a) for a in eqn.invars]
+            outs = self.equation(eqn, ins, scope, index)
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [read(a) for a in jaxpr.outvars]
+
+    def equation(
+        self, eqn: Any, ins: Sequence[int], scope: Scope, index: int
+    ) -> list[int]:
+        name = eqn.primitive.name
+        values = [self.flow.values[i] for i in ins]
+        if name in contract.CONTRACTIONS:
+            return [self.contraction(eqn, ins, values, scope, index)]
+        if not _bodies(eqn):
+            outs = transfer(eqn, values)
+            if not eqn.outvars and not name.startswith("debug"):
+                self.flow.watched.update(dict.fromkeys(ins, name))
+            return [
+                self.node(v, scope, var, Made("step", tuple(ins), eqn, at))
+                for at, (v, var) in enumerate(zip(outs, eqn.outvars, strict=True))
+            ]
+        follow = _FOLLOW.get(name, _Walker.opaque_call)
+        return follow(self, eqn, ins, scope, index)
+
+    def leave(
+        self, eqn: Any, scope: Scope, results: Sequence[Sequence[int]], keep: bool
+    ) -> list[int]:
+        """Nodes outside a call for the results of its bodies."""
+        outs = []
+        for i, var in enumerate(eqn.outvars):
+            sources = tuple(r[i] for r in results)
+            value = self.flow.values[sources[0]]
+            shape = tuple(getattr(var.aval, "shape", ()))
+            made = Made("copy", sources, eqn, i)
+            if not keep or value.shape != shape or len(sources) > 1:
+                known = [self.flow.values[s] for s in sources]
+                value = forget(eqn.primitive.name, known, shape)
+                made = made._replace(how="border")
+            outs.append(self.node(value, scope, var, made))
+        return outs
+
+    # Kinds of calls --------------------------------------------------------------
+    def transparent(self, eqn, ins, scope, index) -> list[int]:
+        """`jit` and `remat`: units pass in and out."""
+        jaxpr, consts = jaxprs.body(eqn)
+        inner = self.body(jaxpr, consts, ins, (*scope, (index, 0)))
+        outs = self.leave(eqn, scope, [inner], keep=True)
+        _name_nonlinearity(self.flow, ins, outs, eqn)
+        return outs
+
+    def custom_jvp(self, eqn, ins, scope, index) -> list[int]:
+        """A function with its own derivative: measured beside it, if need be."""
+        first, uses = len(self.flow.values), len(self.flow.uses)
+        outs = self.transparent(eqn, ins, scope, index)
+        if len(self.flow.uses) == uses:  # nothing to measure: one elementwise step
+            self.flow.untappable.update(range(first, outs[0]))
+        return outs
+
+    def scan(self, eqn, ins, scope, index) -> list[int]:
+        """A scan: each iteration sees a slice of the stacked operands."""
+        jaxpr, consts = jaxprs.body(eqn)
+        held, carried = jaxprs.scan_counts(eqn)
+        fixed = held + carried
+        scan = (*scope, (index, 0))
+        args = []
+        for i, node in enumerate(ins):
+            value, how = _unowned(self.flow.values[node]), _entry(i, held, fixed)
+            if how == "slice":
+                value = _slice_of(value, scan)
+            elif how == "border":
+                value = self.carried(value, "scan")
+            args.append(self.node(value, scan, None, Made(how, (node,), eqn)))
+        outer, self.scans = self.scans, (*self.scans, scan)
+        inner = self.body(jaxpr, consts, args, scan)
+        self.scans = outer
+        self.flow.escapes.update(inner[:carried])
+        return self.leave(eqn, scope, [inner], keep=False)
+
+    def cond(self, eqn, ins, scope, index) -> list[int]:
+        """A choice between branches; the first operand is the choice."""
+        self.flow.watched[ins[0]] = "cond"
+        args = [
+            self.node(
+                _unowned(self.flow.values[i]), scope, None, Made("held", (i,), eqn)
+            )
+            for i in ins[1:]
+        ]
+        results = [
+            self.body(jaxpr, consts, args, (*scope, (index, branch)))
+            for branch, (jaxpr, consts) in enumerate(_bodies(eqn))
+        ]
+        return self.leave(eqn, scope, results, keep=False)
+
+    def opaque_call(self, eqn, ins, scope, index) -> list[int]:
+        """A body that cannot be measured: its uses become problems, by name."""
+        name = _call_name(eqn)
+        outer, self.opaque = self.opaque, (*self.opaque, name)
+        bodies = _bodies(eqn)
+        jaxpr, consts = bodies[0]
+        followable = len(bodies) == 1 and len(jaxpr.invars) == len(ins)
+        if followable:
+            inner = self.body(
+                jaxpr, consts, self.let_in(eqn, ins, scope), (*scope, (index, 0))
+            )
+            shapes = [self.flow.values[i].shape for i in inner]
+            followable = shapes == [tuple(v.aval.shape) for v in eqn.outvars]
+        elif name.startswith("while"):
+            self.while_bodies(eqn, ins, scope, index)
+        else:
+            self.swallow(ins, name)
+        self.opaque = outer
+        if followable:
+            return self.leave(eqn, scope, [inner], keep=True)
+        values = [self.flow.values[i] for i in ins]
+        made = Made("border", tuple(ins), eqn)
+        return [
+            self.node(forget(name, values, v.aval.shape), scope, v, made)
+            for v in eqn.outvars
+        ]
+
+    def let_in(self, eqn: Any, ins: Sequence[int], scope: Scope) -> list[int]:
+        """Operands of a body; only one with its own derivative is like any other."""
+        if eqn.primitive.name.startswith("custom_"):
+            return list(ins)
+        return [
+            self.node(self.flow.values[i], scope, None, Made("border", (i,), eqn))
+            for i in ins
+        ]
+
+    def while_bodies(self, eqn, ins, scope, index) -> None:
+        """Looks for uses in the body of a while loop."""
+        skip, held = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+        args = [
+            self.node(
+                _unowned(self.flow.values[i]), scope, None, Made("border", (i,), eqn)
+            )
+            for i in ins[skip:]
+        ]
+        for carried in args[held:]:
+            value = self.carried(self.flow.values[carried], "while")
+            self.flow.values[carried] = value
+        jaxpr, consts = jaxprs.opened(eqn.params["body_jaxpr"])
+        self.body(jaxpr, consts, args, (*scope, (index, 1)))
+
+    def carried(self, value: Value, name: str) -> Value:
+        """A carry: from the second iteration on, something that the body computed."""
+        if value.weight is not None and not any(value.const) and len(value.shape) > 1:
+            reason = f"is the carry of a {name}, whose body may change it"
+            self.flow.problems.setdefault(value.weight, reason)
+        return plain(value.shape, value.deps | {DATA})
+
+    def swallow(self, ins: Sequence[int], name: str) -> None:
+        """Parameters that enter a body nobody can read."""
+        for i in ins:
+            value = self.flow.values[i]
+            if value.weight is not None and len(value.shape) > 1 and not value.deps:
+                self.flow.problems.setdefault(value.weight, f"inside {name}")
+
+    def contraction(self, eqn, ins, values, scope, index) -> int:
+        """A product: a kernel use, or a mixture of activations."""
+        found = contract.classify(eqn, values, self.scans, len(self.flow.uses))
+        for weight, reason in found.problems:
+            self.flow.problems.setdefault(weight, reason)
+        for weight, reason in found.doubts:
+            self.flow.doubts.setdefault(weight, reason)
+        use, made = found.use, Made("product", tuple(ins), eqn)
+        if use is not None and self.opaque:
+            reason = f"used inside {self.opaque[-1]}, whose body cannot be measured"
+            self.flow.problems[use.weight] = reason
+            use = None
+        if use is None:
+            value = found.value
+            if found.use is not None:
+                value = plain(value.shape, frozenset({DATA}))
+            return self.node(value, scope, eqn.outvars[0], made)
+        use = dataclasses.replace(use, scope=scope, atom=eqn.invars[use.operand])
+        node = self.node(found.value, scope, eqn.outvars[0], made)
+        self.flow.uses.append(use)
+        self.flow.use_nodes.append(node)
+        self.flow.operand_of.setdefault(ins[use.operand], []).append(node)
+        return node
+
+
+_FOLLOW: dict[str, Callable[..., list[int]]] = {
+    **dict.fromkeys(TRANSPARENT, _Walker.transparent),
+    "custom_jvp_call": _Walker.custom_jvp,
+    "scan": _Walker.scan,
+    "cond": _Walker.cond,
+}
+
+
+def _entry(index: int, held: int, fixed: int) -> How:
+    """How an operand of a scan enters its body."""
+    if index >= fixed:
+        return "slice"
+    return "border" if index >= held else "held"
+
+
+def _constant(const: Any) -> Value:
+    """A constant; one with a shape may be data that the function closed over."""
+    shape = np.shape(const)
+    return plain(shape, frozenset({DATA}) if shape else frozenset())
+
+
+def _unowned(value: Value) -> Value:
+    return value.replace(owners=frozenset(), nonlinearity="")
+
+
+def _slice_of(value: Value, scan: Scope) -> Value:
+    """One iteration's slice of a stacked operand."""
+    scanned = value.scanned
+    lead = value.axes[0]
+    weight = value.weight
+    if weight is not None and len(lead) == 1 and lead[0].source is not None:
+        scanned = (*scanned, (scan, lead[0]))
+    elif weight is not None and lead[0].size != 1:
+        return plain(value.shape[1:], value.deps, lost=frozenset({(weight, "scan")}))
+    return value.replace(axes=value.axes[1:], const=value.const[1:], scanned=scanned)
+
+
+def _bodies(eqn: Any) -> list[tuple[Any, tuple[Any, ...]]]:
+    found = []
+    for value in eqn.params.values():
+        items = value if isinstance(value, tuple | list) else (value,)
+        found += [jaxprs.opened(v) for v in items if jaxprs.is_jaxpr(v)]
+    return found
+
+
+def _call_name(eqn: Any) -> str:
+    """Primitive of a call with the name of the user's function, where it has one."""
+    name = eqn.params.get("name")
+    if name is None:
+        body = eqn.params.get("body_jaxpr")  # a loop is named after its body
+        for value in [body, *eqn.params.values()]:
+            if jaxprs.is_jaxpr(value):
+                info = getattr(jaxprs.opened(value)[0], "debug_info", None)
+                name = getattr(info, "func_name", None)
+                break
+    kind = eqn.primitive.name
+    return f"{kind} {name!r}" if isinstance(name, str) and name else kind
+
+
+def _name_nonlinearity(
+    flow: Flow, ins: Sequence[int], outs: Sequence[int], eqn: Any
+) -> None:
+    """A call that makes units nonlinear lends its name (`relu`, not `max`)."""
+    if eqn.primitive.name in REMAT or len(outs) != 1:
+        return
+    value = flow.values[outs[0]]
+    entered = {o for i in ins for o in flow.values[i].owners}
+    curved = {flow.values[i].nonlinearity for i in ins if flow.values[i].owners}
+    if not value.owners or not value.owners <= entered or curved != {""}:
+        return
+    if value.nonlinearity:
+        name = _call_name(eqn).split("'")
+        label = name[1] if len(name) > 1 else value.nonlinearity
+        flow.values[outs[0]] = value.replace(nonlinearity=label)

@@ -1,0 +1,13 @@
+"""Training: when masks are chosen, as an Optax gradient transformation.
+
+transform     `bb.transform`, `bb.wrap`, `bb.hold`
+arguments     checks of what they are given
+pruner        what one update does
+refresh       how masks are chosen anew
+state         what the optimizer state holds, and how it is read
+initial       what it holds before the first update
+observations  checks of the activity and gradients that come with an update
+moments       resets the moments of an optimizer for weights that regrew
+metrics       `bb.metrics`: figures of a state
+resume        restoring a state from a file
+"""

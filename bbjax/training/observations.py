@@ -1,0 +1,126 @@
+"""Checks of what a rule reads: activity and gradients, as they come with an update.
+
+Whether they are there and of the right shape is known while tracing. Values are checked
+where they are concrete; under jit, statistics that are not finite are left out of the
+running means instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bbjax.activity.statistics import PER_EDGE, SIDED
+from bbjax.model.units import Kernel
+from bbjax.rules.base import Rule, side_in
+
+
+def check_needs(rule: Rule, activity: Any, grads: Any) -> None:
+    """Refuses an update that lacks what the rule reads."""
+    if activity is None and rule.reads_activity:
+        raise ValueError(
+            f"expected activity, which rule {rule.name!r} needs, got None; call "
+            "tx.update(grads, opt_state, params, activity=activity) with the activity "
+            "that bb.value_and_grad(loss_fn, units) or bb.observe(loss_fn, units) "
+            "returns"
+        )
+    if grads is None and "grads" in rule.needs:
+        raise ValueError(
+            f"expected dense gradients, which rule {rule.name!r} needs, got None; call "
+            "tx.update(..., grads=grads), or use bb.wrap"
+        )
+
+
+def check_call(rule: Rule, stats: Any, grads: Any, call: str) -> None:
+    """Refuses a call of a one-shot function that lacks what the rule reads."""
+    if stats is None and rule.reads_activity:
+        raise ValueError(
+            f"expected stats, which rule {rule.name!r} needs, got None; pass "
+            f"{call}(..., stats=bb.calibrate(fn, units, params, batches, "
+            "needs=rule.needs))"
+        )
+    if grads is None and "grads" in rule.needs:
+        raise ValueError(
+            f"expected gradients, which rule {rule.name!r} needs, got None; pass "
+            f"{call}(..., grads=grads), a tree like params (see bb.saliency)"
+        )
+
+
+def check_activity(kernel: Kernel, names: tuple[str, ...], activity: Any) -> Any:
+    """The activity of one kernel, once it has all the statistics by those names."""
+    try:
+        sides = activity[kernel.path]
+    except (KeyError, TypeError, IndexError) as error:
+        held = list(activity)[:5] if isinstance(activity, dict) else type(activity)
+        raise ValueError(
+            f"expected activity of {kernel.path!r}, got {held}; observe with the units "
+            "that the transform was built with"
+        ) from error
+    for name in names:
+        side, statistic = name.split(".")
+        if statistic == "weight":
+            continue
+        value = getattr(getattr(sides, side), statistic, None)
+        if value is None:
+            raise ValueError(
+                f"expected statistic {statistic!r} of the {side} of {kernel.path!r}, "
+                "got none; pass needs=rule.needs to bb.value_and_grad, bb.observe or "
+                "bb.calibrate"
+            )
+        _check_statistic(kernel, name, value)
+    return sides
+
+
+def check_measured(kernel: Kernel, names: tuple[str, ...], sides: Any) -> None:
+    """Refuses statistics of units that did not run on the calibration batches."""
+    for side in sorted({name.split(".")[0] for name in names}):
+        count = getattr(getattr(sides, side), "count", None)
+        if count is None or isinstance(count, jax.core.Tracer):
+            continue
+        if not getattr(count, "is_fully_addressable", True):
+            continue
+        unseen = int((np.asarray(count) == 0).sum())
+        if unseen:
+            raise ValueError(
+                f"expected activity of all {side} of {kernel.path!r}, got none for "
+                f"{unseen} of {np.size(count)}: they did not run; calibrate on more "
+                "batches, or leave this kernel out"
+            )
+
+
+def _shape_of(kernel: Kernel, name: str) -> tuple[int, ...] | None:
+    """The shape of a statistic; None where it depends on the inputs of the model."""
+    statistic = name.split(".")[-1]
+    if statistic in PER_EDGE:
+        return kernel.edge_shape
+    if statistic == "gram":
+        n = kernel.unit_count("out")
+        return (*kernel.stack_shape, n, n)
+    return None if statistic in SIDED else kernel.per_unit_shape(side_in(name))
+
+
+def _check_statistic(kernel: Kernel, name: str, value: Any) -> None:
+    expected = _shape_of(kernel, name)
+    if expected is not None and tuple(jnp.shape(value)) != expected:
+        raise ValueError(
+            f"expected {name} of {kernel.path!r} of shape {expected}, got "
+            f"{tuple(jnp.shape(value))}; measure it with the units at hand"
+        )
+    if isinstance(value, jax.core.Tracer):
+        return
+    if not getattr(value, "is_fully_addressable", True):
+        return  # of several processes, none sees all of it
+    value = np.asarray(value)
+    if not np.isfinite(value).all():
+        raise ValueError(
+            f"expected finite {name} of {kernel.path!r}, got NaN or infinity; check "
+            "the forward pass (under jit such values are left out of the running mean)"
+        )
+    if name.endswith(".on_rate") and not ((value >= 0) & (value <= 1)).all():
+        raise ValueError(
+            f"expected {name} of {kernel.path!r} in [0, 1], got values outside; an "
+            "on-rate is the share of samples on which a unit is on"
+        )

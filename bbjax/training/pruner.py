@@ -1,0 +1,326 @@
+"""The work of the transform: what it remembers and what it does at each update.
+
+A refresh runs `when` it is due, in place, so that plain steps copy no masks and no
+dormant weights; nothing in it depends on the updates, so that the optimizer's
+arithmetic still fuses with the landing. No Optax here: see `bbjax.training.transform`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bbjax.arrays import bits, sharding
+from bbjax.arrays.loop import when
+from bbjax.budgets.allocation import Budgets, Density, budgets
+from bbjax.model.leaves import Leaves
+from bbjax.model.units import Kernel
+from bbjax.rules.base import Candidates, Choice, Group, Rule, as_choice, tracked
+from bbjax.rules.patterns import Pattern
+from bbjax.training import arguments, initial, observations
+from bbjax.training.refresh import Refreshed, Sight, land, look, settle
+from bbjax.training.state import Plan, PruneState, pack, read_mean, unpack, update_means
+
+
+@dataclasses.dataclass(frozen=True)
+class Pruner:
+    """`init` and `update` of the transform."""
+
+    plan: Plan
+    rule: Rule
+    density: Density
+    every: int
+    start: int | None
+    stop: int | None
+    dormant: bool
+    regrow: bool
+    rescale: bool
+    ema: Any
+    dormant_dtype: Any
+    pattern: Pattern | None = None
+    masks: Mapping[str, Any] | None = None
+    hysteresis: Any = 0.0
+
+    def init(self, params: Any) -> PruneState:
+        """The state before the first update: everything kept, nothing observed."""
+        tree = Leaves.of(params)
+        masks, means, dormant, churn, asked = {}, {}, {}, {}, {}
+        for kernel, actuators in self.plan.kernels:
+            # `optax.tree.map_params` calls init with a tree of no leaves.
+            weights = tree.get(kernel, "parameter") if tree.leaves else None
+            packed = initial.mask(kernel, weights, self.masks)
+            masks[kernel.path] = packed
+            names = tracked(self.rule, actuators)
+            means[kernel.path] = initial.means(kernel, names, weights)
+            churn[kernel.path] = sharding.like(jnp.float32(0), weights, ())
+            first = jnp.float32(math.nan if self.start is None else 1)
+            asked[kernel.path] = sharding.like(first, weights, ())
+            if self.dormant:
+                dtype, pruned = self.dormant_dtype, self.masks is not None
+                dormant[kernel.path] = initial.dormant(
+                    kernel, weights, packed, dtype, pruned
+                )
+        return PruneState(
+            bb_count=sharding.like(jnp.int32(0), weights, ()),
+            bb_masks=masks,
+            bb_means=means,
+            bb_dormant=dormant,
+            bb_churn=churn,
+            bb_density=asked,
+            bb_plan=self.plan,
+        )
+
+    def update(
+        self,
+        updates: Any,
+        state: PruneState,
+        params: Any = None,
+        *,
+        activity: Any = None,
+        grads: Any = None,
+        **extra: Any,
+    ) -> tuple[Any, PruneState]:
+        """The update that lands on sparse weights, and the new state."""
+        del extra
+        if params is None:
+            raise ValueError(
+                "expected params, got None; call tx.update(grads, opt_state, params, "
+                "activity=activity)"
+            )
+        observations.check_needs(self.rule, activity, grads)
+        weights, wanted = Leaves.of(params), Leaves.of(updates)
+        new = self._take_activity(state, activity)
+        due, changes = None, _Changes({}, {})
+        if self.start is not None:  # else the masks stay what they are
+            due = self._due(state.bb_count)
+            new, changes = self._refresh_if(due, new, weights, grads)
+        for kernel, _ in self.plan.kernels:
+            path = kernel.path
+            p = weights.get(kernel, "parameter")
+            landed = land(
+                kernel,
+                wanted.get(kernel, "update"),
+                p,
+                keep=unpack(kernel, new.bb_masks[path], p),
+                arrivals=_unpacked(kernel, changes.arrivals, p),
+                dormant=new.bb_dormant.get(path),
+                due=due,
+                ratio=changes.ratios.get(path),
+            )
+            wanted.put(kernel, landed)
+        last = jnp.iinfo(jnp.int32).max
+        count = jnp.minimum(state.bb_count, last - 1) + 1
+        return wanted.tree(), new._replace(bb_count=count)
+
+    def _due(self, count: jax.Array) -> jax.Array:
+        assert self.start is not None
+        due = (count >= self.start) & ((count - self.start) % self.every == 0)
+        return due if self.stop is None else due & (count < self.stop)
+
+    def _take_activity(self, state: PruneState, activity: Any) -> PruneState:
+        if activity is None:
+            return state
+        means = {}
+        for kernel, _ in self.plan.kernels:
+            old = state.bb_means[kernel.path]
+            if not old:  # held masks that no budget counts
+                means[kernel.path] = old
+                continue
+            sides = observations.check_activity(kernel, tuple(old), activity)
+            means[kernel.path] = update_means(old, sides, self.ema)
+        return state._replace(bb_means=means)
+
+    def _refresh_if(
+        self, due: jax.Array, state: PruneState, weights: Leaves, grads: Any
+    ) -> tuple[PruneState, _Changes]:
+        """The state after a refresh, if one is due, and what it changed."""
+        gradients = Leaves.of(grads) if "grads" in self.rule.needs else None
+        kernels = [kernel for kernel, _ in self.plan.kernels]
+        least = arguments.least_edges(self.plan.kernels, self.plan.k_min)
+        spend = budgets(self.density, kernels, state.bb_count, least)
+        held = _Held(
+            state.bb_masks, state.bb_dormant, state.bb_churn, self._no_changes(state)
+        )
+
+        def refresh(which: Sequence[int], old: _Held) -> _Held:
+            new = old.copy()
+            looked = (
+                self._look(i, old, state, weights, gradients, spend) for i in which
+            )
+            for sight, choice in self._choices(looked, spend):
+                path = sight.seen.kernel.path
+                rest = old.dormant.get(path)
+                dtype = None if rest is None else rest.dtype
+                new.take(sight.seen.kernel, settle(sight, choice.mask, dtype))
+            return new.matched(old)
+
+        def each(held: _Held) -> _Held:
+            every = range(len(kernels))
+            for which in [every] if self.rule.joint else [(i,) for i in every]:
+                paths = [kernels[i].path for i in which]
+                part = functools.partial(refresh, which)
+                held = held.joined(when(due, part, held.only(paths)))
+            return held
+
+        held = when(due, each, held)
+        asked = {
+            k.path: jnp.where(due, d, state.bb_density[k.path])
+            for k, d in zip(kernels, spend.asked, strict=True)
+        }
+        new = state._replace(
+            bb_masks=held.masks,
+            bb_dormant=held.dormant,
+            bb_churn=held.churn,
+            bb_density=asked,
+        )
+        return new, held.changes
+
+    def _choices(
+        self, looked: Iterator[Sight], spend: Budgets
+    ) -> Iterator[tuple[Sight, Choice]]:
+        """What the rule chooses, kernel by kernel unless they compete."""
+        if not self.rule.joint:
+            for sight in looked:
+                yield sight, as_choice(self.rule.select(sight.seen))
+            return
+        sights = list(looked)
+        # One broken kernel and the shares of all are off: then every mask stays.
+        sound = jnp.all(jnp.stack([s.sound for s in sights]))
+        group = Group(tuple(s.seen for s in sights), spend.pool)
+        for sight, choice in zip(sights, self.rule.choose(group), strict=True):
+            yield sight._replace(sound=sound), choice
+
+    def _no_changes(self, state: PruneState) -> _Changes:
+        kernels = self.plan.kernels
+        return _Changes(
+            arrivals={
+                k.path: jnp.zeros_like(state.bb_masks[k.path])
+                for k, _ in kernels
+                if self.regrow
+            },
+            ratios={
+                k.path: jnp.ones(k.per_unit_shape("outputs"), jnp.float32)
+                for k, actuators in kernels
+                if self.rescale and "in" in actuators
+            },
+        )
+
+    def _look(
+        self,
+        index: int,
+        held: _Held,
+        state: PruneState,
+        weights: Leaves,
+        gradients: Leaves | None,
+        spend: Budgets,
+    ) -> Sight:
+        kernel, actuators = self.plan.kernels[index]
+        means = state.bb_means[kernel.path]
+        names = [name for name in means if not name.endswith(".weight")]
+        w = lax.stop_gradient(weights.get(kernel, "parameter"))
+        grads = None
+        if gradients is not None:
+            grads = kernel.edges(gradients.get(kernel, "gradient"))
+        seen = Candidates(
+            kernel=kernel,
+            actuators=actuators,
+            weights=w,
+            mask=unpack(kernel, held.masks[kernel.path], w),
+            statistics={name: read_mean(means, name) for name in names},
+            budget=spend.edges[index],
+            k_min=self.plan.k_min,
+            regrow=self.regrow,
+            step=state.bb_count,
+            grads=grads,
+            index=index,
+            bias=weights.bias_of(kernel),
+            pattern=self.pattern,
+            hysteresis=self.hysteresis,
+        )
+        rescale = self.rescale and "in" in actuators
+        return look(seen, held.dormant.get(kernel.path), rescale=rescale)
+
+
+class _Changes(NamedTuple):
+    """What a refresh changed, for the update that lands on it.
+
+    Attributes:
+      arrivals: by path, edges that come back, as bits; all 0 without a refresh.
+      ratios: by path, factor on the kept weights of each output unit.
+    """
+
+    arrivals: dict[str, jax.Array]
+    ratios: dict[str, jax.Array]
+
+    def copy(self) -> _Changes:
+        """A copy whose dicts may be changed."""
+        return _Changes(dict(self.arrivals), dict(self.ratios))
+
+
+class _Held(NamedTuple):
+    """What the loop of a refresh carries: parts of the state, by path, and changes."""
+
+    masks: dict[str, jax.Array]
+    dormant: dict[str, jax.Array]
+    churn: dict[str, jax.Array]
+    changes: _Changes
+
+    def copy(self) -> _Held:
+        """A copy whose dicts may be changed."""
+        masks, dormant, churn = (dict(part) for part in self[:3])
+        return _Held(masks, dormant, churn, self.changes.copy())
+
+    def take(self, kernel: Kernel, done: Refreshed) -> None:
+        """Takes in the refresh of one kernel."""
+        path = kernel.path
+        old = self.masks[path]
+        new = sharding.match(pack(kernel, done.mask, old), old)
+        self.masks[path] = new
+        # Counts of a slice are exact in int32, those of a whole stack may not be.
+        flips = bits.count(new ^ old, kernel.axes("group", "in", "out"))
+        flipped = jnp.sum(flips.astype(jnp.float32))
+        self.churn[path] = flipped / float(math.prod(kernel.edge_shape))
+        if done.dormant is not None:
+            self.dormant[path] = done.dormant
+        if path in self.changes.arrivals:
+            self.changes.arrivals[path] = new & ~old
+        if path in self.changes.ratios:
+            self.changes.ratios[path] = done.ratio
+
+    def only(self, paths: Sequence[str]) -> _Held:
+        """The part of some kernels."""
+
+        def of(part: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            return {path: part[path] for path in paths if path in part}
+
+        masks, dormant, churn, changes = self
+        changes = _Changes(of(changes.arrivals), of(changes.ratios))
+        return _Held(of(masks), of(dormant), of(churn), changes)
+
+    def joined(self, part: _Held) -> _Held:
+        """The same with the values of some kernels replaced."""
+        whole = self.copy()
+        for mine, theirs in zip(
+            (*whole[:3], *whole.changes), (*part[:3], *part.changes), strict=True
+        ):
+            mine.update(theirs)
+        return whole
+
+    def matched(self, old: _Held) -> _Held:
+        """The same with the shardings of `old`, as a loop wants it."""
+        return jax.tree.map(sharding.match, self, old)
+
+
+def _unpacked(
+    kernel: Kernel, packed: dict[str, jax.Array], weights: jax.Array
+) -> jax.Array | None:
+    if kernel.path not in packed:
+        return None
+    return unpack(kernel, packed[kernel.path], weights)

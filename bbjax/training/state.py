@@ -1,0 +1,300 @@
+"""The state of the transform: masks, averages, dormant weights; and how to read it.
+
+Everything that is remembered is one NamedTuple in the optimizer state, so checkpoints,
+sharding, donation and replication come free. Masks are bits: one per edge, packed along
+one axis of the kernel's edge view (`Kernel.edge_shape`), so they follow the sharding of
+the weights. Field names start with `bb_` so that `optax.tree.get(state, "bb_masks")`
+is unambiguous in any chain. What does not change (kernels, actuators) rides along as
+static data without leaves.
+
+A running mean over the updates in which a unit was observed, free of start-up bias:
+
+    m <- decay m + (1 - decay) x,   w <- decay w + (1 - decay),   mean = m / w
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bbjax.arrays import bits, sharding
+from bbjax.model.units import Actuator, Kernel
+from bbjax.rules.base import side_of
+
+UNOBSERVED = 0.5
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the transform was built for: static, without leaves.
+
+    Attributes:
+      kernels: the budgeted kernels with their actuators.
+      k_min: least degree of a unit.
+    """
+
+    kernels: tuple[tuple[Kernel, tuple[Actuator, ...]], ...]
+    k_min: int
+
+
+class PruneState(NamedTuple):
+    """State of `bb.transform`.
+
+    Attributes:
+      bb_count: updates seen, int32.
+      bb_masks: kept edges of each kernel, as bits in uint8.
+      bb_means: running means by kernel and `"side.statistic"`, float32, with the
+        weight of the observations under `"side.weight"`.
+      bb_dormant: values of pruned weights by kernel; empty without regrowth.
+      bb_churn: share of each kernel's edges that the last refresh flipped, float32.
+      bb_density: density of each kernel asked for at the last refresh, float32; 1
+        before the first, NaN where it is an outcome.
+      bb_plan: what the transform was built for.
+    """
+
+    bb_count: jax.Array
+    bb_masks: dict[str, jax.Array]
+    bb_means: dict[str, dict[str, jax.Array]]
+    bb_dormant: dict[str, jax.Array]
+    bb_churn: dict[str, jax.Array]
+    bb_density: dict[str, jax.Array]
+    bb_plan: Plan
+
+
+# Masks ---------------------------------------------------------------------------
+def packed_axis(kernel: Kernel) -> int:
+    """The axis of the edge view along which bits are packed.
+
+    The longest axis that wastes no bits, and not the last one where there is a choice:
+    the last axis is what processors vectorise over.
+    """
+    sizes = kernel.edge_shape
+    last = len(sizes) - 1
+    return min(
+        range(len(sizes)),
+        key=lambda a: (-(-sizes[a] // 8) * 8 / sizes[a], a == last, -sizes[a]),
+    )
+
+
+def pack(kernel: Kernel, mask: jax.Array, old: jax.Array) -> jax.Array:
+    """A mask per edge as bits, sharded as the old ones."""
+    return bits.pack(sharding.match(mask, old), packed_axis(kernel))
+
+
+def unpack(
+    kernel: Kernel, packed: jax.Array, weights: jax.Array | None = None
+) -> jax.Array:
+    """Bits as a mask per edge, sharded as the weights where these are given.
+
+    On explicit meshes the two differ where a shard is no multiple of 8 edges: such bits
+    are whole on every device.
+    """
+    axis = packed_axis(kernel)
+    mask = bits.unpack(packed, axis, kernel.edge_shape[axis])
+    return mask if weights is None else sharded_as(kernel, mask, weights)
+
+
+def sharded_as(kernel: Kernel, per_edge: jax.Array, weights: jax.Array) -> jax.Array:
+    """An array per edge, sharded as the weights, where shardings are types."""
+    axes = [i for i, role in enumerate(kernel.roles) if role != "spatial"]
+    return sharding.match_axes(per_edge, kernel.edges(weights), axes)
+
+
+def full_mask(kernel: Kernel, packed: jax.Array) -> jax.Array:
+    """Bits as a mask of the shape of the kernel."""
+    mask = kernel.over_spatial(unpack(kernel, packed))
+    return kernel.weights(jnp.broadcast_to(mask, kernel.split))
+
+
+# Running means -------------------------------------------------------------------
+def update_means(
+    means: Mapping[str, jax.Array], sides: Any, decay: jax.Array | float
+) -> dict[str, jax.Array]:
+    """Takes one observation into the running means of a kernel, whole on every device.
+
+    Args:
+      means: of the state.
+      sides: `Activity` of the kernel.
+      decay: of the running mean, in [0, 1).
+    """
+    decay = jnp.asarray(decay).astype(jnp.float32)
+    values: dict[str, jax.Array] = {}
+    seen: dict[str, jax.Array] = {}
+    for name, mean in means.items():
+        side, statistic = name.split(".")
+        if statistic == "weight":
+            values[name] = jnp.ones_like(mean)
+            continue
+        measured = getattr(sides, side)
+        value = sharding.whole(getattr(measured, statistic).astype(jnp.float32))
+        values[name] = jnp.broadcast_to(value, mean.shape)
+        whole = jnp.isfinite(values[name])
+        count = getattr(measured, "count", None)
+        if count is not None:
+            whole &= jnp.broadcast_to(sharding.whole(count) > 0, whole.shape)
+        # One weight serves all statistics of a side: a unit is observed or it is not.
+        seen[side] = seen[side] & whole if side in seen else whole
+    taken = {
+        name: jnp.where(
+            seen[name.split(".")[0]], decay * mean + (1 - decay) * values[name], mean
+        )
+        for name, mean in means.items()
+    }
+    return {name: sharding.whole(mean) for name, mean in taken.items()}
+
+
+def read_mean(means: Mapping[str, jax.Array], name: str) -> jax.Array:
+    """The bias-corrected mean; 0.5 (on-rates) or 0 where nothing was observed."""
+    side, statistic = name.split(".")
+    weight = means[f"{side}.weight"]
+    empty = UNOBSERVED if statistic == "on_rate" else 0.0
+    return jnp.where(
+        weight > 0, means[name] / jnp.where(weight > 0, weight, 1.0), empty
+    )
+
+
+# Reading an optimizer state ------------------------------------------------------
+def find(opt_state: Any) -> tuple[PruneState, ...]:
+    """The pruning states inside an optimizer state, at any depth.
+
+    Args:
+      opt_state: state of a chain, partition, `MultiSteps`, ...; or an object that holds
+        one as `opt_state` (a Flax `TrainState`, an `nnx.Optimizer`).
+
+    Raises:
+      ValueError: there is none, or two of them prune the same kernel.
+    """
+    held = getattr(opt_state, "opt_state", opt_state)
+    leaves = jax.tree_util.tree_leaves(held, is_leaf=is_pruning)
+    found = tuple(without_wrappers(s) for s in leaves if is_pruning(s))
+    if not found:
+        raise ValueError(
+            f"expected an optimizer state with bb.transform or bb.wrap inside, got "
+            f"{type(opt_state).__name__} without one; pass the state that tx.init or "
+            "tx.update returned (restored checkpoints need a target tree)"
+        )
+    paths = [kernel.path for state in found for kernel, _ in state.bb_plan.kernels]
+    twice = sorted({path for path in paths if paths.count(path) > 1})
+    if twice:
+        raise ValueError(
+            f"expected each kernel in one transform, got {twice} in several; join the "
+            "selections with + and use one transform"
+        )
+    return found
+
+
+def is_pruning(value: Any) -> bool:
+    """Whether it is a pruning state."""
+    return isinstance(value, PruneState)
+
+
+def without_wrappers(state: PruneState) -> PruneState:
+    """Arrays where a library (NNX) wrapped each leaf in a variable of its own."""
+
+    def bare(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: bare(v) for k, v in value.items()}
+        (array,) = jax.tree_util.tree_leaves(value)
+        return array
+
+    fields = [name for name in state._fields if name != "bb_plan"]
+    return state._replace(**{name: bare(getattr(state, name)) for name in fields})
+
+
+def budgeted(
+    opt_state: Any,
+) -> Iterator[tuple[PruneState, Kernel, tuple[Actuator, ...]]]:
+    """Every budgeted kernel of an optimizer state, with its state and actuators."""
+    for state in find(opt_state):
+        for kernel, actuators in state.bb_plan.kernels:
+            yield state, kernel, actuators
+
+
+def masks(opt_state: Any) -> dict[str, jax.Array]:
+    """The masks: which weights of each budgeted kernel are kept.
+
+    Args:
+      opt_state: optimizer state with `bb.transform` or `bb.wrap` at any depth.
+
+    Returns:
+      By path, a bool array of the kernel's shape, True where kept.
+
+    Raises:
+      ValueError: no pruning state inside.
+
+    Example:
+      >>> import bbjax as bb
+      >>> kernel = Kernel("w", (2, 3), fan_in=(0,), fan_out=(1,))
+      >>> tx = bb.transform(bb.Units((kernel,)).select("w"))
+      >>> bb.masks(tx.init({"w": jnp.ones((2, 3))}))["w"].all().item()
+      True
+    """
+    return {k.path: full_mask(k, s.bb_masks[k.path]) for s, k, _ in budgeted(opt_state)}
+
+
+def names(kernel: Kernel, actuators: tuple[Actuator, ...]) -> dict[Actuator, str]:
+    """Keys of per-unit results: the path; `path:in` and `path:out` for both sides."""
+    if len(actuators) == 1:
+        return {actuators[0]: kernel.path}
+    return {a: f"{kernel.path}:{a}" for a in actuators}
+
+
+def degrees_of(opt_state: Any) -> dict[str, jax.Array]:
+    """The degrees: how many edges each budgeted unit keeps.
+
+    Args:
+      opt_state: optimizer state with `bb.transform` or `bb.wrap` at any depth.
+
+    Returns:
+      By path, int32 of shape `stack + units`: fan-in of the output units for actuator
+      "in", fan-out of the input units for "out". A kernel with both actuators has two
+      entries, `path:in` and `path:out`.
+
+    Raises:
+      ValueError: no pruning state inside.
+
+    Example:
+      >>> import bbjax as bb
+      >>> kernel = Kernel("w", (2, 3), fan_in=(0,), fan_out=(1,))
+      >>> tx = bb.transform(bb.Units((kernel,)).select("w"))
+      >>> bb.degrees_of(tx.init({"w": jnp.ones((2, 3))}))["w"].tolist()
+      [2, 2, 2]
+    """
+    found = {}
+    for state, kernel, actuators in budgeted(opt_state):
+        mask = unpack(kernel, state.bb_masks[kernel.path]).astype(jnp.int32)
+        for actuator, name in names(kernel, actuators).items():
+            found[name] = kernel.gather(mask, side_of(actuator))
+    return found
+
+
+def on_rates(opt_state: Any) -> dict[str, jax.Array]:
+    """The on-rates that degrees are computed from: bias-corrected running means.
+
+    Args:
+      opt_state: optimizer state with `bb.transform` or `bb.wrap` at any depth.
+
+    Returns:
+      By path, float32 of shape `stack + units`, 0.5 where nothing was observed; keys
+      as those of `degrees_of`.
+
+    Raises:
+      ValueError: no pruning state inside.
+
+    Example:
+      >>> import bbjax as bb
+      >>> kernel = Kernel("w", (2, 3), fan_in=(0,), fan_out=(1,))
+      >>> tx = bb.transform(bb.Units((kernel,)).select("w"))
+      >>> bb.on_rates(tx.init({"w": jnp.ones((2, 3))}))["w"].tolist()
+      [0.5, 0.5, 0.5]
+    """
+    return {
+        name: read_mean(s.bb_means[k.path], f"{side_of(a)}.on_rate")
+        for s, k, actuators in budgeted(opt_state)
+        for a, name in names(k, actuators).items()
+    }

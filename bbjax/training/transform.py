@@ -1,0 +1,289 @@
+"""Pruning as an Optax gradient transformation: last in the chain.
+
+At update `n` the transform receives the updates of the optimizer before it and returns
+the ones that land on pruned weights:
+
+    kept            u                  p + u is what the optimizer wanted
+    pruned          -p                 p + (-p) is exactly 0, in any float dtype
+    comes back      dormant - p        its old value
+
+A refresh chooses the masks anew, from the weights that were passed in (the ones whose
+activity was measured) and the running means of activity; the update then lands on the
+new mask. `bbjax.training.pruner` does the work; this file is where Optax is met.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bbjax.arrays.loop import when
+from bbjax.budgets.allocation import Density
+from bbjax.model.leaves import Leaves
+from bbjax.model.units import Kernel, Units
+from bbjax.rules.base import Rule
+from bbjax.rules.budgeted_broadcast import budgeted_broadcast
+from bbjax.rules.patterns import Pattern
+from bbjax.training import arguments
+from bbjax.training.moments import reset_moments
+from bbjax.training.pruner import Pruner
+from bbjax.training.state import Plan, PruneState, full_mask, unpack
+
+
+def transform(
+    units: Units,
+    rule: Rule | None = None,
+    *,
+    density: Density = arguments.DENSITY,
+    every: int = 100,
+    start: int = 100,
+    stop: int | None = None,
+    regrow: bool = True,
+    rescale: bool | None = None,
+    k_min: int = 1,
+    ema: float | jax.Array = 0.99,
+    dormant_dtype: Any = None,
+    pattern: Pattern | None = None,
+    masks: Mapping[str, Any] | None = None,
+    hysteresis: float | jax.Array = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Prunes the selected kernels to an exact density while they train.
+
+    Put it last in the chain; call `tx.update(grads, opt_state, params,
+    activity=activity)` with the activity that `bb.value_and_grad` returns.
+
+    Args:
+      units: from `bb.trace`; its selection, or the hidden kernels that a nonlinearity
+        follows, actuator "in".
+      rule: from `bb.rules`; `None` is `bb.rules.budgeted_broadcast()`.
+      density: kept share of the edges of every kernel and stack slice, in (0, 1]; a
+        float or a schedule of the step (`bb.ramp`), by default 0.7 (with a pattern
+        `n / m`). A mapping from path patterns gives kernels densities of their own,
+        the first match counts; `bb.erk(density)` shares one budget out by shape.
+      every: updates between refreshes, at least 1; by default 100.
+      start: first update (counting from 0) that may refresh, by default 100; before
+        it, nothing is pruned.
+      stop: update from which on masks stay; `None` never stops.
+      regrow: whether pruned weights compete for their edge again, with their old
+        value. Costs one array per kernel. Without it masks only shrink, and a density
+        that rises is not followed.
+      rescale: scale the kept weights of each output unit by `sqrt(fan_in / kept)`, for
+        kernels with actuator "in".
+      k_min: least number of edges of a unit, at least 0; by default 1.
+      ema: decay of the running means of activity, in [0, 1), by default 0.99.
+      dormant_dtype: dtype of the stored values of pruned weights; `None` is the
+        kernel's own.
+      pattern: groups that edges are kept in, e.g. `bb.n_m(2, 4)`.
+      masks: edges to begin with, by path, bool of the kernel's shape, as `bb.prune`
+        and `bb.masks` return them, one for every budgeted kernel; `None` begins
+        dense. Weights outside them become 0 with the first update and rest.
+      hysteresis: share, at least 0, by which something must be better than what is
+        kept: a pruned edge returns once its score is higher by that share than the
+        weakest kept one's, and a unit's degree follows the law once it is off by more
+        than that share of itself. Calms masks that go back and forth.
+
+    Returns:
+      A transformation whose `update` takes `activity=` (needed if the rule reads it),
+      `grads=` (dense gradients, if the rule reads them) and ignores other extra
+      arguments. One step counts one call of `update`: inside
+      `chain(MultiSteps(adam, 4), bb.transform(...))` each micro-batch is one.
+
+    Raises:
+      TypeError: an argument of the wrong kind.
+      ValueError: a value out of range, no kernel to prune, a density that `k_min`
+        does not allow, activity or gradients that a rule needs and did not get.
+
+    Example:
+      >>> import bbjax as bb
+      >>> def loss(params, x):
+      ...     return jnp.mean((jax.nn.relu(x @ params["up"]) @ params["down"]) ** 2)
+      >>> params = {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 2))}
+      >>> x = jnp.ones((5, 4))
+      >>> units = bb.trace(loss, params, x)
+      >>> tx = optax.chain(optax.sgd(0.1), bb.transform(units, density=0.5, start=0))
+      >>> _, activity = bb.observe(loss, units)(params, x)
+      >>> updates, state = tx.update(params, tx.init(params), params, activity=activity)
+      >>> int((optax.apply_updates(params, updates)["up"] != 0).sum())
+      16
+    """
+    rule = budgeted_broadcast() if rule is None else rule
+    budgeted, density = arguments.check(
+        units,
+        rule,
+        density=density,
+        every=every,
+        start=start,
+        stop=stop,
+        regrow=regrow,
+        rescale=rescale,
+        k_min=k_min,
+        ema=ema,
+        dormant_dtype=dormant_dtype,
+        pattern=pattern,
+        masks=masks,
+        hysteresis=hysteresis,
+    )
+    pruner = Pruner(
+        plan=Plan(budgeted, k_min),
+        rule=rule,
+        density=density,
+        every=every,
+        start=start,
+        stop=stop,
+        dormant=regrow and rule.revive == "dormant",
+        regrow=regrow,
+        rescale=bool(rescale),
+        ema=ema,
+        dormant_dtype=dormant_dtype,
+        pattern=pattern,
+        masks=masks,
+        hysteresis=hysteresis,
+    )
+    return optax.GradientTransformationExtraArgs(pruner.init, pruner.update)
+
+
+def hold(
+    masks: Mapping[str, Any], units: Units | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Keeps masks as they are: pruned entries are 0 after every step.
+
+    To train on after `bb.prune`, under loaded masks, or from a rewound lottery ticket.
+    Last in the chain, as `bb.transform`; it needs neither activity nor gradients.
+
+    Args:
+      masks: by path, bool arrays of the parameter's shape, of any parameters.
+      units: from `bb.trace`; where given, `bb.degrees_of` and `bb.metrics` report on
+        the selected kernels, with on-rates if `activity=` is passed to `update`.
+
+    Returns:
+      A transformation; `bb.masks` reads its state.
+
+    Raises:
+      TypeError: `masks` is no mapping.
+      ValueError: no masks, or one without axes.
+
+    Example:
+      >>> tx = optax.chain(optax.sgd(1.0), hold({"w": jnp.array([True, False])}))
+      >>> params = {"w": jnp.array([1.0, 2.0])}
+      >>> updates, _ = tx.update({"w": jnp.ones(2)}, tx.init(params), params)
+      >>> optax.apply_updates(params, updates)["w"].tolist()
+      [0.0, 0.0]
+    """
+    arguments.check_held(masks)
+    budgeted = {} if units is None else units.budgeted
+    kernels = tuple(
+        (units[path], budgeted[path])
+        if units is not None and path in budgeted
+        else (Kernel(path, jnp.shape(mask), stack=tuple(range(jnp.ndim(mask)))), ())
+        for path, mask in masks.items()
+    )
+    pruner = Pruner(
+        plan=Plan(kernels, 0),
+        rule=Rule("hold", operator.attrgetter("mask")),
+        density=1.0,
+        every=1,
+        start=None,
+        stop=None,
+        dormant=False,
+        regrow=False,
+        rescale=False,
+        ema=0.99,
+        dormant_dtype=None,
+        masks=masks,
+    )
+    return optax.GradientTransformationExtraArgs(pruner.init, pruner.update)
+
+
+class WrapState(NamedTuple):
+    """State of `bb.wrap`: the inner optimizer's, then the pruning state."""
+
+    inner: Any
+    prune: PruneState
+
+
+def wrap(
+    optimizer: optax.GradientTransformation,
+    units: Units,
+    rule: Rule | None = None,
+    **settings_: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """`chain(optimizer, transform(...))` with masked gradients for the optimizer.
+
+    The inner optimizer sees gradients that are 0 at pruned weights, so they gather no
+    momentum (what they had gathered before only decays); the rule sees the dense
+    gradients without being passed `grads=`. Where a rule lets weights come back at 0
+    (RigL, SET, SRigL), their moments begin anew as well; see `bb.reset_moments` for the
+    few optimizers whose moments belong to no single weight.
+
+    Args:
+      optimizer: any optax optimizer.
+      units: as for `bb.transform`.
+      rule: as for `bb.transform`.
+      **settings_: the other arguments of `bb.transform`.
+
+    Returns:
+      A transformation; extra arguments go to both parts.
+
+    Raises:
+      TypeError: as `bb.transform`.
+      ValueError: as `bb.transform`.
+
+    Example:
+      >>> import bbjax as bb
+      >>> kernel = bb.Kernel("w", (2, 3), fan_in=(0,), fan_out=(1,))
+      >>> units = bb.Units((kernel,)).select("w")
+      >>> tx = bb.wrap(optax.adam(1e-3), units, bb.rules.magnitude(), density=0.5)
+      >>> type(tx.init({"w": jnp.ones((2, 3))})).__name__
+      'WrapState'
+    """
+    inner = optax.with_extra_args_support(optimizer)
+    outer = transform(units, rule, **settings_)
+    afresh = rule is not None and rule.revive == "zero"
+
+    def init(params):
+        return WrapState(inner.init(params), outer.init(params))
+
+    def update(updates, state, params=None, **extra):
+        dense = {"grads": updates} | extra
+        hidden = _mask_gradients(updates, state.prune)
+        wanted, inner_state = inner.update(hidden, state.inner, params, **extra)
+        landed, prune = outer.update(wanted, state.prune, params, **dense)
+        if afresh:
+            inner_state = _renewed(inner, inner_state, params, state.prune, prune)
+        return landed, WrapState(inner_state, prune)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _renewed(
+    inner: Any, state: Any, params: Any, old: PruneState, new: PruneState
+) -> Any:
+    """The inner state with the moments of weights that have just come back anew."""
+    back = {
+        kernel.path: full_mask(
+            kernel, new.bb_masks[kernel.path] & ~old.bb_masks[kernel.path]
+        )
+        for kernel, _ in new.bb_plan.kernels
+    }
+
+    def renew(state: Any) -> Any:
+        return reset_moments(state, inner.init, params, back)
+
+    some = jnp.any(jnp.stack([jnp.any(mask) for mask in back.values()]))
+    return when(some, renew, state)  # plain steps touch no moments
+
+
+def _mask_gradients(updates: Any, state: PruneState) -> Any:
+    tree = Leaves.of(updates)
+    for kernel, _ in state.bb_plan.kernels:
+        grad = tree.get(kernel, "gradient")
+        mask = unpack(kernel, state.bb_masks[kernel.path], grad)
+        mask = kernel.over_spatial(mask)
+        edges = kernel.edges(grad)
+        tree.put(kernel, kernel.weights(jnp.where(mask, edges, jnp.zeros_like(edges))))
+    return tree.tree()
