@@ -22,7 +22,7 @@ demo: $(VENV)/.installed-demo ## run the demo (options in DEMO_ARGS), about 4 mi
 	$(PY) -m bbjax.demo $(DEMO_ARGS)
 
 notebooks: $(VENV)/.installed-test ## run the notebooks, at their small setting, about 5 minutes
-	$(PY) -m pytest -n $(WORKERS) -m notebook tests/test_notebooks.py $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(WORKERS) -m notebook tests/project/test_notebooks.py $(PYTEST_ARGS)
 
 # Only some: make notebook-outputs NOTEBOOKS=02_the_balance
 notebook-outputs: $(VENV)/.installed-test ## run the notebooks in full, store outputs, about 15 minutes
@@ -32,8 +32,8 @@ test: $(VENV)/.installed-test ## run the tests (options in PYTEST_ARGS), about 1
 	$(PY) -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 # Optimized as users compile: what meets most of the compiler.
-OPTIMIZED := tests/test_contract_steps.py tests/test_cost.py tests/test_degrees.py \
-	tests/test_observe_zoo.py tests/test_run_oracle.py tests/test_topk.py
+OPTIMIZED := tests/training/test_contract_steps.py tests/training/test_cost.py tests/budgets/test_degrees.py \
+	tests/activity/test_observe_zoo.py tests/training/test_run_oracle.py tests/arrays/test_topk.py
 
 test-optimized: $(VENV)/.installed-test ## run the core of the tests, fully compiled, a few minutes
 	BBJAX_OPTIMIZED=1 $(PY) -m pytest -n $(WORKERS) $(OPTIMIZED) $(PYTEST_ARGS)
@@ -51,7 +51,7 @@ types: $(VENV)/.installed-dev ## check types, less than a minute
 
 doctest: $(VENV)/.installed-test ## run the examples of docstrings and README, a few minutes
 	JAX_PLATFORMS=cpu MPLBACKEND=Agg $(PY) -m pytest --doctest-modules bbjax
-	$(PY) -m pytest tests/test_readme.py
+	$(PY) -m pytest tests/project/test_readme.py
 
 check: lint types test doctest ## style, types, tests and examples, about 20 minutes
 

@@ -1,0 +1,3 @@
+"""Tests of benchmarks run in the environment of all tests."""
+
+from tests.conftest import *  # noqa: F403

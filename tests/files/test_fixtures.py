@@ -1,0 +1,72 @@
+"""Files of format version 1, written once, load for ever.
+
+The two files in `fixtures` must never be written again: they stand for those that
+users have. A new format version gets files of its own beside them.
+"""
+
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+import bbjax as bb
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+FILES = ["params_v1_packed.safetensors", "params_v1_dense.safetensors"]
+
+# What was saved, by arithmetic that numpy does the same way for ever.
+UP = np.arange(24).reshape(2, 3, 4) % 3 == 0
+CONV = np.arange(30).reshape(3, 2, 5) % 4 != 1
+MASKS = {"layers/up": UP, "conv": CONV}
+VALUES = {
+    "layers/up": np.where(UP, np.arange(24).reshape(2, 3, 4) / 8 - 1, 0).astype("<f4"),
+    "conv": np.where(CONV, np.arange(30).reshape(3, 2, 5) - 15, 0).astype(
+        ml_dtypes.bfloat16
+    ),
+    "norm/scale": np.array([1.5, -0.0, np.inf], "<f2"),
+    "norm/seen": np.array(2**31 - 1, "<i4"),
+    "norm/on": np.array([True, False]),
+    "codes/0": np.array([0.5, -448.0, 2.0**-9]).astype(ml_dtypes.float8_e4m3fn),
+    "codes/1": np.array([-8, 7, 0]).astype(ml_dtypes.int4),
+    "codes/2": np.array([1 - 2j], "<c8"),
+}
+EXTRA = {"step": 1200, "loss": 0.1, "tags": ["é", None, True]}
+UNITS = bb.Units(
+    (
+        bb.Kernel("layers/up", (2, 3, 4), stack=(0,), fan_in=(1,), fan_out=(2,)),
+        bb.Kernel("conv", (3, 2, 5), spatial=(0,), fan_in=(1,), fan_out=(2,)),
+    )
+).select("up|conv")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_version_1_loads(name):
+    params, masks, extra, header = bb.load(FIXTURES / name, units=UNITS)
+    assert params.keys() == {"layers", "conv", "norm", "codes", "rate", "key"}
+    for path, value in VALUES.items():
+        found = params
+        for key in path.split("/"):
+            found = found[key]
+        assert (found.dtype, found.shape) == (value.dtype, value.shape)
+        assert found.tobytes() == value.tobytes()
+    assert (type(params["rate"]), params["rate"]) == (float, 0.1)
+    assert jax.random.key_impl(params["key"]) == "threefry2x32"
+    assert jax.random.key_data(params["key"]).tolist() == [0, 42]
+    assert masks.keys() == MASKS.keys()
+    for path, mask in MASKS.items():
+        np.testing.assert_array_equal(masks[path], mask, strict=True)
+    assert extra == EXTRA
+    assert header.version == 1 and header.bbjax == "0.1.0"
+    assert header.kept == {"layers/up": 8, "conv": 22}
+    assert header.density == {"layers/up": 8 / 24, "conv": 22 / 30}
+    assert header.actuators == {"layers/up": ("in",), "conv": ("in",)}
+    # Of each layer; of a convolution, windows that keep anything.
+    assert header.budgets == {"layers/up": (4, 4), "conv": (10,)}
+
+
+def test_packed_is_smaller_than_dense():
+    packed, dense = ((FIXTURES / name).stat().st_size for name in FILES)
+    # 16 float32 and 8 bfloat16 are not there; names and padding differ by some bytes.
+    assert 0 < dense - packed < 16 * 4 + 8 * 2 + 100

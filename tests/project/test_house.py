@@ -1,0 +1,186 @@
+"""House rules that a machine can check, read off the source without running it.
+
+Sizes, import cycles, which file may use which foreign library, docstrings.
+"""
+
+import ast
+import fnmatch
+import sys
+import tokenize
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import bbjax
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = {
+    path.relative_to(ROOT).as_posix(): path
+    for path in sorted((ROOT / "bbjax").rglob("*.py"))
+}
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+
+# One foreign library, one place. The longest matching prefix of a dotted import
+# decides; a library that is not in the table may not be imported at all.
+ADAPTERS = ("bbjax/adapters/linen.py", "bbjax/adapters/nnx.py", "bbjax/demo*")
+DRAWING = ("bbjax/demo*", "bbjax/reporting*")
+ALLOWED = {
+    "jax": ("*",),
+    "numpy": ("*",),
+    "jax.extend": ("bbjax/tracing/jaxprs.py",),
+    "jax._src": (),
+    "flax": ADAPTERS,
+    "optax": ("bbjax/training/transform.py", *ADAPTERS),
+    "safetensors": ("bbjax/files/params.py",),
+    "matplotlib": DRAWING,
+    "sklearn": DRAWING,
+    "rich": DRAWING,
+}
+
+
+def parse(name: str) -> ast.Module:
+    return ast.parse(FILES[name].read_text(encoding="utf-8"), filename=name)
+
+
+def module_of(name: str) -> str:
+    return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+MODULES = {module_of(name): name for name in FILES}
+
+
+def imported(node: ast.AST, name: str) -> list[str]:
+    """Dotted names that an import statement of the file `name` may load."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    base = node.module or ""
+    if node.level:
+        package = name.removesuffix(".py").split("/")[: -node.level]
+        base = ".".join([*package, *filter(None, [base])])
+    return [f"{base}.{alias.name}" for alias in node.names]
+
+
+def code_lines(name: str) -> set[int]:
+    """Numbers of the lines that hold code: no blanks, comments or docstrings."""
+    quiet = {
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENCODING,
+        tokenize.ENDMARKER,
+    }
+    with FILES[name].open("rb") as file:
+        lines = {
+            line
+            for token in tokenize.tokenize(file.readline)
+            if token.type not in quiet
+            for line in range(token.start[0], token.end[0] + 1)
+        }
+    for node in ast.walk(parse(name)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            if isinstance(node.value.value, str):
+                lines -= set(range(node.lineno, (node.end_lineno or 0) + 1))
+    return lines
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file_is_short(name):
+    length = len(FILES[name].read_text(encoding="utf-8").splitlines())
+    assert length <= MAX_FILE_LINES, f"{name}: {length} lines, split it"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_functions_are_short(name):
+    code, long = code_lines(name), []
+    for node in ast.walk(parse(name)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = len(code & set(range(node.lineno, (node.end_lineno or 0) + 1)))
+            if length > MAX_FUNCTION_LINES:
+                long.append(f"{name}:{node.lineno} {node.name}: {length} code lines")
+    assert not long, "\n".join(long)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_module_opens_with_a_docstring(name):
+    assert ast.get_docstring(parse(name)), f"{name}: say what the module is for"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_foreign_library_stays_in_its_place(name):
+    stray = []
+    for node in ast.walk(parse(name)):
+        targets = imported(node, name)
+        if isinstance(node, ast.Attribute):  # `import jax`, then `jax.extend.core`
+            targets = [text for text in [ast.unparse(node)] if text in ALLOWED]
+        for target in targets:
+            if target.split(".")[0] in {"bbjax", *sys.stdlib_module_names}:
+                continue
+            fits = [row for row in ALLOWED if f"{target}.".startswith(f"{row}.")]
+            places = ALLOWED[max(fits, key=len)] if fits else ()
+            if not any(fnmatch.fnmatch(name, place) for place in places):
+                where = ", ".join(places) or "no file"
+                stray.append(f"{name}:{node.lineno} uses {target}; allowed in: {where}")
+    assert not stray, "\n".join(stray)
+
+
+def runs_on_import(body: list[ast.stmt]) -> list[ast.stmt]:
+    """Statements that run when a module is imported, `TYPE_CHECKING` left out."""
+    found = []
+    for node in body:
+        found.append(node)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            found += runs_on_import(node.orelse)
+            continue
+        for field in ("body", "orelse", "finalbody", "handlers"):
+            found += runs_on_import(getattr(node, field, []))
+    return found
+
+
+def loads(name: str) -> set[str]:
+    """Modules of bbjax that importing `name` loads, and with them their packages.
+
+    A package that is `name`'s own parent is being loaded already and is no edge,
+    unless a name that is not a module is asked of it.
+    """
+    this, found = module_of(name), set()
+    for node in runs_on_import(parse(name).body):
+        for target in imported(node, name):
+            known = target
+            while known and known not in MODULES:
+                known = known.rpartition(".")[0]
+            package = known.rpartition(".")[0]
+            while package:
+                if not f"{this}.".startswith(f"{package}."):
+                    found.add(package)
+                package = package.rpartition(".")[0]
+            if known and known != this:
+                found.add(known)
+    return found
+
+
+def test_no_import_cycle():
+    try:
+        TopologicalSorter({module_of(name): loads(name) for name in FILES}).prepare()
+    except CycleError as error:
+        pytest.fail("import cycle: " + " <- ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("public", getattr(bbjax, "__all__", []))
+def test_public_name_exists_and_is_documented(public):
+    value = getattr(bbjax, public)
+    text = public if public == "__version__" else value.__doc__ or ""
+    # Dataclasses and named tuples write themselves a docstring: `Name(field, ...)`.
+    assert text.strip() and not text.startswith(f"{public}("), f"document {public}"
+
+
+def test_public_surface_lists_each_name_once():
+    names = list(getattr(bbjax, "__all__", []))
+    assert len(names) == len(set(names))

@@ -1,0 +1,203 @@
+"""Smaller modules of NNX, linen and Equinox: ready to call, with new sizes."""
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import bbjax as bb
+from bbjax.shrinking.unitwise.groups import free_groups
+from tests.shrinking.test_zoo import close, masked
+
+pytestmark = pytest.mark.usefixtures("lenient")
+
+IMAGE = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8, 8, 3)), jnp.float32)
+SEQUENCE = jnp.asarray(np.random.default_rng(1).standard_normal((2, 5, 8)), jnp.float32)
+
+
+def halved(fn, params, *args):
+    units = bb.trace(fn, params, *args)
+    masks = bb.unitwise.cut(units, bb.unitwise.group_magnitude(units, params), 0.5)
+    return masks, bb.shrink(fn, params, masks, *args)
+
+
+def same(fn, params, masks, small, *args):
+    close(fn(masked(params, masks), *args), small.fn(small.params, *args))
+
+
+class Net(nnx.Module):
+    """A layer of every kind that has units."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.conv = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+        self.deep = nnx.Conv(8, 8, (3, 3), feature_group_count=8, rngs=rngs)
+        self.up = nnx.ConvTranspose(8, 6, (2, 2), strides=(2, 2), rngs=rngs)
+        self.general = nnx.LinearGeneral(6, (4, 2), rngs=rngs)
+        self.back = nnx.LinearGeneral((4, 2), 10, axis=(-2, -1), rngs=rngs)
+        self.head = nnx.Linear(10, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.norm(self.conv(x), use_running_average=True))
+        x = nnx.relu(self.up(nnx.relu(self.deep(x))))
+        x = nnx.relu(self.general(jnp.mean(x, axis=(1, 2))))
+        return self.head(nnx.relu(self.back(x)))
+
+
+def call(module, x):
+    return module(x)
+
+
+def test_an_nnx_module_is_rebuilt_ready_to_call():
+    net = Net()
+    masks, small = halved(call, net, IMAGE)
+    new = small.params
+    assert isinstance(new, Net) and net.conv.out_features == 8
+    assert new.conv.kernel.shape == (3, 3, 3, 4)
+    assert (new.conv.out_features, new.norm.num_features) == (4, 4)
+    assert new.conv.kernel_shape == (3, 3, 3, 4)
+    assert (new.deep.in_features, new.deep.feature_group_count) == (4, 4)
+    assert (new.up.in_features, new.up.out_features) == (4, 3)
+    assert (new.general.out_features, new.back.in_features) == ((2, 1), (2, 1))
+    assert (new.head.in_features, new.head.out_features) == (5, 3)
+    assert new.norm.mean.shape == (4,)
+    same(call, net, masks, small, IMAGE)
+    close(new(IMAGE), small.fn(new, IMAGE))
+
+
+def test_attention_of_nnx_loses_heads():
+    class Block(nnx.Module):
+        def __init__(self):
+            rngs = nnx.Rngs(0)
+            self.attend = nnx.MultiHeadAttention(
+                num_heads=4, in_features=8, decode=False, rngs=rngs
+            )
+
+        def __call__(self, x):
+            return x + self.attend(x)
+
+    block = Block()
+    units = bb.trace(call, block, SEQUENCE)
+    (heads,) = (
+        name
+        for name, group in free_groups(units).items()
+        if len(group.having("makes")) == 3
+    )
+    masks = bb.unitwise.cut(units, {heads: np.arange(4.0)}, 0.5)
+    small = bb.shrink(call, block, masks, SEQUENCE)
+    assert small.params.attend.num_heads == 2
+    assert small.params.attend.out.kernel.shape == (2, 2, 8)
+    same(call, block, masks, small, SEQUENCE)
+
+
+class Linen(nn.Module):
+    """Convolutions, attention, an embedding of class labels, dense layers."""
+
+    features: int = 8
+
+    @nn.compact
+    def __call__(self, x, label):
+        x = nn.relu(nn.Conv(self.features, (3, 3), name="conv")(x))
+        x = nn.BatchNorm(use_running_average=True, name="norm")(x)
+        x = nn.Conv(8, (3, 3), feature_group_count=x.shape[-1], name="deep")(nn.relu(x))
+        x = nn.relu(nn.ConvTranspose(6, (2, 2), strides=(2, 2), name="up")(x))
+        x = jnp.mean(x, axis=(1, 2)) + nn.Embed(5, 6, name="label")(label)
+        x = nn.relu(nn.DenseGeneral((4, 2), name="general")(x))
+        x = nn.relu(nn.DenseGeneral(10, axis=(-2, -1), name="back")(x))
+        return nn.Dense(3, name="head")(x)
+
+
+def test_a_linen_model_takes_smaller_parameters_and_says_its_features():
+    module, label = Linen(), jnp.array([1, 4])
+    variables = module.init(jax.random.key(0), IMAGE, label)
+    masks, small = halved(module.apply, variables, IMAGE, label)
+    same(module.apply, variables, masks, small, IMAGE, label)
+    features = bb.linen.features(small)
+    assert features == {
+        "params/conv": 4,
+        "params/deep": 4,
+        "params/up": 3,
+        "params/general": (2, 1),
+        "params/back": 5,
+        "params/head": 3,
+    }
+    assert small.params["batch_stats"]["norm"]["mean"].shape == (4,)
+    assert small.params["params"]["label"]["embedding"].shape == (5, 3)
+    with pytest.raises(Exception, match="ScopeParamShapeError|given initializer"):
+        module.apply(small.params, IMAGE, label)
+
+
+def test_a_linen_module_with_new_features_takes_the_parameters():
+    class Mlp(nn.Module):
+        features: tuple[int, ...] = (12, 6, 2)
+
+        @nn.compact
+        def __call__(self, x):
+            for n in self.features[:-1]:
+                x = nn.relu(nn.Dense(n)(x))
+            return nn.Dense(self.features[-1])(x)
+
+    module = Mlp()
+    variables = module.init(jax.random.key(0), SEQUENCE)
+    masks, small = halved(module.apply, variables, SEQUENCE)
+    found = bb.linen.features(small)
+    new = Mlp(tuple(found[f"params/Dense_{i}"] for i in range(3)))
+    assert new.features == (6, 3, 2)
+    close(
+        module.apply(masked(variables, masks), SEQUENCE),
+        new.apply(small.params, SEQUENCE),
+    )
+
+
+def test_linen_attention_and_stacked_layers_lose_units():
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            x = x + nn.MultiHeadDotProductAttention(4, name="attend")(x)
+            return x + nn.Dense(8, name="down")(
+                nn.gelu(nn.Dense(16, name="up")(x))
+            ), None
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            stack = nn.scan(Block, {"params": 0}, split_rngs={"params": True}, length=3)
+            return stack(name="layers")(x, None)[0]
+
+    module = Model()
+    variables = module.init(jax.random.key(0), SEQUENCE)
+    masks, small = halved(module.apply, variables, SEQUENCE)
+    layers = small.params["params"]["layers"]
+    assert layers["up"]["kernel"].shape == (3, 8, 8)
+    assert layers["attend"]["out"]["kernel"].shape[1] == 2
+    same(module.apply, variables, masks, small, SEQUENCE)
+
+
+def test_a_parameter_of_linen_outside_layers_keeps_its_group():
+    class Scaled(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Dense(6, name="up")(x))
+            scale = self.param("scale", nn.initializers.ones, (6,))
+            return nn.Dense(2, name="down")(x * scale)
+
+    module = Scaled()
+    variables = module.init(jax.random.key(0), SEQUENCE)
+    _, small = halved(module.apply, variables, SEQUENCE)
+    (change,) = small.report.changes
+    assert change.after == 6 and "ScopeParamShapeError" in change.why
+
+
+def test_an_equinox_module_takes_smaller_arrays():
+    mlp = eqx.nn.MLP(8, 3, 12, 2, key=jax.random.key(0))
+
+    def fn(mlp, x):
+        return jax.vmap(jax.vmap(mlp))(x)
+
+    masks, small = halved(fn, mlp, SEQUENCE)
+    assert small.params.layers[0].weight.shape == (6, 8)
+    same(fn, mlp, masks, small, SEQUENCE)
