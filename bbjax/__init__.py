@@ -11,17 +11,28 @@
 
 From update 100 on (`start`), pruned entries of `params` are exactly 0.
 
-    where      trace, Units, Kernel            which       rules, n_m
-    measure    value_and_grad, calibrate, on   one shot    prune, prune_in_order
-    how many   degrees, laws, ramp, erk        smaller     shrink, unitwise
-    when       transform, wrap, hold           on disk     save, load, save_masks
-    look       masks, metrics, report          frameworks  linen, nnx
+The packages, in the order of the story; each imports only those above it:
+
+    package     what it is about               main names
+    arrays      bits, exact top-k              top_k_mask
+    model       kernels and their units        Kernel, Units, graph
+    adapters    Flax linen and NNX             linen, nnx
+    tracing     where units are                trace
+    activity    when units are on              value_and_grad, calibrate, observe, on
+    budgets     how many edges a unit keeps    degrees, laws, ramp, erk
+    rules       which edges                    rules, n_m
+    training    when masks are chosen          transform, wrap, hold, masks, metrics
+    oneshot     pruning a trained network      prune, relieve, personalise, saliency
+    shrinking   smaller arrays                 shrink, unitwise
+    files       masks and models on disk       save, load, save_masks, load_masks
+    reporting   what pruning did               report, diff_masks, overlap
+    demo        rules compared on real data    python -m bbjax.demo
 """
 
 import importlib
 from types import ModuleType
 
-from bbjax import rules
+from bbjax import activity, rules
 from bbjax.activity import on
 from bbjax.activity.calibrate import calibrate, merge
 from bbjax.activity.gradients import value_and_grad
@@ -59,6 +70,7 @@ __all__ = [
     "Kernel",
     "Residual",
     "Units",
+    "activity",
     "apply_masks",
     "calibrate",
     "degrees",
@@ -106,11 +118,15 @@ __all__ = [
     "wrap",
 ]
 
-_NEEDS_FLAX = ("linen", "nnx")
+_ADAPTERS = ("linen", "nnx")
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Imports the adapters when they are first used: Flax takes its time."""
-    if name in _NEEDS_FLAX:
+    """Imports an adapter when it is first used: importing Flax takes seconds."""
+    if name in _ADAPTERS:
         return importlib.import_module(f"{__name__}.adapters.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_ADAPTERS])

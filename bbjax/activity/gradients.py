@@ -8,13 +8,13 @@ alike.
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from bbjax import adapters
 from bbjax.activity.observe import Where, observe
 from bbjax.activity.on import On, positive
 from bbjax.model.units import Units
@@ -89,11 +89,9 @@ def value_and_grad(
 
 def _nnx(fn: Callable[..., Any], arguments: Any, wrt: Any) -> Callable[..., Any] | None:
     """`nnx.value_and_grad` of a function, if an argument is an NNX object."""
-    if "flax.nnx" in sys.modules:  # a user of NNX has imported it
-        from bbjax.adapters import nnx
-
-        if nnx.objects_in(arguments):
-            return nnx.value_and_grad(fn, arguments[0], wrt)
+    nnx = adapters.loaded("nnx")
+    if nnx is not None and nnx.objects_in(arguments):
+        return nnx.value_and_grad(fn, arguments[0], wrt)
     if wrt is not None:
         raise TypeError(
             f"expected wrt only with an NNX module, got {wrt!r}; leave it out, and "

@@ -12,13 +12,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from bbjax import adapters
 from bbjax.model.units import Kernel
 
 
@@ -107,11 +107,8 @@ class Leaves:
 
 def opened(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
     """NNX modules as their states, other trees as they are; and a way back."""
-    if "flax.nnx" in sys.modules:  # a user of NNX has imported it
-        from bbjax.adapters import nnx
-
-        return nnx.opened(tree)
-    return tree, lambda tree: tree
+    nnx = adapters.loaded("nnx")
+    return (tree, lambda tree: tree) if nnx is None else nnx.opened(tree)
 
 
 def leaves_by_path(tree: Any) -> tuple[list[tuple[str, Any]], Any]:
@@ -125,21 +122,13 @@ def leaves_by_path(tree: Any) -> tuple[list[tuple[str, Any]], Any]:
       [('Dense_0/kernel', 1.0)]
     """
     keyed, structure = jax.tree_util.tree_flatten_with_path(tree)
-    kinds = boxes()
+    kinds = adapters.boxes()
     nodes, _ = jax.tree_util.tree_flatten_with_path(
         tree, is_leaf=lambda node: isinstance(node, kinds)
     )
     boxed = {key for key, node in nodes if isinstance(node, kinds)}
     paths = [_path(k[:-1] if k[:-1] in boxed else k) for k, _ in keyed]
     return list(zip(paths, (leaf for _, leaf in keyed), strict=True)), structure
-
-
-def boxes() -> tuple[type, ...]:
-    """Kinds of node that hold one array and say something of it."""
-    loaded = sys.modules.get  # whoever has such nodes has imported their module
-    nnx, meta = loaded("flax.nnx"), loaded("flax.core.meta")
-    kinds = [] if nnx is None else [nnx.Variable]
-    return tuple(kinds if meta is None else [*kinds, meta.Partitioned])
 
 
 def _path(key_path: tuple[Any, ...]) -> str:

@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import math
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bbjax import adapters
 from bbjax.model.checks import check_by_path, check_values, on_host
 from bbjax.model.leaves import Leaves
 from bbjax.shrinking import costs, proof, sizes
@@ -103,11 +103,8 @@ def shrink(
 
 def _free(fn: Callable[..., Any]) -> Callable[..., Any]:
     """The function, with linen's layers free to take the sizes of their parameters."""
-    if "flax.linen" in sys.modules:  # a user of linen has imported it
-        from bbjax.adapters import linen
-
-        return linen.resized(fn)
-    return fn
+    linen = adapters.loaded("linen")
+    return fn if linen is None else linen.resized(fn)
 
 
 def _masked(params: Any, masks: Mapping[str, Any]) -> tuple[Any, dict[str, np.ndarray]]:
@@ -265,9 +262,8 @@ def _shape_of_cut(array: Any, mine: tuple[Any, ...]) -> Any:
 
 def _resized(params: Any) -> Any:
     """Parameters, with NNX modules that know their new sizes."""
-    if "flax.nnx" in sys.modules:
-        from bbjax.adapters import nnx
-
+    nnx = adapters.loaded("nnx")
+    if nnx is not None:
         nnx.resize(params)
     return params
 

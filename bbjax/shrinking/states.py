@@ -15,8 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bbjax import adapters
 from bbjax.model.kernel import Kernel, Side
-from bbjax.model.leaves import boxes, leaves_by_path
+from bbjax.model.leaves import leaves_by_path
 from bbjax.model.units import Units
 from bbjax.rules.base import side_in
 from bbjax.shrinking.cut import Cuts, cut
@@ -112,7 +113,7 @@ def _cut_wrapped(
     """A pruning state for smaller kernels, its arrays wrapped as they were (NNX)."""
     found = _cut_pruning(without_wrappers(state), cuts, shapes, units)
     arrays, tree = jax.tree_util.tree_flatten(found)
-    kinds = boxes()
+    kinds = adapters.boxes()
     nodes = jax.tree_util.tree_leaves(state, is_leaf=lambda x: isinstance(x, kinds))
     wrapped = [
         jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(node), [array])

@@ -10,13 +10,13 @@ with Python flags, modules full of functions (Equinox) or with state (NNX) work 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from bbjax import adapters
 from bbjax.model.leaves import leaves_by_path
 from bbjax.model.units import Units
 from bbjax.tracing import jaxprs
@@ -251,10 +251,8 @@ def _functional(
     Returns:
       The function, its arguments, and from its result to that of `fn`.
     """
-    if "flax.nnx" in sys.modules:  # a user of NNX has imported it
-        from bbjax.adapters import nnx
-
-        pure = nnx.functional(fn, params, args, kwargs)
-        if pure is not None:
-            return tuple(pure)
+    nnx = adapters.loaded("nnx")
+    pure = nnx and nnx.functional(fn, params, args, kwargs)
+    if pure is not None:
+        return tuple(pure)
     return fn, params, args, kwargs, lambda result: result

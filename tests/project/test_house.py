@@ -1,10 +1,12 @@
 """House rules that a machine can check, read off the source without running it.
 
-Sizes, import cycles, which file may use which foreign library, docstrings.
+Packages and the direction of their imports, sizes, import cycles, which file may use
+which foreign library, docstrings; and what the package shows.
 """
 
 import ast
 import fnmatch
+import importlib
 import sys
 import tokenize
 from graphlib import CycleError, TopologicalSorter
@@ -19,8 +21,18 @@ FILES = {
     path.relative_to(ROOT).as_posix(): path
     for path in sorted((ROOT / "bbjax").rglob("*.py"))
 }
-MAX_FILE_LINES = 400
+MAX_FILE_LINES = 800
+MEDIAN_FILE_LINES = 200
 MAX_FUNCTION_LINES = 60
+
+# The packages in the order of the story: each imports those above it alone.
+PACKAGES = (
+    "arrays model adapters tracing activity budgets rules training oneshot shrinking "
+    "files reporting demo"
+).split()
+# Any package may ask which frameworks are loaded; the package itself, without its
+# adapters, imports nothing.
+DOOR = "bbjax.adapters"
 
 # One foreign library, one place. The longest matching prefix of a dotted import
 # decides; a library that is not in the table may not be imported at all.
@@ -95,6 +107,11 @@ def test_file_is_short(name):
     assert length <= MAX_FILE_LINES, f"{name}: {length} lines, split it"
 
 
+def test_files_are_short_on_the_whole():
+    lengths = sorted(len(p.read_text("utf-8").splitlines()) for p in FILES.values())
+    assert lengths[len(lengths) // 2] <= MEDIAN_FILE_LINES
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_functions_are_short(name):
     code, long = code_lines(name), []
@@ -166,6 +183,41 @@ def loads(name: str) -> set[str]:
     return found
 
 
+def every_import(name: str) -> set[str]:
+    """Modules of bbjax that a file imports anywhere, also inside functions."""
+    found = set()
+    for node in ast.walk(parse(name)):
+        for target in imported(node, name):
+            while target and target not in MODULES:
+                target = target.rpartition(".")[0]
+            found.add(target)
+    return found - {""}
+
+
+def test_the_package_holds_its_packages_and_little_else():
+    held = {p.name for p in (ROOT / "bbjax").iterdir()} - {"__pycache__"}
+    assert held - set(PACKAGES) == {"__init__.py", "__main__.py", "py.typed"}
+    assert set(PACKAGES) <= held
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in FILES if n.split("/")[1] in PACKAGES and "/demo/" not in n]
+)
+def test_imports_go_to_packages_above(name):
+    mine, wrong = PACKAGES.index(name.split("/")[1]), []
+    for target in every_import(name) - {DOOR}:
+        theirs = target.split(".")[1:2]
+        if not theirs:
+            wrong.append(f"{name} imports bbjax itself; name the module")
+        elif PACKAGES.index(theirs[0]) > mine:
+            wrong.append(f"{name} imports {target}, whose package comes later")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_door_to_the_adapters_imports_nothing_of_ours():
+    assert not every_import(MODULES[DOOR])
+
+
 def test_no_import_cycle():
     try:
         TopologicalSorter({module_of(name): loads(name) for name in FILES}).prepare()
@@ -184,3 +236,31 @@ def test_public_name_exists_and_is_documented(public):
 def test_public_surface_lists_each_name_once():
     names = list(getattr(bbjax, "__all__", []))
     assert len(names) == len(set(names))
+
+
+def test_dir_shows_the_public_names_alone():
+    assert dir(bbjax) == sorted([*bbjax.__all__, "linen", "nnx"])
+
+
+# The file of a rule has the name of the function in it: `bb.rules.magnitude`.
+RULES = {f"bbjax.rules.{name}" for name in bbjax.rules.__all__}
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in MODULES if n not in RULES and not n.endswith("__main__")]
+)
+def test_no_module_is_hidden_by_a_function_of_its_name(name):
+    """`import bbjax.files.masks` gives that module, whatever its package exports."""
+    if name.startswith("bbjax.demo"):
+        pytest.importorskip("sklearn")
+    module = importlib.import_module(name)
+    value = bbjax
+    for part in name.split(".")[1:]:
+        value = getattr(value, part)
+    assert value is module
+
+
+def test_drawings_are_reached_through_their_package():
+    import bbjax.reporting
+
+    assert callable(bbjax.reporting.draw_graph)
