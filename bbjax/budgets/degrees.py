@@ -26,7 +26,8 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from bbjax.budgets import laws
-from bbjax.budgets.exact import check_density, check_int, exact_budget, mean_degree
+from bbjax.budgets.exact import check_density, exact_budget, mean_degree
+from bbjax.model.numbers import check_int
 
 __all__ = ["degrees", "exact_budget", "solve"]
 

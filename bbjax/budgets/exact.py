@@ -10,34 +10,11 @@ bits, the product with 31 bits of edges has 55, and two 32-bit words hold it.
 Shapes: the budget has the shape of the density; the edges are a static int.
 """
 
-import operator
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
-
-
-def check_int(name: str, value: int, least: int, most: int, remedy: str) -> int:
-    """The value as a Python int, or an error that names the argument.
-
-    Raises:
-        TypeError: if it is not an int (a tracer is none: it has to be static).
-        ValueError: if it is outside [least, most].
-
-    Example:
-        >>> check_int("k_min", 2, 0, 8, "")
-        2
-    """
-    message = f"{name}: expected an int in [{least}, {most}], got {value!r}; {remedy}"
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(message) from None
-    if not least <= number <= most:
-        raise ValueError(message)
-    return number
 
 
 def check_density(density: ArrayLike, shape: tuple[int, ...] = ()) -> None:

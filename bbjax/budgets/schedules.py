@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from bbjax.budgets.exact import check_density, check_int
+from bbjax.budgets.exact import check_density
+from bbjax.model.numbers import check_int
 
 _MAX_STEP = 2**31 - 1  # steps are int32
 

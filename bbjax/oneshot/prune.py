@@ -109,14 +109,7 @@ class Job:
         arguments.check_units(units)
         arguments.check_rule(rule)
         budgeted = arguments.check_kernels(units, rule, k_min, pattern)
-        if density is None:
-            density = arguments.DENSITY
-            if not rule.free and pattern is None:
-                raise ValueError(
-                    f"expected a density for rule {rule.name!r}, got None; pass the "
-                    "share of edges to keep, e.g. density=0.5"
-                )
-        density = arguments.settled_density(rule, density, pattern)
+        density = arguments.density_of(rule, density, pattern, None)
         arguments.check_densities(budgeted, rule, density, k_min, pattern, {0: ""})
         if masks is not None:
             arguments.check_masks(budgeted, masks)

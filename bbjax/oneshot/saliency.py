@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 
 from bbjax.budgets.allocation import Erk, erk
-from bbjax.budgets.exact import check_int
 from bbjax.model.leaves import leaves_by_path
+from bbjax.model.numbers import check_int
 from bbjax.model.units import Units
 from bbjax.oneshot.prune import Masks, prune
 from bbjax.rules.synflow import synflow

@@ -22,7 +22,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from bbjax.budgets.exact import check_int
+from bbjax.model.numbers import check_int
 from bbjax.model.units import Actuator, Kernel
 
 _MOST = 2**16

@@ -27,7 +27,7 @@ import numpy as np
 
 from bbjax.arrays import sharding
 from bbjax.budgets import laws
-from bbjax.budgets.exact import check_int
+from bbjax.model.numbers import check_int
 from bbjax.rules.base import Candidates, Choice, Rule
 from bbjax.rules.parts.brain_surgeon import cost, operate
 from bbjax.rules.parts.competition import Blend

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from bbjax.budgets.exact import check_int
 from bbjax.model.leaves import Leaves
+from bbjax.model.numbers import check_int
 from bbjax.model.units import Units
 from bbjax.shrinking.api import shrink
 from bbjax.shrinking.result import Shrunk

@@ -6,8 +6,8 @@ traced (under `inject_hyperparams` or `vmap`) are taken on trust.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,36 +18,26 @@ import numpy as np
 from bbjax.activity.statistics import SIDED
 from bbjax.budgets.allocation import Density, Erk, all_edges, per_kernel
 from bbjax.budgets.exact import check_density
+from bbjax.model.numbers import INT32, check_int, check_number
 from bbjax.model.units import Actuator, Kernel, Units
 from bbjax.rules.base import Rule
 from bbjax.rules.patterns import Pattern, check_pattern, groups_per_unit
+from bbjax.training.options import Options
 
 Budgeted = tuple[tuple[Kernel, tuple[Actuator, ...]], ...]
 FOREVER = 2**30  # a step by which every schedule has settled
 
 
-class _Unsaid(float):
-    """A density nobody asked for: a pattern or a free rule may put another in place."""
+DENSITY = 0.7  # of `bb.transform`, where none is given
 
 
-DENSITY = _Unsaid(0.7)
-
-
-def check(
-    units: Any,
-    rule: Any,
-    *,
-    density: Any,
-    k_min: Any,
-    pattern: Any = None,
-    masks: Any = None,
-    **rest: Any,
-) -> tuple[Budgeted, Density]:
+def check(units: Any, options: Options) -> tuple[Budgeted, Options]:
     """Checks the arguments of `bb.transform`.
 
     Returns:
-      The budgeted kernels, and the density: None where it is an outcome.
+      The budgeted kernels, and the options with the density that follows from them.
     """
+    rule, k_min, pattern = options.rule, options.k_min, options.pattern
     check_units(units)
     check_rule(rule)
     if rule.one_shot:
@@ -62,22 +52,20 @@ def check(
             f"expected a rule that reads statistics per unit, got {rule.name!r}, which "
             f"needs {large}: running means of these are not kept; use bb.prune"
         )
-    every, start, stop = (rest[k] for k in ("every", "start", "stop"))
-    _check_schedule(every, start, stop)
-    _check_options(rest["regrow"], rest["rescale"], rest["ema"], rest["dormant_dtype"])
-    _check_hysteresis(rule, rest["hysteresis"])
+    _check_schedule(options)
+    _check_weights(options)
+    _check_hysteresis(rule, options.hysteresis)
     budgeted = check_kernels(units, rule, k_min, pattern)
-    if rest["rescale"] and not any("in" in actuators for _, actuators in budgeted):
+    if options.rescale and not any("in" in actuators for _, actuators in budgeted):
         raise ValueError(
             "expected a kernel with actuator 'in' to rescale, got none: only their "
             "kept weights are scaled; leave rescale out"
         )
-    if masks is not None:
-        check_masks(budgeted, masks)
-    density = settled_density(rule, density, pattern)
-    steps = _steps(every, start, stop)
-    check_densities(budgeted, rule, density, k_min, pattern, steps)
-    return budgeted, density
+    if options.masks is not None:
+        check_masks(budgeted, options.masks)
+    density = density_of(rule, options.density, pattern, DENSITY)
+    check_densities(budgeted, rule, density, k_min, pattern, _steps(options))
+    return budgeted, dataclasses.replace(options, density=density)
 
 
 def check_units(units: Any) -> None:
@@ -113,7 +101,7 @@ def check_kernels(units: Units, rule: Rule, k_min: Any, pattern: Any) -> Budgete
                 f"expected one actuator for {kernel.path!r} with rule {rule.name!r}, "
                 f"got {' and '.join(actuators)}; select one of the two"
             )
-    _integer("k_min", k_min, 0)
+    check_int("k_min", k_min, 0, INT32, "it is the least number of edges of a unit")
     _check_pattern(budgeted, rule, pattern)
     for kernel, actuators in budgeted:
         _check_size(kernel, actuators, k_min)
@@ -144,21 +132,38 @@ def _check_pattern(budgeted: Budgeted, rule: Rule, pattern: Any) -> None:
         check_pattern(kernel, actuators, pattern)
 
 
-def settled_density(rule: Rule, density: Any, pattern: Pattern | None) -> Density:
-    """The density, from what was said and what follows: None if it is an outcome."""
-    unsaid = isinstance(density, _Unsaid)
+def density_of(
+    rule: Rule, density: Density, pattern: Pattern | None, default: float | None
+) -> Density:
+    """The density, given or not.
+
+    Args:
+      rule: chooses the edges.
+      density: what was passed; None if nothing was.
+      pattern: has a density of its own.
+      default: the density if nothing else sets one; None if it is required.
+
+    Returns:
+      The density; None where it is an outcome of the rule.
+
+    Raises:
+      ValueError: a density that the rule or the pattern contradicts, or none at all.
+    """
     if rule.free:
-        if not unsaid:
+        if density is not None:
             raise ValueError(
                 f"expected no density for rule {rule.name!r}, got {density!r}: with "
                 "this rule it is an outcome; leave density out"
             )
         return None
-    if density is None:
-        _number("density", density)
     if pattern is None:
-        return density
-    if unsaid:
+        if density is None and default is None:
+            raise ValueError(
+                f"expected a density for rule {rule.name!r}, got None; pass the "
+                "share of edges to keep, e.g. density=0.5"
+            )
+        return default if density is None else density
+    if density is None:
         return pattern.density
     if isinstance(density, int | float) and density != pattern.density:
         raise ValueError(
@@ -202,61 +207,48 @@ def check_masks(budgeted: Budgeted, masks: Any) -> None:
         )
 
 
-def _check_schedule(every: Any, start: Any, stop: Any) -> None:
-    _integer("every", every, 1)
-    _integer("start", start, 0)
-    if stop is not None:
-        _integer("stop", stop, 0)
-        if stop <= start:
+def _check_schedule(options: Options) -> None:
+    remedy = "it counts updates, and is part of the compiled step"
+    check_int("every", options.every, 1, INT32, remedy)
+    check_int("start", options.start, 0, INT32, remedy)
+    if options.stop is not None:
+        check_int("stop", options.stop, 0, INT32, remedy)
+        if options.stop <= (options.start or 0):
             raise ValueError(
-                f"expected stop > start = {start}, got {stop!r}: nothing would ever be "
-                "pruned; raise stop or lower start"
+                f"expected stop > start = {options.start}, got {options.stop!r}: "
+                "nothing would ever be pruned; raise stop or lower start"
             )
 
 
-def _check_options(regrow: Any, rescale: Any, ema: Any, dormant_dtype: Any) -> None:
-    rescale = False if rescale is None else rescale
-    for name, value in (("regrow", regrow), ("rescale", rescale)):
+def _check_weights(options: Options) -> None:
+    rescale = False if options.rescale is None else options.rescale
+    for name, value in (("regrow", options.regrow), ("rescale", rescale)):
         if not isinstance(value, bool | np.bool_):
             raise TypeError(
                 f"expected {name} to be True or False, got {value!r}; pass a bool"
             )
-    if not isinstance(ema, jax.core.Tracer) and not 0 <= _number("ema", ema) < 1:
+    check_number(
+        "ema", options.ema, "[0, 1)", "it is the decay of the running mean, e.g. 0.99"
+    )
+    dtype = options.dormant_dtype
+    if dtype is not None and not _is_float(dtype):
         raise ValueError(
-            f"expected ema in [0, 1), got {ema!r}; it is the decay of the running "
-            "mean, e.g. 0.99"
-        )
-    if dormant_dtype is not None and not _is_float(dormant_dtype):
-        raise ValueError(
-            f"expected dormant_dtype to be a float dtype, got {dormant_dtype!r}; e.g. "
+            f"expected dormant_dtype to be a float dtype, got {dtype!r}; e.g. "
             "jnp.bfloat16"
         )
 
 
 def _check_hysteresis(rule: Rule, share: Any) -> None:
-    if not isinstance(share, jax.core.Tracer):
-        if not 0 <= _number("hysteresis", share) < math.inf:
-            raise ValueError(
-                f"expected hysteresis >= 0, got {share!r}; it is the share by which "
-                "something must be better than what is kept, e.g. 0.2"
-            )
-        if share == 0:
-            return
+    remedy = "it is the share by which something must be better than what is kept"
+    share = check_number("hysteresis", share, "[0, inf)", f"{remedy}, e.g. 0.2")
+    if not isinstance(share, jax.core.Tracer) and share == 0:
+        return
     if rule.free or not rule.favours:
         raise ValueError(
             f"expected a rule that can favour what is kept, got {rule.name!r}, which "
             "exchanges edges by design or whose density is an outcome; leave "
             "hysteresis out"
         )
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"expected {name} to be a number, got {value!r}; pass a float"
-        ) from error
 
 
 def _is_float(dtype: Any) -> bool:
@@ -266,20 +258,9 @@ def _is_float(dtype: Any) -> bool:
         return False
 
 
-def _integer(name: str, value: Any, least: int) -> None:
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise TypeError(
-            f"expected {name} to be an integer >= {least}, got {value!r}; it is part "
-            "of the compiled step and cannot be traced"
-        ) from error
-    if number < least:
-        raise ValueError(f"expected {name} >= {least}, got {value!r}; raise it")
-
-
-def _steps(every: int, start: int, stop: int | None) -> dict[int, str]:
+def _steps(options: Options) -> dict[int, str]:
     """Steps at which to check a schedule, the first and the last refresh, in words."""
+    every, start, stop = options.every, options.start or 0, options.stop
     last = FOREVER if stop is None else start + (stop - 1 - start) // every * every
     return {
         step: f" (what the density schedule gives {_when(step)})"
@@ -324,14 +305,23 @@ def _values(density: Any, steps: Mapping[int, str]) -> list[tuple[str, Any]]:
         return [("", density)]
     if not callable(density):
         is_array = hasattr(density, "shape")
-        return [("", density if is_array else _number("density", density))]
+        return [("", density if is_array else _share(density))]
     checked = []
     for step, words in steps.items():
         value = density(jnp.asarray(step))
         if not isinstance(value, jax.core.Tracer):
-            value = _number("density", value)
+            value = _share(value)
         checked.append((words, value))
     return checked
+
+
+def _share(density: Any) -> float:
+    try:
+        return float(density)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"expected density to be a number, got {density!r}; pass a float"
+        ) from None
 
 
 def _check_size(kernel: Kernel, actuators: tuple[Actuator, ...], k_min: int) -> None:

@@ -1,8 +1,8 @@
-"""The work of the transform: what it remembers and what it does at each update.
+"""The work of the transform: the state that it makes, and what each update does.
 
 A refresh runs `when` it is due, in place, so that plain steps copy no masks and no
 dormant weights; nothing in it depends on the updates, so that the optimizer's
-arithmetic still fuses with the landing. No Optax here: see `bbjax.training.transform`.
+arithmetic still fuses with the masking. No Optax here: see `bbjax.training.transform`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,14 +19,30 @@ from jax import lax
 
 from bbjax.arrays import bits, sharding
 from bbjax.arrays.loop import when
-from bbjax.budgets.allocation import Budgets, Density, budgets
+from bbjax.budgets.allocation import Budgets, budgets
 from bbjax.model.leaves import Leaves
 from bbjax.model.units import Kernel
-from bbjax.rules.base import Candidates, Choice, Group, Rule, as_choice, tracked
-from bbjax.rules.patterns import Pattern
-from bbjax.training import arguments, initial, observations
-from bbjax.training.refresh import Refreshed, Sight, land, look, settle
-from bbjax.training.state import Plan, PruneState, pack, read_mean, unpack, update_means
+from bbjax.rules.base import Candidates, Choice, Group, as_choice, tracked
+from bbjax.training import arguments, observations
+from bbjax.training.options import Options
+from bbjax.training.refresh import (
+    Refreshed,
+    RefreshInput,
+    apply_mask,
+    finish,
+    prepare,
+)
+from bbjax.training.state import (
+    Plan,
+    PruneState,
+    first_dormant,
+    first_mask,
+    first_means,
+    pack,
+    read_mean,
+    unpack,
+    update_means,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,38 +50,26 @@ class Pruner:
     """`init` and `update` of the transform."""
 
     plan: Plan
-    rule: Rule
-    density: Density
-    every: int
-    start: int | None
-    stop: int | None
-    dormant: bool
-    regrow: bool
-    rescale: bool
-    ema: Any
-    dormant_dtype: Any
-    pattern: Pattern | None = None
-    masks: Mapping[str, Any] | None = None
-    hysteresis: Any = 0.0
+    options: Options
 
     def init(self, params: Any) -> PruneState:
         """The state before the first update: everything kept, nothing observed."""
-        tree = Leaves.of(params)
+        options, tree = self.options, Leaves.of(params)
         masks, means, dormant, churn, asked = {}, {}, {}, {}, {}
         for kernel, actuators in self.plan.kernels:
             # `optax.tree.map_params` calls init with a tree of no leaves.
             weights = tree.get(kernel, "parameter") if tree.leaves else None
-            packed = initial.mask(kernel, weights, self.masks)
+            packed = first_mask(kernel, weights, options.masks)
             masks[kernel.path] = packed
-            names = tracked(self.rule, actuators)
-            means[kernel.path] = initial.means(kernel, names, weights)
+            names = tracked(options.rule, actuators)
+            means[kernel.path] = first_means(kernel, names, weights)
             churn[kernel.path] = sharding.like(jnp.float32(0), weights, ())
-            first = jnp.float32(math.nan if self.start is None else 1)
+            first = jnp.float32(math.nan if options.start is None else 1)
             asked[kernel.path] = sharding.like(first, weights, ())
-            if self.dormant:
-                dtype, pruned = self.dormant_dtype, self.masks is not None
-                dormant[kernel.path] = initial.dormant(
-                    kernel, weights, packed, dtype, pruned
+            if options.dormant:
+                pruned = packed if options.masks is not None else None
+                dormant[kernel.path] = first_dormant(
+                    kernel, weights, pruned, options.dormant_dtype
                 )
         return PruneState(
             bb_count=sharding.like(jnp.int32(0), weights, ()),
@@ -87,24 +91,24 @@ class Pruner:
         grads: Any = None,
         **extra: Any,
     ) -> tuple[Any, PruneState]:
-        """The update that lands on sparse weights, and the new state."""
+        """The update after which pruned weights are 0, and the new state."""
         del extra
         if params is None:
             raise ValueError(
                 "expected params, got None; call tx.update(grads, opt_state, params, "
                 "activity=activity)"
             )
-        observations.check_needs(self.rule, activity, grads)
+        observations.check_needs(self.options.rule, activity, grads)
         weights, wanted = Leaves.of(params), Leaves.of(updates)
         new = self._take_activity(state, activity)
         due, changes = None, _Changes({}, {})
-        if self.start is not None:  # else the masks stay what they are
+        if self.options.start is not None:  # else the masks stay what they are
             due = self._due(state.bb_count)
             new, changes = self._refresh_if(due, new, weights, grads)
         for kernel, _ in self.plan.kernels:
             path = kernel.path
             p = weights.get(kernel, "parameter")
-            landed = land(
+            masked = apply_mask(
                 kernel,
                 wanted.get(kernel, "update"),
                 p,
@@ -114,15 +118,16 @@ class Pruner:
                 due=due,
                 ratio=changes.ratios.get(path),
             )
-            wanted.put(kernel, landed)
+            wanted.put(kernel, masked)
         last = jnp.iinfo(jnp.int32).max
         count = jnp.minimum(state.bb_count, last - 1) + 1
         return wanted.tree(), new._replace(bb_count=count)
 
     def _due(self, count: jax.Array) -> jax.Array:
-        assert self.start is not None
-        due = (count >= self.start) & ((count - self.start) % self.every == 0)
-        return due if self.stop is None else due & (count < self.stop)
+        start, stop = self.options.start, self.options.stop
+        assert start is not None
+        due = (count >= start) & ((count - start) % self.options.every == 0)
+        return due if stop is None else due & (count < stop)
 
     def _take_activity(self, state: PruneState, activity: Any) -> PruneState:
         if activity is None:
@@ -134,36 +139,36 @@ class Pruner:
                 means[kernel.path] = old
                 continue
             sides = observations.check_activity(kernel, tuple(old), activity)
-            means[kernel.path] = update_means(old, sides, self.ema)
+            means[kernel.path] = update_means(old, sides, self.options.ema)
         return state._replace(bb_means=means)
 
     def _refresh_if(
         self, due: jax.Array, state: PruneState, weights: Leaves, grads: Any
     ) -> tuple[PruneState, _Changes]:
         """The state after a refresh, if one is due, and what it changed."""
-        gradients = Leaves.of(grads) if "grads" in self.rule.needs else None
+        gradients = Leaves.of(grads) if "grads" in self.options.rule.needs else None
         kernels = [kernel for kernel, _ in self.plan.kernels]
         least = arguments.least_edges(self.plan.kernels, self.plan.k_min)
-        spend = budgets(self.density, kernels, state.bb_count, least)
+        spend = budgets(self.options.density, kernels, state.bb_count, least)
         held = _Held(
             state.bb_masks, state.bb_dormant, state.bb_churn, self._no_changes(state)
         )
 
         def refresh(which: Sequence[int], old: _Held) -> _Held:
             new = old.copy()
-            looked = (
-                self._look(i, old, state, weights, gradients, spend) for i in which
+            inputs = (
+                self._prepared(i, old, state, weights, gradients, spend) for i in which
             )
-            for sight, choice in self._choices(looked, spend):
-                path = sight.seen.kernel.path
-                rest = old.dormant.get(path)
+            for given, choice in self._choices(inputs, spend):
+                kernel = given.candidates.kernel
+                rest = old.dormant.get(kernel.path)
                 dtype = None if rest is None else rest.dtype
-                new.take(sight.seen.kernel, settle(sight, choice.mask, dtype))
+                new.take(kernel, finish(given, choice.mask, dtype))
             return new.matched(old)
 
         def each(held: _Held) -> _Held:
             every = range(len(kernels))
-            for which in [every] if self.rule.joint else [(i,) for i in every]:
+            for which in [every] if self.options.rule.joint else [(i,) for i in every]:
                 paths = [kernels[i].path for i in which]
                 part = functools.partial(refresh, which)
                 held = held.joined(when(due, part, held.only(paths)))
@@ -183,19 +188,21 @@ class Pruner:
         return new, held.changes
 
     def _choices(
-        self, looked: Iterator[Sight], spend: Budgets
-    ) -> Iterator[tuple[Sight, Choice]]:
+        self, inputs: Iterator[RefreshInput], spend: Budgets
+    ) -> Iterator[tuple[RefreshInput, Choice]]:
         """What the rule chooses, kernel by kernel unless they compete."""
-        if not self.rule.joint:
-            for sight in looked:
-                yield sight, as_choice(self.rule.select(sight.seen))
+        rule = self.options.rule
+        if not rule.joint:
+            for given in inputs:
+                yield given, as_choice(rule.select(given.candidates))
             return
-        sights = list(looked)
-        # One broken kernel and the shares of all are off: then every mask stays.
-        sound = jnp.all(jnp.stack([s.sound for s in sights]))
-        group = Group(tuple(s.seen for s in sights), spend.pool)
-        for sight, choice in zip(sights, self.rule.choose(group), strict=True):
-            yield sight._replace(sound=sound), choice
+        together = list(inputs)
+        # Weights of one kernel that are not finite spoil the shares of all: then every
+        # mask stays.
+        finite = jnp.all(jnp.stack([given.finite for given in together]))
+        group = Group(tuple(given.candidates for given in together), spend.pool)
+        for given, choice in zip(together, rule.choose(group), strict=True):
+            yield given._replace(finite=finite), choice
 
     def _no_changes(self, state: PruneState) -> _Changes:
         kernels = self.plan.kernels
@@ -203,16 +210,16 @@ class Pruner:
             arrivals={
                 k.path: jnp.zeros_like(state.bb_masks[k.path])
                 for k, _ in kernels
-                if self.regrow
+                if self.options.regrow
             },
             ratios={
                 k.path: jnp.ones(k.per_unit_shape("outputs"), jnp.float32)
                 for k, actuators in kernels
-                if self.rescale and "in" in actuators
+                if self.options.rescale and "in" in actuators
             },
         )
 
-    def _look(
+    def _prepared(
         self,
         index: int,
         held: _Held,
@@ -220,7 +227,8 @@ class Pruner:
         weights: Leaves,
         gradients: Leaves | None,
         spend: Budgets,
-    ) -> Sight:
+    ) -> RefreshInput:
+        options = self.options
         kernel, actuators = self.plan.kernels[index]
         means = state.bb_means[kernel.path]
         names = [name for name in means if not name.endswith(".weight")]
@@ -228,7 +236,7 @@ class Pruner:
         grads = None
         if gradients is not None:
             grads = kernel.edges(gradients.get(kernel, "gradient"))
-        seen = Candidates(
+        candidates = Candidates(
             kernel=kernel,
             actuators=actuators,
             weights=w,
@@ -236,16 +244,16 @@ class Pruner:
             statistics={name: read_mean(means, name) for name in names},
             budget=spend.edges[index],
             k_min=self.plan.k_min,
-            regrow=self.regrow,
+            regrow=options.regrow,
             step=state.bb_count,
             grads=grads,
             index=index,
             bias=weights.bias_of(kernel),
-            pattern=self.pattern,
-            hysteresis=self.hysteresis,
+            pattern=options.pattern,
+            hysteresis=options.hysteresis,
         )
-        rescale = self.rescale and "in" in actuators
-        return look(seen, held.dormant.get(kernel.path), rescale=rescale)
+        rescale = bool(options.rescale) and "in" in actuators
+        return prepare(candidates, held.dormant.get(kernel.path), rescale=rescale)
 
 
 class _Changes(NamedTuple):

@@ -4,7 +4,7 @@ Pure arrays, no schedule and no Optax. In the code's names, per kernel:
 
     latent  = mask ? weights / scale : dormant      what each weight would be unmasked
     keep    = rule(latent, ...)                     exactly the budget
-    dormant = keep and mask ? 0 : latent            values that rest, or land now
+    dormant = keep and mask ? 0 : latent            values that rest, or come back now
     ratio   = scale(keep) / scale(mask)             variance-preserving rescale
 
 `scale = sqrt(fan_in / kept fan_in)` per output unit where rescaling is on, else 1; it
@@ -40,55 +40,59 @@ class Refreshed(NamedTuple):
     ratio: jax.Array
 
 
-class Sight(NamedTuple):
-    """One kernel before a choice: what the rule sees, and what it need not see.
+class RefreshInput(NamedTuple):
+    """One kernel before its mask is chosen.
 
     Attributes:
-      seen: what the rule sees.
+      candidates: what the rule chooses from.
       scale: rescaling of the weights so far, `stack + units`, or None.
-      sound: whether weights and gradients are finite.
+      finite: whether weights and gradients are finite, bool scalar.
     """
 
-    seen: Candidates
+    candidates: Candidates
     scale: jax.Array | None
-    sound: jax.Array
+    finite: jax.Array
 
 
-def look(seen: Candidates, dormant: jax.Array | None, *, rescale: bool) -> Sight:
+def prepare(
+    candidates: Candidates, dormant: jax.Array | None, *, rescale: bool
+) -> RefreshInput:
     """Replaces the weights as they are by latent ones.
 
     Args:
-      seen: what the rule sees, with the parameter array, 0 where pruned, as weights.
+      candidates: with the parameter array, 0 where pruned, as weights.
       dormant: values of pruned weights, `kernel.shape`, or None.
       rescale: whether kept weights are scaled to preserve variance.
     """
-    scale = scale_of(seen.kernel, seen.mask) if rescale else None
-    sound = _finite(seen.weights, seen.grads)
-    latent = _latent(seen.kernel, seen.mask, seen.weights, dormant, scale)
-    return Sight(dataclasses.replace(seen, weights=latent), scale, sound)
+    kernel, mask, weights = candidates.kernel, candidates.mask, candidates.weights
+    scale = scale_of(kernel, mask) if rescale else None
+    finite = _finite(weights, candidates.grads)
+    latent = _latent(kernel, mask, weights, dormant, scale)
+    return RefreshInput(dataclasses.replace(candidates, weights=latent), scale, finite)
 
 
-def settle(sight: Sight, keep: jax.Array, dtype: Any) -> Refreshed:
+def finish(given: RefreshInput, keep: jax.Array, dtype: Any) -> Refreshed:
     """What follows from the mask that a rule chose.
 
     Args:
-      sight: what it was chosen from.
+      given: what it was chosen from.
       keep: the mask, per edge.
-      dtype: of the dormant weights; None keeps none.
+      dtype: of the dormant weights; None stores none.
     """
-    seen, kernel, latent = sight.seen, sight.seen.kernel, sight.seen.weights
-    keep = sharding.match(keep, seen.mask)  # a rule may know nothing of shardings
-    keep = jnp.where(sight.sound, keep, seen.mask)
+    kernel, old = given.candidates.kernel, given.candidates.mask
+    latent = given.candidates.weights
+    keep = sharding.match(keep, old)  # rules need not care about shardings
+    keep = jnp.where(given.finite, keep, old)
     ratio = jnp.ones(kernel.per_unit_shape("outputs"), jnp.float32)
-    landing, dormant = latent, None
-    if sight.scale is not None:
+    values, dormant = latent, None
+    if given.scale is not None:
         after = scale_of(kernel, keep)
-        ratio = after / sight.scale
-        comes_back = kernel.over_spatial(keep & ~seen.mask)
-        landing = jnp.where(comes_back, _scaled(latent, _factor(kernel, after)), latent)
+        ratio = after / given.scale
+        comes_back = kernel.over_spatial(keep & ~old)
+        values = jnp.where(comes_back, _scaled(latent, _factor(kernel, after)), latent)
     if dtype is not None:
-        stays = kernel.over_spatial(keep & seen.mask)
-        rest = jnp.where(stays, jnp.zeros_like(landing), landing)
+        stays = kernel.over_spatial(keep & old)
+        rest = jnp.where(stays, jnp.zeros_like(values), values)
         dormant = _stored(kernel.weights(rest), dtype)
     return Refreshed(keep, dormant, ratio)
 
@@ -140,7 +144,7 @@ def _finite(weights: jax.Array, grads: jax.Array | None) -> jax.Array:
     return jnp.all(jnp.isfinite(jnp.stack([p.astype(jnp.float32) for p in peaks])))
 
 
-def land(
+def apply_mask(
     kernel: Kernel,
     u: jax.Array,
     p: jax.Array,
@@ -151,7 +155,7 @@ def land(
     due: jax.Array | None,
     ratio: jax.Array | None,
 ) -> jax.Array:
-    """The update of one kernel that lands on its mask.
+    """The update of one kernel after which its pruned weights are 0.
 
     Args:
       kernel: the kernel.

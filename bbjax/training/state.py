@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from bbjax.arrays import bits, sharding
 from bbjax.model.units import Actuator, Kernel
-from bbjax.rules.base import side_of
+from bbjax.rules.base import side_in, side_of
 
 UNOBSERVED = 0.5
 
@@ -109,6 +109,74 @@ def full_mask(kernel: Kernel, packed: jax.Array) -> jax.Array:
     """Bits as a mask of the shape of the kernel."""
     mask = kernel.over_spatial(unpack(kernel, packed))
     return kernel.weights(jnp.broadcast_to(mask, kernel.split))
+
+
+# The first state -------------------------------------------------------------------
+# Every edge is kept, or what `masks` keep; no activity has been observed; and only the
+# weights that `masks` prune are dormant. Each array lies on devices as its kernel does:
+# a state that moved after the first update would be compiled for twice. `weights` is
+# None where a tree has no leaves, as `optax.tree.map_params` gives it.
+def first_mask(
+    kernel: Kernel, weights: Any, masks: Mapping[str, Any] | None
+) -> jax.Array:
+    """The first mask of a kernel, as bits."""
+    if masks is None or kernel.path not in masks:
+        return _all_kept(kernel, weights)
+    kept = kernel.edge_mask(jnp.asarray(masks[kernel.path]))
+    packed = bits.pack(kept, packed_axis(kernel))
+    return sharding.like(packed, weights, _parameter_axes(kernel))
+
+
+def first_means(
+    kernel: Kernel, names: tuple[str, ...], weights: Any
+) -> dict[str, jax.Array]:
+    """No running mean yet, and no weight of the observations of a side."""
+    sides = {f"{name.split('.')[0]}.weight" for name in names}
+    return {name: _no_mean(kernel, name, weights) for name in sorted({*names} | sides)}
+
+
+def first_dormant(
+    kernel: Kernel, weights: Any, packed: jax.Array | None, dtype: Any
+) -> jax.Array:
+    """Values of pruned weights: those outside the first mask, if there is one.
+
+    Args:
+      kernel: the kernel.
+      weights: of the parameter, or None.
+      packed: the first mask as bits, None if it keeps every edge.
+      dtype: of the values; None is that of the weights.
+    """
+    if dtype is None:
+        dtype = kernel.dtype if weights is None else weights.dtype
+    rest = jnp.zeros(kernel.shape, dtype)
+    if packed is not None and weights is not None:
+        rest = jnp.where(full_mask(kernel, packed), rest, weights.astype(dtype))
+    return sharding.like(rest, weights, tuple(range(len(kernel.shape))))
+
+
+def _all_kept(kernel: Kernel, weights: Any) -> jax.Array:
+    shape = list(kernel.edge_shape)
+    axis = packed_axis(kernel)
+    size = shape[axis]
+    whole, rest = divmod(size, 8)
+    column = [255] * whole + ([(1 << rest) - 1] if rest else [])
+    shape[axis] = len(column)
+    at = [1] * len(shape)
+    at[axis] = len(column)
+    full = jnp.broadcast_to(jnp.asarray(column, jnp.uint8).reshape(at), shape)
+    return sharding.like(full, weights, _parameter_axes(kernel))
+
+
+def _parameter_axes(kernel: Kernel) -> tuple[int | None, ...]:
+    """For each axis of the edge view, the axis of the parameter that it is."""
+    if kernel.split != kernel.shape:
+        return (None,) * len(kernel.edge_shape)
+    return tuple(i for i, r in enumerate(kernel.roles) if r != "spatial")
+
+
+def _no_mean(kernel: Kernel, name: str, weights: Any) -> jax.Array:
+    zeros = jnp.zeros(kernel.per_unit_shape(side_in(name)), jnp.float32)
+    return sharding.like(zeros, weights, (None,) * zeros.ndim)
 
 
 # Running means -------------------------------------------------------------------

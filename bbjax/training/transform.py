@@ -31,6 +31,7 @@ from bbjax.rules.budgeted_broadcast import budgeted_broadcast
 from bbjax.rules.patterns import Pattern
 from bbjax.training import arguments
 from bbjax.training.moments import reset_moments
+from bbjax.training.options import Options
 from bbjax.training.pruner import Pruner
 from bbjax.training.state import Plan, PruneState, full_mask, unpack
 
@@ -39,7 +40,7 @@ def transform(
     units: Units,
     rule: Rule | None = None,
     *,
-    density: Density = arguments.DENSITY,
+    density: Density = None,
     every: int = 100,
     start: int = 100,
     stop: int | None = None,
@@ -62,9 +63,10 @@ def transform(
         follows, actuator "in".
       rule: from `bb.rules`; `None` is `bb.rules.budgeted_broadcast()`.
       density: kept share of the edges of every kernel and stack slice, in (0, 1]; a
-        float or a schedule of the step (`bb.ramp`), by default 0.7 (with a pattern
-        `n / m`). A mapping from path patterns gives kernels densities of their own,
-        the first match counts; `bb.erk(density)` shares one budget out by shape.
+        float or a schedule of the step (`bb.ramp`). A mapping from path patterns gives
+        kernels densities of their own, the first match counts; `bb.erk(density)`
+        shares one budget out by shape. `None` is 0.7, with a pattern `n / m`, and
+        required where the density is an outcome of the rule.
       every: updates between refreshes, at least 1; by default 100.
       start: first update (counting from 0) that may refresh, by default 100; before
         it, nothing is pruned.
@@ -111,10 +113,8 @@ def transform(
       >>> int((optax.apply_updates(params, updates)["up"] != 0).sum())
       16
     """
-    rule = budgeted_broadcast() if rule is None else rule
-    budgeted, density = arguments.check(
-        units,
-        rule,
+    asked = Options(
+        rule=budgeted_broadcast() if rule is None else rule,
         density=density,
         every=every,
         start=start,
@@ -128,23 +128,8 @@ def transform(
         masks=masks,
         hysteresis=hysteresis,
     )
-    pruner = Pruner(
-        plan=Plan(budgeted, k_min),
-        rule=rule,
-        density=density,
-        every=every,
-        start=start,
-        stop=stop,
-        dormant=regrow and rule.revive == "dormant",
-        regrow=regrow,
-        rescale=bool(rescale),
-        ema=ema,
-        dormant_dtype=dormant_dtype,
-        pattern=pattern,
-        masks=masks,
-        hysteresis=hysteresis,
-    )
-    return optax.GradientTransformationExtraArgs(pruner.init, pruner.update)
+    budgeted, options = arguments.check(units, asked)
+    return _made(Pruner(Plan(budgeted, k_min), options))
 
 
 def hold(
@@ -182,20 +167,11 @@ def hold(
         else (Kernel(path, jnp.shape(mask), stack=tuple(range(jnp.ndim(mask)))), ())
         for path, mask in masks.items()
     )
-    pruner = Pruner(
-        plan=Plan(kernels, 0),
-        rule=Rule("hold", operator.attrgetter("mask")),
-        density=1.0,
-        every=1,
-        start=None,
-        stop=None,
-        dormant=False,
-        regrow=False,
-        rescale=False,
-        ema=0.99,
-        dormant_dtype=None,
-        masks=masks,
-    )
+    rule = Rule("hold", operator.attrgetter("mask"))
+    return _made(Pruner(Plan(kernels, 0), Options(rule, density=1.0, masks=masks)))
+
+
+def _made(pruner: Pruner) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(pruner.init, pruner.update)
 
 

@@ -37,17 +37,16 @@ def transform(units=UNITS, rule=None, **settings):
         ),
         (
             TypeError,
-            r"expected every to be an integer >= 1, got 2.5; it is part",
+            "every: expected an int >= 1, got 2.5; it counts updates",
             {"every": 2.5},
         ),
-        (ValueError, "expected every >= 1, got 0; raise it", {"every": 0}),
-        (TypeError, "expected start to be an integer >= 0, got None", {"start": None}),
-        (ValueError, "expected start >= 0, got -1; raise it", {"start": -1}),
-        (TypeError, "expected stop to be an integer >= 0, got '9'", {"stop": "9"}),
-        (ValueError, "expected stop >= 0, got -1; raise it", {"stop": -1}),
+        (ValueError, "every: expected an int >= 1, got 0; it", {"every": 0}),
+        (TypeError, "start: expected an int >= 0, got None", {"start": None}),
+        (ValueError, "start: expected an int >= 0, got -1; it", {"start": -1}),
+        (TypeError, "stop: expected an int >= 0, got '9'", {"stop": "9"}),
+        (ValueError, "stop: expected an int >= 0, got -1; it", {"stop": -1}),
         (ValueError, "stop > start = 5, got 5: nothing would", {"start": 5, "stop": 5}),
         (TypeError, "expected regrow to be True or False, got None", {"regrow": None}),
-        (TypeError, "expected density to be a number, got None", {"density": None}),
         (TypeError, "expected density to be a number, got 'x'", {"density": "x"}),
         (TypeError, "expected ema to be a number, got 'x'", {"ema": "x"}),
         (
@@ -70,8 +69,8 @@ def transform(units=UNITS, rule=None, **settings):
             r"fewer than 2\*\*31 edges per stack slice, got 4294967296 for 'w'",
             {"units": select(dense(2**16, 2**16))},
         ),
-        (TypeError, "expected k_min to be an integer >= 0, got 1.0", {"k_min": 1.0}),
-        (ValueError, "expected k_min >= 0, got -1; raise it", {"k_min": -1}),
+        (TypeError, "k_min: expected an int >= 0, got 1.0", {"k_min": 1.0}),
+        (ValueError, "k_min: expected an int >= 0, got -1; it", {"k_min": -1}),
         (TypeError, "expected regrow to be True or False, got 1", {"regrow": 1}),
         (
             TypeError,
@@ -143,11 +142,22 @@ def test_building_counts_the_units_of_both_sides():
     transform(select(KERNEL, "in", "out"), density=0.4)
 
 
+def test_no_density_is_the_default_one():
+    """As nothing at all; `bb.prune` has no default and asks for one."""
+    params = {"w": jnp.ones((6, 4))}
+    for settings in ({}, {"density": None}):
+        tx = bb.transform(UNITS, MAGNITUDE, start=0, **settings)
+        _, state = tx.update(params, tx.init(params), params)
+        assert int(bb.masks(state)["w"].sum()) == round(0.7 * 24)
+    with pytest.raises(ValueError, match="expected a density for rule 'magnitude"):
+        bb.prune(params, UNITS, MAGNITUDE, density=None)
+
+
 @pytest.mark.parametrize(
     "make", [transform, lambda **s: bb.wrap(optax.sgd(1.0), UNITS, **s)]
 )
 def test_a_wrapped_transform_checks_the_same(make):
-    with pytest.raises(ValueError, match=r"expected every >= 1, got 0"):
+    with pytest.raises(ValueError, match="every: expected an int >= 1, got 0"):
         make(every=0)
 
 

@@ -1,4 +1,4 @@
-"""One refresh of one kernel: what rests, what lands, and by how much it is scaled."""
+"""One refresh of one kernel: dormant values, values that come back, and scaling."""
 
 import functools
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bbjax as bb
-from bbjax.training.refresh import look, scale_of, settle
+from bbjax.training.refresh import finish, prepare, scale_of
 from tests.support.runs import candidates, dense
 
 KERNEL = dense(6, 4)
@@ -24,8 +24,8 @@ GROUPED = bb.Kernel(
 
 @functools.partial(jax.jit, static_argnames=("kernel", "rescale"))
 def _run(kernel, keep, mask, w, dormant, rescale):
-    sight = look(candidates(kernel, w, 0, mask=mask), dormant, rescale=rescale)
-    return settle(sight, keep, None if dormant is None else dormant.dtype)
+    given = prepare(candidates(kernel, w, 0, mask=mask), dormant, rescale=rescale)
+    return finish(given, keep, None if dormant is None else dormant.dtype)
 
 
 def run(kernel, keep, mask, w, dormant, rescale=False):
@@ -63,7 +63,7 @@ def test_the_rule_sees_latent_weights(example):
     mask, _, w, dormant = example
     view = candidates(KERNEL, jnp.asarray(w), 0, mask=jnp.asarray(mask))
     rest = [(jnp.asarray(dormant), False), (jnp.asarray(dormant), True), (None, False)]
-    seen = [look(view, d, rescale=rescale).seen for d, rescale in rest]
+    seen = [prepare(view, d, rescale=r).candidates for d, r in rest]
     plain, unscaled, without = [np.asarray(v.weights) for v in seen]
     np.testing.assert_array_equal(plain, np.where(mask, w, dormant))
     scale = np.sqrt(6 / mask.sum(0))

@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from bbjax.budgets.exact import check_int
 from bbjax.model.checks import on_host
 from bbjax.model.leaves import Leaves
+from bbjax.model.numbers import check_int
 from bbjax.model.units import Units
 from bbjax.oneshot.nnrelief.relieve import Report, relieve
 from bbjax.oneshot.prune import Masks, apply_masks

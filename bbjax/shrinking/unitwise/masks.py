@@ -9,9 +9,9 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from bbjax.budgets.exact import check_int
 from bbjax.model.checks import check_values
 from bbjax.model.groups import Group
+from bbjax.model.numbers import check_int
 from bbjax.model.units import Units
 from bbjax.shrinking.unitwise.groups import free_groups
 
