@@ -18,12 +18,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from bbjax.model.leaves import Leaves
-from bbjax.model.numbers import check_int
 from bbjax.model.units import Units
+from bbjax.oneshot.rounds import rounds
 from bbjax.shrinking.api import shrink
 from bbjax.shrinking.result import Shrunk
-
-_MOST = 2**16
 
 
 class ShrinkRound(NamedTuple):
@@ -96,44 +94,21 @@ def shrink_rounds(
       >>> [(r.number, r.small.widths["up"], r.score) for r in rounds]
       [(1, (16, 8), 8), (2, (8, 4), 4)]
     """
-    check_int("iterations", iterations, 1, _MOST, "every round shrinks and trains once")
-    if least is not None and score is None:
-        raise ValueError(f"expected a score for least={least!r}, got none; pass score=")
-    return _rounds(fn, params, choose, train, example_args, iterations, score, least)
 
+    def once(params: Any, before: Shrunk | None) -> Shrunk | None:
+        last = shrink(fn, params, {}, *example_args) if before is None else before
+        small = shrink(fn, params, choose(params, last.units), *example_args)
+        return small if small.cuts else None
 
-def _rounds(
-    fn: Callable[..., Any],
-    params: Any,
-    choose: Callable[[Any, Units], Mapping[str, Any]],
-    train: Callable[[Shrunk], Any],
-    args: tuple[Any, ...],
-    iterations: int,
-    score: Callable[[Any], float] | None,
-    least: float | None,
-) -> Iterator[ShrinkRound]:
-    units = shrink(fn, params, {}, *args).units
-    for number in range(1, iterations + 1):
-        small = shrink(fn, params, choose(params, units), *args)
-        if not small.cuts:
-            return
-        params, units = _checked(train(small), small), small.units
-        reached = None if score is None else score(params)
-        if score is not None:
-            _check_number(reached)
-        if least is not None and reached is not None and not reached >= least:
-            return  # NaN is good enough for nothing
-        yield ShrinkRound(number, params, small, reached)
+    def trained(small: Shrunk) -> Any:
+        return _checked(train(small), small)
 
-
-def _check_number(reached: Any) -> None:
-    try:
-        float(reached)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"expected a number as the score of parameters, got {reached!r}; reduce it "
-            "to one, as a mean"
-        ) from error
+    made = rounds(
+        params, once, trained, iterations=iterations, score=score, least=least
+    )
+    return (
+        ShrinkRound(done.number, done.params, done.pruned, done.score) for done in made
+    )
 
 
 def _checked(trained: Any, small: Shrunk) -> Any:

@@ -317,7 +317,7 @@ def test_bad_arguments(case):
     params, x, units = case
     wrong = [
         ({"remove": (0.2, 0.4)}, "expected a scorer with several fractions, got remo"),
-        ({"tolerance": -0.1}, "expected a finite tolerance >= 0, got -0.1; it is"),
+        ({"tolerance": -0.1}, "expected tolerance in .0, inf., got -0.1; it is"),
         ({"include_output": "yes"}, 'include_output to be False, True or "only", got'),
         ({"by": "edges"}, 'expected by "units" or "weights"'),
         ({"scorer": lambda p: float("nan")}, "expected a score to compare, got NaN; "),

@@ -29,10 +29,12 @@ from bbjax.activity.calibrate import calibrate
 from bbjax.activity.observe import Where
 from bbjax.activity.statistics import Activity
 from bbjax.model.kernel import Kernel
+from bbjax.model.numbers import check_number
 from bbjax.model.removal import remove_units
 from bbjax.model.units import Units
 from bbjax.oneshot.fine_pruning.outputs import Listener
 from bbjax.oneshot.prune import both, prune
+from bbjax.oneshot.rounds import as_float
 from bbjax.rules.fine_pruning import fine_pruning
 from bbjax.training import arguments
 
@@ -189,16 +191,12 @@ def _checked(remove: Any, scorer: Any, tolerance: float) -> list[float]:
             f"expected a scorer with several fractions, got remove={remove!r} without; "
             "pass scorer=, a function of the parameters, or one fraction"
         )
-    if not 0 <= tolerance < math.inf:
-        raise ValueError(
-            f"expected a finite tolerance >= 0, got {tolerance!r}; it is how far the "
-            "score may fall"
-        )
+    check_number("tolerance", tolerance, "[0, inf)", "it is how far the score may fall")
     return fractions
 
 
 def _score(scorer: Scorer, params: Any) -> float:
-    score = float(scorer(params))
+    score = as_float(scorer(params))
     if math.isnan(score):
         raise ValueError(
             "expected a score to compare, got NaN; let the scorer return a number, "

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +40,7 @@ from bbjax.training import arguments
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class ReliefReport:
     """What one pass did; `str()` is a table.
 
     Attributes:
@@ -81,6 +81,20 @@ class Report:
         return str(self.dead[path].sum()), str(self.swept[path].sum())
 
 
+class Relieved(NamedTuple):
+    """Result of `relieve`.
+
+    Attributes:
+      params: the parameters, pruned entries 0.
+      masks: by path, of kernels, biases and norm parameters.
+      report: what was pruned.
+    """
+
+    params: Any
+    masks: Masks
+    report: ReliefReport
+
+
 def relieve(
     fn: Callable[..., Any],
     params: Any,
@@ -93,7 +107,7 @@ def relieve(
     residuals: Sequence[Residual] = (),
     masks: Mapping[str, Any] | None = None,
     where: Where = None,
-) -> tuple[Any, Masks, Report]:
+) -> Relieved:
     """Prunes a trained net once by NNrelief.
 
     Args:
@@ -113,7 +127,7 @@ def relieve(
 
     Returns:
       The parameters, pruned entries 0; masks by path, of kernels, biases and norm
-      parameters, for `bb.hold` and `bb.apply_masks`; and a `Report`.
+      parameters, for `bb.hold` and `bb.apply_masks`; and a `ReliefReport`.
 
     Raises:
       TypeError: `units` is no `Units`, batches that are no tuples, masks that are not
@@ -152,14 +166,14 @@ def relieve(
             params, found, silent = job.stage(params, stage, found, cuts)
             dead |= silent
     after, taken = _swept(units, found)
-    report = Report(
+    report = ReliefReport(
         kept={k.path: _count(after[k.path]) for k in kernels},
         dead={k.path: dead[k.path] for k in kernels},
         swept={k.path: taken[k.path] for k in kernels},
         residuals=tuple(cuts),
         left_out=units.problems,
     )
-    return apply_masks(params, after), after, report
+    return Relieved(apply_masks(params, after), after, report)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,12 +27,10 @@ import numpy as np
 
 from bbjax.model.checks import on_host
 from bbjax.model.leaves import Leaves
-from bbjax.model.numbers import check_int
 from bbjax.model.units import Units
-from bbjax.oneshot.nnrelief.relieve import Report, relieve
+from bbjax.oneshot.nnrelief.relieve import ReliefReport, Relieved, relieve
 from bbjax.oneshot.prune import Masks, apply_masks
-
-_MOST = 2**16
+from bbjax.oneshot.rounds import as_float, rounds
 
 
 class Round(NamedTuple):
@@ -49,7 +47,7 @@ class Round(NamedTuple):
     number: int
     params: Any
     masks: Masks
-    report: Report
+    report: ReliefReport
     score: float | None
 
     @property
@@ -75,8 +73,8 @@ class Summary(NamedTuple):
     fingerprint: str
 
 
-class Relieved(NamedTuple):
-    """Result of `relieve_and_train`: the last round's net, and a line per round."""
+class Trained(NamedTuple):
+    """Result of `relieve_and_train`: the last net, and a line for every round."""
 
     params: Any
     masks: Masks
@@ -139,7 +137,6 @@ def relief_rounds(
       1 [8.0, 4.0, 0.0, 0.0]
       2 [8.0, 0.0, 0.0, 0.0]
     """
-    iterations = check_int("iterations", iterations, 1, _MOST, "e.g. 5")
     if not callable(train):
         raise TypeError(
             f"expected train to be a function of (params, masks), got {train!r}; it "
@@ -147,20 +144,22 @@ def relief_rounds(
         )
     batches = list(batches)
 
-    def rounds() -> Iterator[Round]:
-        now, held = params, masks
-        for number in range(1, iterations + 1):
-            start, held, report = relieve(
-                fn, now, units, batches, masks=held, **settings
-            )
-            if rewind is not None:
-                start = apply_masks(rewind, held)
-            now = train(start, held)
-            _check_trained(now, held)
-            mark = None if score is None else float(score(now))
-            yield Round(number, now, held, report, mark)
+    def once(params: Any, before: Relieved | None) -> Relieved:
+        held = masks if before is None else before.masks
+        return Relieved(*relieve(fn, params, units, batches, masks=held, **settings))
 
-    return rounds()
+    def trained(pruned: Relieved) -> Any:
+        held = pruned.masks
+        start = pruned.params if rewind is None else apply_masks(rewind, held)
+        after = train(start, held)
+        _check_trained(after, held)
+        return after
+
+    mark = None if score is None else lambda params: as_float(score(params))
+    made = rounds(params, once, trained, iterations=iterations, score=mark)
+    return (
+        Round(done.number, done.params, *done.pruned[1:], done.score) for done in made
+    )
 
 
 def relieve_and_train(
@@ -172,7 +171,7 @@ def relieve_and_train(
     *,
     iterations: int,
     **settings: Any,
-) -> Relieved:
+) -> Trained:
     """Prunes and trains in turn, a fixed number of times; see `relief_rounds`.
 
     Args:
@@ -214,7 +213,7 @@ def relieve_and_train(
         fn, params, units, batches, train, iterations=iterations, **settings
     ):
         history.append(done.summary)
-    return Relieved(done.params, done.masks, tuple(history))
+    return Trained(done.params, done.masks, tuple(history))
 
 
 def _check_trained(params: Any, masks: Masks) -> None:
