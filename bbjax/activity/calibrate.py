@@ -39,7 +39,8 @@ from bbjax.activity.on import On, positive
 from bbjax.activity.statistics import MEANS, Activity, Asked, Raw, Statistics
 from bbjax.model.units import Units
 from bbjax.tracing import jaxprs
-from bbjax.tracing.trace import Call, analyse, call, traced
+from bbjax.tracing.call import Call, call, traced
+from bbjax.tracing.trace import analyse
 
 _TWO_SUM = (*MEANS, "count", "samples", "abs_map")
 

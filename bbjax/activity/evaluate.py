@@ -29,7 +29,8 @@ from bbjax.activity.statistics import BY_SAMPLE, PER_EDGE, PER_UNIT, Asked, Raw
 from bbjax.model.units import Side, Units
 from bbjax.tracing import jaxprs
 from bbjax.tracing.flow.kernels import Tap
-from bbjax.tracing.flow.walk import REMAT, TRANSPARENT, Scope
+from bbjax.tracing.flow.walk import Scope
+from bbjax.tracing.primitives import REMAT, TRANSPARENT
 
 Sides = dict[tuple[str, Side], Raw]
 

@@ -19,8 +19,9 @@ from bbjax.activity.evaluate import Probe, by_side, finished, geometries
 from bbjax.activity.on import On, positive
 from bbjax.model.units import Units
 from bbjax.tracing import jaxprs
-from bbjax.tracing.flow.kernels import Found, Tap
-from bbjax.tracing.trace import analyse, prepare
+from bbjax.tracing.call import prepare
+from bbjax.tracing.flow.kernels import Tap, Traced
+from bbjax.tracing.trace import analyse
 
 Where = jax.Array | Callable[..., jax.Array] | None
 _ONE_SHOT = (*stats.PER_EDGE, "positions")
@@ -148,7 +149,7 @@ def measured_paths(units: Units) -> tuple[str, ...]:
     return tuple(units.budgeted)
 
 
-def wanted(units: Units, found: Found) -> tuple[Tap, ...]:
+def wanted(units: Units, found: Traced) -> tuple[Tap, ...]:
     """The taps of the kernels to measure, after checking that they are the same.
 
     Raises:

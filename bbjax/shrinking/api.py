@@ -30,7 +30,8 @@ from bbjax.shrinking.model import Model
 from bbjax.shrinking.plan import Bools, Plan, plan
 from bbjax.shrinking.result import Change, Report, Shrunk
 from bbjax.tracing.axes.scans import scans_of_groups
-from bbjax.tracing.trace import Prepared, call, followed, prepare, traced
+from bbjax.tracing.call import Prepared, call, prepare, traced
+from bbjax.tracing.trace import followed
 
 
 def shrink(

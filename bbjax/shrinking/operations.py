@@ -15,14 +15,6 @@ import numpy as np
 from bbjax.shrinking.known import NOTHING, Entries, Held, Known, alike, once
 from bbjax.tracing import jaxprs
 from bbjax.tracing.axes.extents import Dims
-from bbjax.tracing.axes.moves import SHAPING
-
-# Every entry of the result is an entry of the operand with the same units.
-MOVES = SHAPING | frozenset(
-    "slice split dynamic_slice rev reduce_max reduce_min reduce_and reduce_or "
-    "tile".split()
-)
-JOINS = frozenset("concatenate stack pad dynamic_update_slice".split())
 
 
 def _sizes(eqn: Any, axes: Sequence[int]) -> int:

@@ -30,9 +30,15 @@ from bbjax.shrinking.known import (
 )
 from bbjax.tracing import jaxprs
 from bbjax.tracing.axes.extents import Dims
-from bbjax.tracing.axes.moves import IDENTITY, SHAPING
-from bbjax.tracing.axes.program import INLINE, Frame, Program
-from bbjax.tracing.flow.transfer import ELEMENTWISE
+from bbjax.tracing.axes.program import Frame, Program
+from bbjax.tracing.primitives import (
+    ELEMENTWISE,
+    IDENTITY,
+    INLINE,
+    JOINING,
+    PICKING,
+    SHAPING,
+)
 
 Layer = tuple[int, ...]
 Value = Callable[[], np.ndarray]
@@ -192,9 +198,9 @@ class _Reader:
             return elementwise(name, operations.binding(eqn), ins, wholes, dtypes)
         if name == "gather":
             return operations.only(operations.picked(eqn, ins[0]), wholes)
-        if name in operations.MOVES:
+        if name in PICKING:
             return operations.only(ins[0], wholes, name == "broadcast_in_dim")
-        if name in operations.JOINS:
+        if name in JOINING:
             return operations.only(
                 operations.joined(extents, frame, eqn, ins, wholes), wholes, False
             )

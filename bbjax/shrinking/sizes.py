@@ -20,7 +20,7 @@ from bbjax.shrinking.cut import shape_of
 from bbjax.shrinking.folds import Fold
 from bbjax.shrinking.model import Model
 from bbjax.shrinking.plan import Plan, plan
-from bbjax.tracing.trace import Call, Prepared, traced
+from bbjax.tracing.call import Call, Prepared, traced
 
 WHY = "what they add depends on the sizes of the arguments"
 _TOLERANCE = 1e-5  # of a constant, whose sums are rounded

@@ -1,6 +1,8 @@
 """Tracing: where the units of a model are, read off its jaxpr without running it.
 
 trace         `bb.trace`: from a function to its kernels
+call          a call of a function, as a function of arrays alone
+primitives    what is known of JAX's primitives, in one place
 jaxprs        what JAX's own representation of a program offers, in one place
 flow          which axes of which array carry which units; kernels and their links
 axes          which axes of which parameters must keep one size

@@ -22,7 +22,7 @@ import numpy as np
 
 from bbjax.activity.statistics import Activity
 from bbjax.model.kernel import Kernel
-from bbjax.tracing.trace import call
+from bbjax.tracing.call import call
 
 
 @dataclasses.dataclass

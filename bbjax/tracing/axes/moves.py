@@ -12,23 +12,19 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from bbjax.tracing.axes.extents import Dim, Dims, Extents
-from bbjax.tracing.flow.transfer import ACROSS, ELEMENTWISE, RANDOM
-
-# Entry by entry, with any number of operands and as many results.
-IDENTITY = frozenset("optimization_barrier copy copy_p device_put".split())
-SHAPING = frozenset(
-    "transpose reshape squeeze expand_dims convert_element_type copy copy_p "
-    "broadcast_in_dim stop_gradient sharding_constraint reshard mesh_cast".split()
-)
-# What makes the next value of a running statistic.
-BLENDING = frozenset(
-    "add sub mul div convert_element_type copy copy_p select_n stop_gradient "
-    "sharding_constraint".split()
+from bbjax.tracing.primitives import (
+    ACROSS,
+    CUMULATIVE,
+    ELEMENTWISE,
+    IDENTITY,
+    RANDOM,
+    REDUCING,
+    WINDOWED,
 )
 
 
 @dataclasses.dataclass
-class Step:
+class AxisStep:
     """One equation without a body.
 
     Attributes:
@@ -59,7 +55,7 @@ class Step:
         self.fix((self.ins[0][a] for a in axes), f"{self.name} {what}")
 
 
-def followed(step: Step) -> list[Dims]:
+def followed(step: AxisStep) -> list[Dims]:
     """Dims of the results of an equation."""
     if step.name in ACROSS:
         return _reduced_each(step)
@@ -77,7 +73,7 @@ def followed(step: Step) -> list[Dims]:
     return [step.extents.shape(s, why) for s in step.shapes]
 
 
-def elementwise(step: Step) -> Dims:
+def elementwise(step: AxisStep) -> Dims:
     """Operands and result are tied, entry by entry."""
     shape = step.shapes[0]
     full = [d for d in step.ins if len(d) == len(shape)]
@@ -90,7 +86,7 @@ def elementwise(step: Step) -> Dims:
     return tuple(found)
 
 
-def _random(step: Step) -> list[Dims]:
+def _random(step: AxisStep) -> list[Dims]:
     """Noise: as much of it as the other operands need; keys keep their size."""
     for dims in step.ins:
         step.fix(dims, f"{step.name} uses them as a key")
@@ -103,7 +99,7 @@ def _random(step: Step) -> list[Dims]:
     return found
 
 
-def _reduced_each(step: Step) -> list[Dims]:
+def _reduced_each(step: AxisStep) -> list[Dims]:
     """Sums over mesh axes, or over axes of the array that `vmap` has named."""
     axes = [a for a in step.params.get("axes", ()) if isinstance(a, int)]
     found = []
@@ -114,11 +110,11 @@ def _reduced_each(step: Step) -> list[Dims]:
 
 
 # Moves ---------------------------------------------------------------------------
-def _transposed(step: Step) -> list[Dims]:
+def _transposed(step: AxisStep) -> list[Dims]:
     return [tuple(step.ins[0][i] for i in step.params["permutation"])]
 
 
-def _broadcast(step: Step) -> list[Dims]:
+def _broadcast(step: AxisStep) -> list[Dims]:
     found = [step.extents.new(n) for n in step.shapes[0]]
     own = step.ins[0]
     for dim, target in zip(own, step.params["broadcast_dimensions"], strict=True):
@@ -127,7 +123,7 @@ def _broadcast(step: Step) -> list[Dims]:
     return [tuple(found)]
 
 
-def _reshaped(step: Step) -> list[Dims]:
+def _reshaped(step: AxisStep) -> list[Dims]:
     dims = step.ins[0]
     order = step.params.get("dimensions")
     if order is not None:
@@ -135,22 +131,22 @@ def _reshaped(step: Step) -> list[Dims]:
     return [step.extents.reshaped(dims, step.shapes[0])]
 
 
-def _squeezed(step: Step) -> list[Dims]:
+def _squeezed(step: AxisStep) -> list[Dims]:
     dims = step.ins[0]
     drop = {d % len(dims) for d in step.params["dimensions"]}
     return [tuple(d for i, d in enumerate(dims) if i not in drop)]
 
 
-def _expanded(step: Step) -> list[Dims]:
+def _expanded(step: AxisStep) -> list[Dims]:
     return [step.extents.reshaped(step.ins[0], step.shapes[0])]
 
 
-def _reversed(step: Step) -> list[Dims]:
+def _reversed(step: AxisStep) -> list[Dims]:
     step.mixed(step.params["dimensions"], "turns them around")
     return [step.ins[0]]
 
 
-def _concatenated(step: Step) -> list[Dims]:
+def _concatenated(step: AxisStep) -> list[Dims]:
     along = step.params["dimension"]
     found = list(step.ins[0])
     for dims in step.ins[1:]:
@@ -161,7 +157,7 @@ def _concatenated(step: Step) -> list[Dims]:
     return [tuple(found)]
 
 
-def _stacked(step: Step) -> list[Dims]:
+def _stacked(step: AxisStep) -> list[Dims]:
     found = step.ins[0]
     for dims in step.ins[1:]:
         step.extents.tie_each(found, dims)
@@ -170,7 +166,7 @@ def _stacked(step: Step) -> list[Dims]:
     return [(*found[:along], new, *found[along:])]
 
 
-def _tiled(step: Step) -> list[Dims]:
+def _tiled(step: AxisStep) -> list[Dims]:
     reps = step.params["reps"]
     return [
         tuple(
@@ -180,7 +176,7 @@ def _tiled(step: Step) -> list[Dims]:
     ]
 
 
-def _split(step: Step) -> list[Dims]:
+def _split(step: AxisStep) -> list[Dims]:
     along, sizes = step.params["axis"], step.params["sizes"]
     bounds = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
     parts = step.extents.cut(step.ins[0][along], bounds)
@@ -189,7 +185,7 @@ def _split(step: Step) -> list[Dims]:
     ]
 
 
-def _sliced(step: Step) -> list[Dims]:
+def _sliced(step: AxisStep) -> list[Dims]:
     params = step.params
     strides = params["strides"] or [1] * len(step.ins[0])
     bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
@@ -207,7 +203,7 @@ def _sliced(step: Step) -> list[Dims]:
     return [tuple(found)]
 
 
-def _padded(step: Step) -> list[Dims]:
+def _padded(step: AxisStep) -> list[Dims]:
     """Axes that get entries before and after become sums."""
     found = []
     why = "pad adds entries along them"
@@ -226,14 +222,14 @@ def _padded(step: Step) -> list[Dims]:
     return [tuple(found)]
 
 
-def _reduced(step: Step) -> list[Dims]:
+def _reduced(step: AxisStep) -> list[Dims]:
     axes = step.params["axes"]
     step.mixed(axes, "runs over its units")
     found = tuple(d for i, d in enumerate(step.ins[0]) if i not in axes)
     return [found for _ in step.shapes]
 
 
-def _along(step: Step) -> list[Dims]:
+def _along(step: AxisStep) -> list[Dims]:
     """Mixes entries along one axis."""
     named = [step.params[n] for n in ("axis", "dimension") if n in step.params]
     axis = named[0]
@@ -243,7 +239,7 @@ def _along(step: Step) -> list[Dims]:
     return [step.ins[0] for _ in step.shapes]
 
 
-def _top_k(step: Step) -> list[Dims]:
+def _top_k(step: AxisStep) -> list[Dims]:
     axis = step.params.get("axis", -1) % len(step.ins[0])
     step.mixed([axis], "chooses among its units")
     kept = list(step.ins[0])
@@ -251,7 +247,7 @@ def _top_k(step: Step) -> list[Dims]:
     return [tuple(kept) for _ in step.shapes]
 
 
-def _windowed(step: Step) -> list[Dims]:
+def _windowed(step: AxisStep) -> list[Dims]:
     """Windows of size 1 leave an axis as it is."""
     params, dims = step.params, step.ins[0]
     names = ("window_dimensions", "window_strides", "base_dilation", "window_dilation")
@@ -264,7 +260,7 @@ def _windowed(step: Step) -> list[Dims]:
     return [_anew(step, dims, hit, "slides a window along them")]
 
 
-def _anew(step: Step, dims: Dims, hit: Iterable[int], what: str) -> Dims:
+def _anew(step: AxisStep, dims: Dims, hit: Iterable[int], what: str) -> Dims:
     """Dims of which some are fixed, and new and fixed in the result."""
     why = f"{step.name} {what}"
     found = list(dims)
@@ -274,13 +270,13 @@ def _anew(step: Step, dims: Dims, hit: Iterable[int], what: str) -> Dims:
     return tuple(found)
 
 
-def _dynamic_slice(step: Step) -> list[Dims]:
+def _dynamic_slice(step: AxisStep) -> list[Dims]:
     dims = step.ins[0]
     hit = [i for i, d in enumerate(dims) if step.extents.size(d) != step.shapes[0][i]]
     return [_anew(step, dims, hit, "picks some of them")]
 
 
-def _dynamic_update(step: Step) -> list[Dims]:
+def _dynamic_update(step: AxisStep) -> list[Dims]:
     into, new = step.ins[:2]
     for one, two in zip(into, new, strict=True):
         if step.extents.size(one) == step.extents.size(two):
@@ -290,7 +286,7 @@ def _dynamic_update(step: Step) -> list[Dims]:
     return [into]
 
 
-def _iota(step: Step) -> list[Dims]:
+def _iota(step: AxisStep) -> list[Dims]:
     along = step.params["dimension"]
     why = "iota numbers them"
     return [
@@ -301,7 +297,7 @@ def _iota(step: Step) -> list[Dims]:
     ]
 
 
-MOVES: dict[str, Callable[[Step], list[Dims]]] = {
+MOVES: dict[str, Callable[[AxisStep], list[Dims]]] = {
     "transpose": _transposed,
     "broadcast_in_dim": _broadcast,
     "reshape": _reshaped,
@@ -319,13 +315,7 @@ MOVES: dict[str, Callable[[Step], list[Dims]]] = {
     "dynamic_slice": _dynamic_slice,
     "dynamic_update_slice": _dynamic_update,
     "iota": _iota,
-    **dict.fromkeys(
-        "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor "
-        "argmax argmin".split(),
-        _reduced,
-    ),
-    **dict.fromkeys("cumsum cumprod cummax cummin cumlogsumexp".split(), _along),
-    **dict.fromkeys(
-        "reduce_window_sum reduce_window_max reduce_window_min".split(), _windowed
-    ),
+    **dict.fromkeys(REDUCING | {"reduce_xor"}, _reduced),
+    **dict.fromkeys(CUMULATIVE, _along),
+    **dict.fromkeys(WINDOWED, _windowed),
 }

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bbjax.tracing.axes.extents import Dim, Dims
-from bbjax.tracing.axes.moves import Step
+from bbjax.tracing.axes.moves import AxisStep
 
 
-def followed(step: Step) -> list[Dims] | None:
+def followed(step: AxisStep) -> list[Dims] | None:
     """Dims of the results of an equation; None if it is none of these."""
     if step.name == "dot_general":
         return [_dot_general(step)]
@@ -26,7 +26,7 @@ def followed(step: Step) -> list[Dims] | None:
     return None
 
 
-def _dot_general(step: Step) -> Dims:
+def _dot_general(step: AxisStep) -> Dims:
     (left, right), (left_batch, right_batch) = step.params["dimension_numbers"]
     one, two = step.ins[:2]
     for a, b in zip(left, right, strict=True):
@@ -39,7 +39,7 @@ def _dot_general(step: Step) -> Dims:
     return (*(one[a] for a in left_batch), *free)
 
 
-def _convolution(step: Step) -> Dims:
+def _convolution(step: AxisStep) -> Dims:
     params, extents = step.params, step.extents
     numbers = params["dimension_numbers"]
     data, kernel = step.ins[:2]
@@ -68,7 +68,7 @@ def _convolution(step: Step) -> Dims:
     return tuple(found[i] for i in range(len(found)))
 
 
-def _gather(step: Step) -> Dims:
+def _gather(step: AxisStep) -> Dims:
     """Whole slices pass; what is picked by index is fixed."""
     numbers, sizes = step.params["dimension_numbers"], step.params["slice_sizes"]
     operand, indices = step.ins[:2]
@@ -91,7 +91,7 @@ def _offset(axes: Sequence[int], operand: Dims, gone: set[int]) -> dict[int, int
 
 
 def _windows(
-    step: Step, offset: dict[int, int], operand: Dims, indices: Dims, why: str
+    step: AxisStep, offset: dict[int, int], operand: Dims, indices: Dims, why: str
 ) -> Dims:
     """Dims of an array of slices: whole axes of the operand, and one per index."""
     places = iter(indices[:-1])
@@ -104,7 +104,7 @@ def _windows(
     return tuple(found)
 
 
-def _scatter(step: Step) -> Dims:
+def _scatter(step: AxisStep) -> Dims:
     """Whole slices are replaced or added to; what is picked by index is fixed."""
     numbers = step.params["dimension_numbers"]
     operand, indices, updates = step.ins[:3]

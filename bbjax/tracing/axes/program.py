@@ -23,15 +23,11 @@ import numpy as np
 from bbjax.tracing import jaxprs
 from bbjax.tracing.axes import moves, products
 from bbjax.tracing.axes.extents import Dim, Dims, Extents
+from bbjax.tracing.primitives import BLENDING, INLINE, SHAPING
 
 ARGUMENT = "an argument of the function has this size"
 CONSTANT = "a constant of the function has this size"
 RETURNED = "the function returns them"
-
-INLINE = frozenset(
-    "jit pjit closed_call core_call core_closed_call remat remat2 checkpoint "
-    "custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr custom_lin".split()
-)
 
 
 @dataclasses.dataclass
@@ -96,7 +92,7 @@ def follow(closed: Any, paths: Sequence[str], results: Sequence[str] = ()) -> Pr
         for i, v in enumerate(jaxpr.invars)
     ]
     tags = [i if i < leaves else None for i in range(len(dims))]
-    follower = _Follower(extents)
+    follower = _AxisPass(extents)
     top = Frame(jaxpr, consts)
     outs = follower.body(top, dims, tags)
     _fix_squares(extents, top)
@@ -125,7 +121,7 @@ def _fix_squares(extents: Extents, frame: Frame) -> None:
 
 
 @dataclasses.dataclass
-class _Follower:
+class _AxisPass:
     extents: Extents
     heard: list[Dim] = dataclasses.field(default_factory=list)
     drawn: list[Dim] = dataclasses.field(default_factory=list)
@@ -172,7 +168,7 @@ class _Follower:
         if name == "while":
             return self.loop(frame, eqn, ins, index)
         shapes = [tuple(getattr(v.aval, "shape", ())) for v in eqn.outvars]
-        step = moves.Step(
+        step = moves.AxisStep(
             self.extents, name, eqn.params, list(ins), shapes, self.heard, self.drawn
         )
         found = products.followed(step) or moves.followed(step)
@@ -182,9 +178,9 @@ class _Follower:
     def tag(self, frame: Frame, eqn: Any, name: str) -> None:
         """A parameter that is only moved or cast is still itself."""
         atoms = [a for a in eqn.invars if not jaxprs.is_literal(a)]
-        if name in moves.SHAPING and atoms[:1] and atoms[0] in frame.leaves:
+        if name in SHAPING and atoms[:1] and atoms[0] in frame.leaves:
             frame.leaves[eqn.outvars[0]] = frame.leaves[atoms[0]]
-        if name in moves.BLENDING:
+        if name in BLENDING:
             shape = eqn.outvars[0].aval.shape
             same = {frame.blends.get(a) for a in atoms if a.aval.shape == shape}
             found = [leaf for leaf in same if leaf is not None]

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from bbjax.tracing.flow import zeros
-from bbjax.tracing.flow.seen import Meet, Step
+from bbjax.tracing.flow.seen import Meet, TrackStep
 from bbjax.tracing.flow.tracks import (
     Info,
     Source,
@@ -31,14 +31,11 @@ from bbjax.tracing.flow.tracks import (
     touching,
     whole,
 )
-from bbjax.tracing.flow.transfer import LINEAR_UNARY
 from bbjax.tracing.flow.values import DATA
-
-FACTORS = frozenset(("mul", "div", "and"))
-SUMS = frozenset(("add", "add_any"))
+from bbjax.tracing.primitives import FACTORS, LINEAR_UNARY, SUMS
 
 
-def elementwise(step: Step) -> Info:
+def elementwise(step: TrackStep) -> Info:
     """What is known of the result of an elementwise operation."""
     units, clashed = _merged(step, "u")
     zero = zeros.elementwise(step.name, step.eqn.params, step.infos)
@@ -61,7 +58,7 @@ def elementwise(step: Step) -> Info:
     return Info(tracks, zeros=zero, pooled=pooled, running=running)
 
 
-def _merged(step: Step, kind: str) -> tuple[dict[int, Track], set[int]]:
+def _merged(step: TrackStep, kind: str) -> tuple[dict[int, Track], set[int]]:
     """Tracks of all operands at the shape of the result; those that disagree."""
     found: dict[int, Track] = {}
     clashed: set[int] = set()
@@ -75,7 +72,7 @@ def _merged(step: Step, kind: str) -> tuple[dict[int, Track], set[int]]:
     return {u: t for u, t in found.items() if u not in clashed}, clashed
 
 
-def _without_units(step: Step, zero: Zeros) -> Info:
+def _without_units(step: TrackStep, zero: Zeros) -> Info:
     """Parameters, constants and data among themselves."""
     params, clashed = _merged(step, "w")
     loose = frozenset(clashed).union(*(i.loose for i in step.infos))
@@ -90,7 +87,7 @@ def _without_units(step: Step, zero: Zeros) -> Info:
     return Info(tracks, loose, known, number)
 
 
-def _terms(step: Step) -> list[int]:
+def _terms(step: TrackStep) -> list[int]:
     """Operands that bring something of their own."""
     if step.name in FACTORS:
         return []
@@ -99,7 +96,7 @@ def _terms(step: Step) -> list[int]:
 
 # Sums ----------------------------------------------------------------------------
 def _add(
-    step: Step, units: dict[int, Track], terms: Sequence[int], running: bool
+    step: TrackStep, units: dict[int, Track], terms: Sequence[int], running: bool
 ) -> bool:
     """Notes what is added to units; whether the result still is theirs."""
     states = [i.running for i in step.infos if i.units]
@@ -118,7 +115,7 @@ def _add(
     return all([running or _may_join(step, t, units) for t in rest])
 
 
-def _same_index(step: Step, units: dict[int, Track], uses: Iterable[int]) -> bool:
+def _same_index(step: TrackStep, units: dict[int, Track], uses: Iterable[int]) -> bool:
     """Whether the units of several uses meet index for index."""
     first, *others = sorted(uses)
     shape = _index_shape(step, first)
@@ -131,12 +128,12 @@ def _same_index(step: Step, units: dict[int, Track], uses: Iterable[int]) -> boo
     return True
 
 
-def _index_shape(step: Step, use: int) -> tuple[tuple[int, ...], int]:
+def _index_shape(step: TrackStep, use: int) -> tuple[tuple[int, ...], int]:
     kernel = step.seen.kernels[use]
     return kernel.stack_shape, kernel.unit_count("in")
 
 
-def _may_join(step: Step, term: int, units: dict[int, Track]) -> bool:
+def _may_join(step: TrackStep, term: int, units: dict[int, Track]) -> bool:
     """Whether a term without units leaves the track to the units it is added to."""
     value = step.values[term]
     owned = _owned(units)
@@ -162,7 +159,7 @@ def _owned(units: dict[int, Track]) -> set[int]:
     }
 
 
-def _running(step: Step, units: dict[int, Track], terms: Sequence[int]) -> bool:
+def _running(step: TrackStep, units: dict[int, Track], terms: Sequence[int]) -> bool:
     """Whether this updates a statistic, one number per unit, that was given.
 
     `0.9 * given + 0.1 * mean` of a batch norm: one operand sums units up over all
@@ -178,7 +175,7 @@ def _running(step: Step, units: dict[int, Track], terms: Sequence[int]) -> bool:
     return any(_given(step, t) for t in terms if not step.infos[t].units)
 
 
-def _given(step: Step, term: int) -> bool:
+def _given(step: TrackStep, term: int) -> bool:
     value, info = step.values[term], step.infos[term]
     scaled = [w for w, t in info.params.items() if not t.raw]
     known = any(zeros.implied(info.zeros, ("w", w)) for w in scaled)
@@ -186,7 +183,7 @@ def _given(step: Step, term: int) -> bool:
 
 
 # Parameters ----------------------------------------------------------------------
-def _meet(step: Step, operand: int, units: dict[int, Track]) -> None:
+def _meet(step: TrackStep, operand: int, units: dict[int, Track]) -> None:
     """Notes what the parameters of an operand without units are to the units."""
     info, value = step.infos[operand], step.values[operand]
     if info.loose:
@@ -199,7 +196,7 @@ def _meet(step: Step, operand: int, units: dict[int, Track]) -> None:
 
 
 def _meet_leaf(
-    step: Step, operand: int, leaf: int, track: Track, units: dict[int, Track]
+    step: TrackStep, operand: int, leaf: int, track: Track, units: dict[int, Track]
 ) -> None:
     shared = {u: matched(track, t) for u, t in units.items()}
     same = frozenset(u for u, pairs in shared.items() if one_to_one(pairs))
@@ -219,7 +216,7 @@ def _meet_leaf(
         step.spoil([leaf], "does not have one entry for each of the units it acts on")
 
 
-def _is_bias(step: Step, operand: int) -> bool:
+def _is_bias(step: TrackStep, operand: int) -> bool:
     """Whether an operand is a bare parameter, added to the raw output of a kernel."""
     if step.name not in SUMS or len(step.infos) != 2 or step.values[operand].deps:
         return False

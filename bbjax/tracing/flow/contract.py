@@ -16,7 +16,6 @@ from typing import Any
 from bbjax.tracing.flow.values import Axis, Part, Value, extent, plain, position
 
 Scope = tuple[tuple[int, int], ...]
-CONTRACTIONS = frozenset(("dot_general", "conv_general_dilated", "ragged_dot"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Use:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Product:
     """What a product is: its result, and the use or the problems it makes.
 
     A doubt is a problem unless the parameter is a kernel elsewhere: rows picked from an
@@ -82,7 +81,7 @@ class Numbers:
 
 def classify(
     eqn: Any, values: Sequence[Value], scans: tuple[Scope, ...], number: int
-) -> Found:
+) -> Product:
     """Says what a product does with its operands."""
     shape = tuple(eqn.outvars[0].aval.shape)
     sides = _kernel_sides(values)
@@ -97,7 +96,7 @@ def classify(
         return _no_use(eqn, values, shape, sides, roles)
     use = _use(values, numbers, kernel, roles, scans, number, name)
     use = dataclasses.replace(use, eqn=eqn)
-    return Found(_result(values, numbers, kernel, use, shape), use)
+    return Product(_result(values, numbers, kernel, use, shape), use)
 
 
 def _kernel_sides(values: Sequence[Value]) -> list[int]:
@@ -124,7 +123,7 @@ def _no_use(
     shape: tuple[int, ...],
     sides: Sequence[int],
     reason: str,
-) -> Found:
+) -> Product:
     name = eqn.primitive.name
     problems: list[tuple[int, str]] = []
     for value, other in (values, values[::-1]):
@@ -145,7 +144,7 @@ def _no_use(
     if name == "dot_general":
         twins = values[0].twins | values[1].twins
         value = value.replace(axes=_averaged(eqn, values, shape), twins=twins)
-    return Found(value, None, tuple(problems), doubts)
+    return Product(value, None, tuple(problems), doubts)
 
 
 def _averaged(

@@ -18,10 +18,9 @@ from bbjax.model.kernel import Kernel
 from bbjax.tracing.flow import zeros
 from bbjax.tracing.flow.combine import elementwise
 from bbjax.tracing.flow.products import product
-from bbjax.tracing.flow.seen import Seen, Step, living
+from bbjax.tracing.flow.seen import Seen, TrackStep, living
 from bbjax.tracing.flow.tracks import (
     NEVER,
-    SHAPING,
     Info,
     Source,
     Track,
@@ -30,12 +29,18 @@ from bbjax.tracing.flow.tracks import (
     of_leaf,
     sourced,
 )
-from bbjax.tracing.flow.transfer import ACROSS, ELEMENTWISE, RANDOM
 from bbjax.tracing.flow.values import Axis, extent
 from bbjax.tracing.flow.walk import Flow, Made
+from bbjax.tracing.primitives import (
+    ACROSS,
+    ELEMENTWISE,
+    RANDOM,
+    RESHAPING,
+    SUMMARIES,
+    ZERO_KEEPING,
+)
 
 NOTHING = Info()
-REDUCE = ("reduce_sum", "reduce_max", "reduce_min")
 
 
 def follow(
@@ -49,7 +54,7 @@ def follow(
       shapes: shape of each parameter.
     """
     seen = Seen(living(flow), kernels, shapes)
-    follower = _Follower(flow, seen, dict(zip(flow.use_nodes, flow.uses, strict=True)))
+    follower = _TrackPass(flow, seen, dict(zip(flow.use_nodes, flow.uses, strict=True)))
     for node, made in enumerate(flow.made):
         follower.infos.append(follower.made(node, made))
     for node in flow.outputs:
@@ -66,7 +71,7 @@ def follow(
     return seen
 
 
-class _Follower:
+class _TrackPass:
     """The pass: `infos` grows by one per node."""
 
     def __init__(self, flow: Flow, seen: Seen, uses: dict[int, Any]):
@@ -85,7 +90,7 @@ class _Follower:
             return self.held(node, made)
         if made.how in ("copy", "border"):
             return self.border(node, made)
-        step = Step(
+        step = TrackStep(
             node,
             made.eqn.primitive.name,
             made.eqn,
@@ -167,7 +172,7 @@ def _number(literal: Any) -> float | None:
 
 
 # Operations ----------------------------------------------------------------------
-def _operation(step: Step, at: int) -> Info:
+def _operation(step: TrackStep, at: int) -> Info:
     """The result of an operation without a body, by its name."""
     if step.name == "optimization_barrier":
         return step.infos[at]
@@ -183,7 +188,7 @@ def _operation(step: Step, at: int) -> Info:
     return _moved(step)
 
 
-def _moved(step: Step) -> Info:
+def _moved(step: TrackStep) -> Info:
     """The result of an operation that moves, reduces or mixes the first operand."""
     for info in step.infos[1:]:
         step.leak(info.units, f"{step.name} depends on them")
@@ -196,20 +201,20 @@ def _moved(step: Step) -> Info:
     for source, track in x.tracks.items():
         axes: tuple[Axis, ...] | None = moved(step.eqn, track.axes, step.shape)
         if axes is not None:
-            raw = track.raw and step.name in SHAPING
+            raw = track.raw and step.name in RESHAPING
             tracks[source] = track._replace(axes=axes, raw=raw)
     step.leak(set(x.units) - {n for _, n in tracks}, f"{step.name} mixes them")
     return Info(
         tracks=tracks,
         loose=_lost(step, tracks),
         zeros=_zeros(step, tracks),
-        number=x.number if step.name in (*SHAPING, "slice") else None,
-        pooled=x.pooled or step.name in REDUCE,
+        number=x.number if step.name in RESHAPING | {"slice"} else None,
+        pooled=x.pooled or step.name in SUMMARIES,
         running=x.running,
     )
 
 
-def _lost(step: Step, tracks: dict[Source, Track]) -> frozenset[int]:
+def _lost(step: TrackStep, tracks: dict[Source, Track]) -> frozenset[int]:
     """Parameters that the result depends on without a track."""
     tracked = {w for i in step.infos for w in i.params}
     lost = tracked - {w for kind, w in tracks if kind == "w"}
@@ -218,12 +223,12 @@ def _lost(step: Step, tracks: dict[Source, Track]) -> frozenset[int]:
     return frozenset(lost).union(*(i.loose for i in step.infos))
 
 
-def _zeros(step: Step, tracks: dict[Source, Track]) -> Zeros:
+def _zeros(step: TrackStep, tracks: dict[Source, Track]) -> Zeros:
     x = step.infos[0]
     if step.name == "pad":
         known = zeros.both(x.zeros, step.infos[1].zeros)
     else:
-        known = x.zeros if step.name in zeros.KEEPING else NEVER
+        known = x.zeros if step.name in ZERO_KEEPING else NEVER
     lost = set(x.tracks) - set(tracks)
     if any(kind == "u" for kind, _ in lost):  # companions lie as the units did
         return known if known == zeros.ALWAYS else NEVER

@@ -55,7 +55,7 @@ class Tap:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Traced:
     """What the trace of one function found."""
 
     kernels: tuple[Kernel, ...]
@@ -70,7 +70,7 @@ def find(
     dtypes: Sequence[str],
     *,
     graph: bool = False,
-) -> Found:
+) -> Traced:
     """Kernels, problems and taps of a walked function.
 
     Args:
@@ -112,7 +112,7 @@ def find(
     done: Sequence[Kernel] = tuple(kernels.values())
     if graph:
         done = tuple(links.linked(flow, kernels, paths, shapes))
-    return Found(tuple(done), tuple(sorted(problems.items())), tuple(taps))
+    return Traced(tuple(done), tuple(sorted(problems.items())), tuple(taps))
 
 
 # Layout --------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import math
 from bbjax.model.kernel import Kernel, Layout
 from bbjax.tracing.flow import contract, zeros
 from bbjax.tracing.flow.contract import Numbers, Use
-from bbjax.tracing.flow.seen import Read, Step
+from bbjax.tracing.flow.seen import Read, TrackStep
 from bbjax.tracing.flow.tracks import (
     NEVER,
     STACK,
@@ -30,7 +30,7 @@ from bbjax.tracing.flow.tracks import (
 from bbjax.tracing.flow.values import Axis, extent, position
 
 
-def product(step: Step, use: Use | None, own: tuple[Axis, ...]) -> Info:
+def product(step: TrackStep, use: Use | None, own: tuple[Axis, ...]) -> Info:
     """What is known of the result of a product.
 
     Args:
@@ -70,14 +70,14 @@ def product(step: Step, use: Use | None, own: tuple[Axis, ...]) -> Info:
     return Info({**passed, source: mine}, zeros=zero)
 
 
-def _loose(step: Step) -> frozenset[int]:
+def _loose(step: TrackStep) -> frozenset[int]:
     """Parameters that a product mixes; with anything else in it, nobody asks."""
     if any(v.deps for v in step.values):
         return frozenset()
     return step.infos[0].leaves | step.infos[1].leaves
 
 
-def _spoil_operands(step: Step, use: Use | None) -> None:
+def _spoil_operands(step: TrackStep, use: Use | None) -> None:
     """A parameter that is multiplied with data is more than a companion."""
     if any(v.deps for v in step.values):
         for side, info in enumerate(step.infos):
@@ -97,7 +97,7 @@ def _bare(info: Info, weight: int) -> bool:
 
 # Units that pass through ---------------------------------------------------------
 def _passing(
-    step: Step, side: int, numbers: Numbers, use: Use | None, kernel: Kernel | None
+    step: TrackStep, side: int, numbers: Numbers, use: Use | None, kernel: Kernel | None
 ) -> dict[Source, Track]:
     """Tracks of an operand that the product leaves alone; notes reads and leaks."""
     info = step.infos[side]
@@ -133,7 +133,9 @@ def _origin(numbers: Numbers, side: int) -> list[tuple[int, int]]:
 
 
 # Reads ---------------------------------------------------------------------------
-def _reads(step: Step, side: int, use: Use | None, kernel: Kernel | None) -> set[int]:
+def _reads(
+    step: TrackStep, side: int, use: Use | None, kernel: Kernel | None
+) -> set[int]:
     """Uses whose units the product contracts, all of them; noted as reads."""
     if use is None or kernel is None or use.operand != side:
         return set()
@@ -198,7 +200,7 @@ def _checked(shared: list[Digit], theirs: Kernel, kernel: Kernel) -> Layout | No
 
 # The use's own units -------------------------------------------------------------
 def _own_track(
-    step: Step, use: Use, kernel: Kernel, own: tuple[Axis, ...]
+    step: TrackStep, use: Use, kernel: Kernel, own: tuple[Axis, ...]
 ) -> Track | None:
     """The track of a use's units in its result."""
     source = ("u", use.number)

@@ -97,7 +97,7 @@ class Seen:
                 self.spoilt.setdefault(leaf, why)
 
 
-class Step(NamedTuple):
+class TrackStep(NamedTuple):
     """One operation: its operands, what is known of them, and where to take notes."""
 
     node: int

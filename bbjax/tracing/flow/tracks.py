@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from bbjax.model.kernel import Kernel, Layout, Side
 from bbjax.tracing.flow.contract import Scope
 from bbjax.tracing.flow.values import Axis, Part, Value, extent, position, reshape
+from bbjax.tracing.primitives import ACROSS, CUMULATIVE, REDUCING, WINDOWED
 
 Source = tuple[str, int]
 Zeros = frozenset[frozenset[Source]]  # see `zeros`
@@ -31,8 +32,6 @@ Zeros = frozenset[frozenset[Source]]  # see `zeros`
 UNIT, STACK, REVERSED = 0, 1, 2
 
 NEVER: Zeros = frozenset({frozenset[Source]()})
-# Moves that leave entries as they are.
-SHAPING = frozenset("transpose broadcast_in_dim reshape expand_dims squeeze".split())
 
 
 class Track(NamedTuple):
@@ -330,11 +329,7 @@ _SHAPED = {
     "reshape": _reshaped,
     "expand_dims": lambda params, axes, shape: reshape(Value(axes), shape)[0],
     "squeeze": _squeezed,
-    **dict.fromkeys(
-        "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax "
-        "argmin psum psum2 psum_invariant pmax pmin".split(),
-        _reduced,
-    ),
+    **dict.fromkeys(REDUCING | ACROSS, _reduced),
 }
 
 
@@ -366,11 +361,6 @@ _ALONG = {
         i for i, c in enumerate(p["padding_config"]) if tuple(c) != (0, 0, 0)
     },
     "split": lambda p, sizes: {p["axis"]},
-    **dict.fromkeys(
-        ("reduce_window_sum", "reduce_window_max", "reduce_window_min"), _windowed
-    ),
-    **dict.fromkeys(
-        "cumsum cumprod cummax cummin cumlogsumexp".split(),
-        lambda p, sizes: {p["axis"]},
-    ),
+    **dict.fromkeys(WINDOWED, _windowed),
+    **dict.fromkeys(CUMULATIVE, lambda p, sizes: {p["axis"]}),
 }

@@ -27,35 +27,20 @@ from bbjax.tracing.flow.values import (
     positions,
     reshape,
 )
-
-LINEAR_UNARY = frozenset(
-    "neg convert_element_type copy copy_p reduce_precision stop_gradient real name "
-    "sharding_constraint mesh_cast reshard pvary pcast optimization_barrier "
-    "device_put layout_constraint preferred_element_type".split()
-)
-# Unary operations that leave 0 at 0: a masked weight stays masked through them.
-ZERO_PRESERVING = LINEAR_UNARY | frozenset(
-    "abs sign tanh sin tan asin atan sinh asinh atanh sqrt cbrt square integer_pow erf "
-    "erf_inv expm1 log1p round floor ceil clamp is_finite".split()
-)
-UNARY = ZERO_PRESERVING | frozenset(
-    "exp exp2 log logistic cos acos cosh acosh rsqrt erfc lgamma digamma not imag conj "
-    "population_count clz bessel_i0e bessel_i1e bitcast_convert_type".split()
-)
-MUL_LIKE = frozenset("mul div and pow rem atan2 select_n igamma igammac".split())
-ADD_LIKE = frozenset(
-    "add sub add_any max min or xor nextafter complex eq ne gt ge lt le eq_to lt_to "
-    "le_to shift_left shift_right_logical shift_right_arithmetic".split()
-)
-COMPARE = frozenset("eq ne gt ge lt le eq_to lt_to le_to is_finite".split())
-ELEMENTWISE = UNARY | MUL_LIKE | ADD_LIKE
-# Reductions over named axes; `vmap` makes them axes of the array, given by number.
-ACROSS = frozenset("psum psum2 psum_invariant pmax pmin".split())
-# Operations that pick entries by data: what they pick from a parameter is still its.
-CHOOSES = frozenset(("gather", "dynamic_slice"))
-RANDOM = frozenset(
-    "random_bits random_seed random_wrap random_unwrap random_fold_in random_split "
-    "threefry2x32 rng_bit_generator rng_uniform random_clone random_gamma".split()
+from bbjax.tracing.primitives import (
+    ACROSS,
+    ADD_LIKE,
+    CHOOSING,
+    COMPARE,
+    CUMULATIVE,
+    ELEMENTWISE,
+    LINEAR_UNARY,
+    MUL_LIKE,
+    RANDOM,
+    REDUCING,
+    UNARY,
+    WINDOWED,
+    ZERO_PRESERVING,
 )
 
 
@@ -86,7 +71,7 @@ def forget(name: str, ins: Sequence[Value], shape: Sequence[int]) -> Value:
     deps = frozenset[int]().union(*(v.deps for v in ins))
     lost = {pair for v in ins for pair in v.lost}
     lost |= {(v.weight, name) for v in ins if v.weight is not None}
-    known = not deps or name in CHOOSES
+    known = not deps or name in CHOOSING
     return plain(shape, deps, lost=frozenset(lost) if known else frozenset())
 
 
@@ -338,15 +323,8 @@ MOVES: dict[str, Callable[[Any, Value, tuple[int, ...]], Value]] = {
     "reshape": _reshape,
     "squeeze": _squeeze,
     "expand_dims": _reshape,
-    **dict.fromkeys(
-        "slice dynamic_slice pad reduce_window_max reduce_window_sum reduce_window_min "
-        "split".split(),
-        _same_size,
-    ),
-    **dict.fromkeys(
-        "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax "
-        "argmin".split(),
-        _reduce,
-    ),
-    **dict.fromkeys("cumsum cumprod cummax cummin cumlogsumexp rev".split(), _along),
+    **dict.fromkeys(("slice", "dynamic_slice", "pad", "split"), _same_size),
+    **dict.fromkeys(WINDOWED, _same_size),
+    **dict.fromkeys(REDUCING, _reduce),
+    **dict.fromkeys(CUMULATIVE | {"rev"}, _along),
 }

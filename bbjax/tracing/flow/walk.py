@@ -26,12 +26,7 @@ from bbjax.tracing.flow import contract
 from bbjax.tracing.flow.contract import Scope
 from bbjax.tracing.flow.transfer import forget, transfer
 from bbjax.tracing.flow.values import DATA, Value, plain
-
-TRANSPARENT = frozenset(
-    "jit pjit closed_call core_call core_closed_call remat remat2 checkpoint".split()
-)
-REMAT = frozenset("remat remat2 checkpoint".split())
-
+from bbjax.tracing.primitives import CONTRACTIONS, REMAT, TRANSPARENT
 
 How = Literal["given", "copy", "step", "product", "slice", "held", "border"]
 
@@ -149,7 +144,7 @@ class _Walker:
     ) -> list[int]:
         name = eqn.primitive.name
         values = [self.flow.values[i] for i in ins]
-        if name in contract.CONTRACTIONS:
+        if name in CONTRACTIONS:
             return [self.contraction(eqn, ins, values, scope, index)]
         if not _bodies(eqn):
             outs = transfer(eqn, values)

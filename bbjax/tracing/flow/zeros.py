@@ -19,18 +19,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bbjax.tracing.flow.tracks import NEVER, Info, Source, Zeros
-from bbjax.tracing.flow.transfer import ZERO_PRESERVING
+from bbjax.tracing.primitives import ZERO_PRESERVING
 
 ALWAYS: Zeros = frozenset()
 MOST = 256  # sets that are kept of an array: more make products of long sums
-
-# Moves and reductions that make 0 of zeros.
-KEEPING = frozenset(
-    "transpose broadcast_in_dim reshape expand_dims squeeze slice dynamic_slice rev "
-    "split reduce_sum reduce_max reduce_min reduce_window_sum reduce_window_max "
-    "reduce_window_min cumsum cummax cummin psum psum2 psum_invariant pmax "
-    "pmin".split()
-)
 
 
 def of(source: Source) -> Zeros:
