@@ -2,7 +2,7 @@
 
 The `apply_gradients` of Flax's own `TrainState` calls `tx.update(grads, opt_state,
 params)` and takes every other keyword for a field of the state. A pruning optimizer
-needs one argument more, so here keywords are told apart by name:
+needs one more argument, so here keywords are sorted by name:
 
     a field of the state     replaced, as in Flax (`batch_stats=...`)
     anything else            an extra argument of `tx.update` (`activity=...`)
@@ -10,7 +10,7 @@ needs one argument more, so here keywords are told apart by name:
 Nothing else changes: subclass it for further fields, and read masks from it with
 `bb.masks(state)`.
 
-Modules say how many units their layers have. For parameters that `bb.shrink` has made
+The sizes of layers are written in modules. For parameters that `bb.shrink` has made
 smaller, `resized` lets Flax's layers take the numbers from the parameters, and
 `features` gives the numbers to build a smaller module with.
 """
@@ -63,7 +63,7 @@ class TrainState(train_state.TrainState):
           grads: gradients, the tree of `params`. Entries under Flax's
             `_overwrite_with_gradient` replace the parameters of that name.
           **kwargs: fields of the state to replace; every other keyword goes to
-            `tx.update`, which ignores what it does not know.
+            `tx.update`, which ignores unknown ones.
 
         Returns:
           The state with `step` one higher, new `params` and `opt_state`, and the given
@@ -139,7 +139,7 @@ def _divided(tree: Any) -> tuple[Any, dict[str, Any]]:
 def resized(fn: Callable[..., Any]) -> Callable[..., Any]:
     """A function of linen modules that takes parameters of other sizes.
 
-    A linen module says how many units its layers have and refuses parameters that have
+    A linen module fixes how many units its layers have and refuses parameters that have
     another number. Within this function, Flax's own layers take their numbers from the
     parameters that they are given. Modules of your own need no change, unless they use
     such a number themselves.

@@ -165,8 +165,8 @@ def _is_object(value: Any) -> bool:
 def resize(tree: Any) -> None:
     """Gives the layers of NNX modules the sizes of their arrays, in place.
 
-    A layer remembers how many units it was made with. What it computes follows from its
-    arrays, mostly; some layers look at the numbers, and people do.
+    A layer stores the number of units that it was made with. Most layers compute from
+    their arrays alone; some use the stored numbers, and users read them.
 
     Args:
       tree: a module, or a tree that may hold some.

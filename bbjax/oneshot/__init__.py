@@ -3,7 +3,7 @@
 prune         `bb.prune`, `bb.prune_in_order`, `bb.apply_masks`
 saliency      scores of edges from gradients
 rounds        prunes, trains and scores in turn
-spreads       slopes of the balance that calibration data ask for
+spreads       slopes of the balance, chosen from calibration data
 nnrelief      `bb.relieve`: pruning by what edges contribute, layer by layer
 fine_pruning  `bb.personalise`: pruning for the data of one user
 """

@@ -3,10 +3,10 @@
     stats = bb.calibrate(fn, units, params, batches, needs=rule.needs)
     params, masks = bb.prune(params, units, rule, density=0.5, stats=stats)
 
-`prune` shows each selected kernel to the rule once, all of them as they are (one pass).
-`prune_in_order` goes through the model from the input on and measures every kernel
-anew on the already pruned ones before it; slices of a scanned stack are layers and
-take their turn, all kernels of one layer before the next.
+`prune` applies the rule to all selected kernels of the dense model (one pass).
+`prune_in_order` prunes them in the order of the model and measures every kernel anew
+on the pruned ones before it. Slices of a scanned stack are layers: all kernels of one
+layer come before those of the next.
 
 Masks are dicts by path, bool of the parameter's shape, True where kept; where a rule
 prunes biases too, they have a mask as well. `apply_masks` sets what a mask prunes to 0,
@@ -56,7 +56,7 @@ def prune(
       units: from `bb.trace`; its selection, or the hidden kernels that a nonlinearity
         follows, actuator "in".
       rule: from `bb.rules`.
-      density: as for `bb.transform`; required, unless a pattern or the rule says it.
+      density: as for `bb.transform`; required, unless a pattern or the rule sets it.
       stats: activity of the kernels, from `bb.calibrate` (or `bb.observe`), where the
         rule reads it.
       grads: tree of dense gradients, where the rule reads them; see `bb.saliency`.
@@ -66,7 +66,7 @@ def prune(
       k_min: least number of edges of a unit.
 
     Returns:
-      The parameters, pruned entries 0, and the masks of what was looked at, by path.
+      The parameters, pruned entries 0, and the masks of the selected kernels, by path.
       Leaves that are not pruned are the very same objects.
 
     Raises:
@@ -105,7 +105,7 @@ class Job:
 
     @classmethod
     def of(cls, units, rule, density, pattern, masks, k_min) -> Job:
-        """The job that the arguments of `prune` ask for, once they are checked."""
+        """The arguments of `prune`, checked."""
         arguments.check_units(units)
         arguments.check_rule(rule)
         budgeted = arguments.check_kernels(units, rule, k_min, pattern)
@@ -124,7 +124,7 @@ class Job:
         """What the rule chooses for every kernel, all of them as they are."""
         gradients = self.gradients(grads)
         members = tuple(
-            self.look(index, tree, stats, gradients)
+            self.candidates(index, tree, stats, gradients)
             for index in range(len(self.budgeted))
         )
         chosen = self.rule.choose(Group(members, self.spend.pool))
@@ -135,10 +135,10 @@ class Job:
         """The gradients by path, where the rule reads them."""
         return Leaves.of(grads) if "grads" in self.rule.needs else None
 
-    def look(
+    def candidates(
         self, index: int, tree: Leaves, stats: Any, gradients: Leaves | None
     ) -> Candidates:
-        """What the rule sees of one kernel."""
+        """What the rule chooses from, for one kernel."""
         kernel, actuators = self.budgeted[index]
         weights = kernel.edges(tree.get(kernel, "parameter"))
         mask = jnp.ones(kernel.edge_shape, bool)
@@ -178,7 +178,7 @@ def _read(kernel: Kernel, names: tuple[str, ...], stats: Any) -> dict[str, jax.A
 
 
 def _put(tree: Leaves, kernel: Kernel, choice: Choice) -> Masks:
-    """Writes what is left of a kernel, and of its bias, into the tree."""
+    """Writes the kept weights of a kernel, and of its bias, into the tree."""
     weights = kernel.edges(tree.get(kernel, "parameter"))
     mask = kernel.over_spatial(sharded_as(kernel, choice.mask, weights))
     keep = jnp.broadcast_to(mask, kernel.split)
@@ -315,7 +315,7 @@ def prune_in_order(
         kernel, _ = job.budgeted[index]
         stats = meters[index].measure(params, batches) if meters else None
         tree = Leaves.of(params)
-        choice = as_choice(rule.select(job.look(index, tree, stats, gradients)))
+        choice = as_choice(rule.select(job.candidates(index, tree, stats, gradients)))
         masks = _put(tree, kernel, _slice_of(kernel, at, choice, tree))
         found = both(found, masks)
         params = tree.tree()
@@ -325,8 +325,8 @@ def prune_in_order(
 def _turns(budgeted: arguments.Budgeted) -> Iterator[tuple[int, int]]:
     """Kernels and stack slices in the order of layers: `(kernel, slice)`.
 
-    Neighbours with the same stack are layers of one scan: the first slice of all of
-    them comes before the second of any.
+    Consecutive kernels with the same stack are layers of one scan: the first slice of
+    all of them comes before the second of any.
     """
     numbered = enumerate(kernel for kernel, _ in budgeted)
     for shape, run in itertools.groupby(numbered, key=lambda pair: pair[1].stack_shape):

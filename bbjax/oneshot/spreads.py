@@ -1,4 +1,4 @@
-"""Which slopes of the balance calibration data ask for: `bb.spreads`."""
+"""Slopes of the balance, chosen from calibration data: `bb.spreads`."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def spreads(
 ) -> dict[str, Fitted]:
     """Slopes that `bb.rules.budgeted_broadcast(spread="calibrated")` chooses.
 
-    The sign says what the calibration data asks for: above 0 the balance of Budgeted
-    Broadcast (rarely active units keep more edges), below 0 its reverse, 0 neither.
+    Above 0 is the balance of Budgeted Broadcast (rarely active units keep more edges),
+    below 0 its reverse, 0 neither.
 
     Args:
       params: as for `prune`, which takes the same arguments and chooses alike.

@@ -1,7 +1,7 @@
 """Checks of what users pass to the transform: expected, got, what to do.
 
-Everything that is known when the transform is built is checked then; values that are
-traced (under `inject_hyperparams` or `vmap`) are taken on trust.
+Arguments are checked when the transform is built. Traced values (under
+`inject_hyperparams` or `vmap`) are not known then and not checked.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bbjax.rules.patterns import Pattern, check_pattern, groups_per_unit
 from bbjax.training.options import Options
 
 Budgeted = tuple[tuple[Kernel, tuple[Actuator, ...]], ...]
-FOREVER = 2**30  # a step by which every schedule has settled
+FOREVER = 2**30  # a step after which no schedule changes any more
 
 
 DENSITY = 0.7  # of `bb.transform`, where none is given

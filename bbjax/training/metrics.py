@@ -1,18 +1,6 @@
-"""What a pruning state says about itself: scalars, computed inside or outside jit.
+"""Scalars that describe a pruning state, computed inside or outside jit.
 
-Per budgeted kernel (and per actuator where there are two), and overall:
-
-    density_asked, density_got    share of the edges
-    degree_mean / _min / _max     edges of a unit
-    dead_units                    units without edges or with on-rate at most 0.001
-    traffic                       sum of a k over the units
-    coding_entropy                mean of H(a) over the units, in bits
-    churn                         share of the edges that the last refresh flipped
-    balance_slope, balance_r2     straight line of log((1 - a) / a) on k
-
-The line is fitted over units that are off their bounds (`k_min < k < fan`, on-rate
-between 0.01 and 0.99); for one slice under the log-odds law its slope is `beta`.
-Reference: arXiv 2510.01263, section 5.1.
+`metrics` lists them.
 """
 
 from __future__ import annotations
@@ -34,14 +22,28 @@ SATURATED = 1e-2  # where the default law clips on-rates
 def metrics(opt_state: Any) -> dict[str, jax.Array]:
     """Scalars that describe the pruning state.
 
+    Per budgeted kernel (and per actuator where there are two), and overall:
+
+        density_asked, density_got              share of the edges
+        degree_mean, degree_min, degree_max     edges of a unit
+        dead_units                              units without edges, or on-rate <= 0.001
+        traffic                                 sum of on-rate times degree
+        coding_entropy                          mean entropy of a unit's state, in bits
+        churn                                   share of the edges that the last refresh
+                                                flipped
+        balance_slope, balance_r2               line of log((1 - a) / a) on the degree
+
+    The line is fitted over units off their bounds (`k_min < k < fan`, on-rate between
+    0.01 and 0.99). For one slice under the log-odds law its slope is `beta`. Reference:
+    arXiv 2510.01263, section 5.1.
+
     Args:
       opt_state: optimizer state with `bb.transform` or `bb.wrap` at any depth.
 
     Returns:
       float32 scalars by `"<path>/<name>"` (`"<path>:<actuator>/<name>"` for a kernel
-      with both actuators) and `"overall/<name>"`; see the module for the names. Before
-      activity was observed on-rates are 0.5. A line that cannot be fitted has slope and
-      R2 NaN.
+      with both actuators) and `"overall/<name>"`. Before activity was observed on-rates
+      are 0.5. A line that cannot be fitted has slope and R2 NaN.
 
     Raises:
       ValueError: no pruning state inside.
@@ -101,8 +103,8 @@ def summary(part: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """The scalars of a set of units.
 
     Args:
-      part: float32, `degree` and `rate` (units,), bool `free` (units,) as `off_bounds`
-        says, and `edges`, `asked` and `flipped` (kernels,) in edges.
+      part: float32, `degree` and `rate` (units,), bool `free` (units,) from
+        `off_bounds`, and `edges`, `asked` and `flipped` (kernels,) in edges.
     """
     degree, rate = part["degree"], part["rate"]
     edges = jnp.sum(part["edges"])

@@ -1,8 +1,7 @@
-"""Checks of what a rule reads: activity and gradients, as they come with an update.
+"""Checks of what a rule reads: the activity and gradients passed to an update.
 
-Whether they are there and of the right shape is known while tracing. Values are checked
-where they are concrete; under jit, statistics that are not finite are left out of the
-running means instead.
+Their presence and shapes are known while tracing. Values are checked where they are
+concrete; under jit, statistics that are not finite are left out of the running means.
 """
 
 from __future__ import annotations

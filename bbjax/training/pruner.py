@@ -257,7 +257,7 @@ class Pruner:
 
 
 class _Changes(NamedTuple):
-    """What a refresh changed, for the update that lands on it.
+    """What a refresh changed, for the update that follows it.
 
     Attributes:
       arrivals: by path, edges that come back, as bits; all 0 without a refresh.

@@ -4,7 +4,7 @@ Pure arrays, no schedule and no Optax. In the code's names, per kernel:
 
     latent  = mask ? weights / scale : dormant      what each weight would be unmasked
     keep    = rule(latent, ...)                     exactly the budget
-    dormant = keep and mask ? 0 : latent            values that rest, or come back now
+    dormant = keep and mask ? 0 : latent            of pruned and returning weights
     ratio   = scale(keep) / scale(mask)             variance-preserving rescale
 
 `scale = sqrt(fan_in / kept fan_in)` per output unit where rescaling is on, else 1; it
@@ -92,8 +92,8 @@ def finish(given: RefreshInput, keep: jax.Array, dtype: Any) -> Refreshed:
         values = jnp.where(comes_back, _scaled(latent, _factor(kernel, after)), latent)
     if dtype is not None:
         stays = kernel.over_spatial(keep & old)
-        rest = jnp.where(stays, jnp.zeros_like(values), values)
-        dormant = _stored(kernel.weights(rest), dtype)
+        pruned = jnp.where(stays, jnp.zeros_like(values), values)
+        dormant = _stored(kernel.weights(pruned), dtype)
     return Refreshed(keep, dormant, ratio)
 
 
@@ -104,7 +104,7 @@ def scale_of(kernel: Kernel, mask: jax.Array) -> jax.Array:
 
 
 def _factor(kernel: Kernel, scale: jax.Array) -> jax.Array:
-    """A factor of each output unit, ready to meet the edge view of the weights."""
+    """A factor of each output unit, broadcastable to the edge view of the weights."""
     return kernel.over_spatial(kernel.spread(scale, "outputs"))
 
 
@@ -125,8 +125,8 @@ def _latent(
         edges = _scaled(edges, _factor(kernel, 1.0 / scale))
     if dormant is None:  # pruned weights are 0 as they come
         return edges
-    rest = kernel.edges(dormant).astype(edges.dtype)
-    return jnp.where(kernel.over_spatial(mask), edges, rest)
+    pruned = kernel.edges(dormant).astype(edges.dtype)
+    return jnp.where(kernel.over_spatial(mask), edges, pruned)
 
 
 def _stored(values: jax.Array, dtype: Any) -> jax.Array:

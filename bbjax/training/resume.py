@@ -1,12 +1,12 @@
 """A training state restored on another mesh: what should lie where.
 
 A checkpoint library needs a *target*: the tree of the state with shapes, dtypes and
-shardings. A state made anew on the mesh has nearly that. What an optimizer makes
-without looking at the parameters (its step count) lies on one device and follows
-others from there; a restored array does not, and would meet the rest on other devices:
+shardings. A state made anew on the mesh has nearly that. The exception are leaves that
+an optimizer makes without the parameters (its step count). They lie on one device, and
+JAX moves them where they are needed; a restored array it does not move. So:
 
     leaf on all devices of the mesh    its own sharding
-    any other leaf                     whole on every device of the mesh
+    any other leaf                     replicated over the mesh
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def restore_target(state: Any, mesh: Mesh) -> Any:
       state: made as at the start of training, from parameters placed on `mesh`: any
         tree, e.g. a train state or `(params, tx.init(params))`. Nothing is read from
         its arrays.
-      mesh: where training goes on.
+      mesh: on which training continues.
 
     Returns:
       The same tree of `ShapeDtypeStruct`s with shardings on `mesh`; leaves that are

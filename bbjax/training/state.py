@@ -1,11 +1,11 @@
 """The state of the transform: masks, averages, dormant weights; and how to read it.
 
-Everything that is remembered is one NamedTuple in the optimizer state, so checkpoints,
-sharding, donation and replication come free. Masks are bits: one per edge, packed along
-one axis of the kernel's edge view (`Kernel.edge_shape`), so they follow the sharding of
-the weights. Field names start with `bb_` so that `optax.tree.get(state, "bb_masks")`
-is unambiguous in any chain. What does not change (kernels, actuators) rides along as
-static data without leaves.
+The state is one NamedTuple in the optimizer state, so that checkpoints, sharding,
+donation and replication need no code here. Masks are bits, one per edge, packed along
+one axis of the kernel's edge view (`Kernel.edge_shape`); they follow the sharding of
+the weights. Field names start with `bb_`, so that `optax.tree.get(state, "bb_masks")`
+is unambiguous in any chain. What does not change (kernels, actuators) is static data
+without leaves.
 
 A running mean over the updates in which a unit was observed, free of start-up bias:
 
@@ -92,7 +92,7 @@ def unpack(
     """Bits as a mask per edge, sharded as the weights where these are given.
 
     On explicit meshes the two differ where a shard is no multiple of 8 edges: such bits
-    are whole on every device.
+    are replicated.
     """
     axis = packed_axis(kernel)
     mask = bits.unpack(packed, axis, kernel.edge_shape[axis])
@@ -148,18 +148,18 @@ def first_dormant(
     """
     if dtype is None:
         dtype = kernel.dtype if weights is None else weights.dtype
-    rest = jnp.zeros(kernel.shape, dtype)
+    values = jnp.zeros(kernel.shape, dtype)
     if packed is not None and weights is not None:
-        rest = jnp.where(full_mask(kernel, packed), rest, weights.astype(dtype))
-    return sharding.like(rest, weights, tuple(range(len(kernel.shape))))
+        values = jnp.where(full_mask(kernel, packed), values, weights.astype(dtype))
+    return sharding.like(values, weights, tuple(range(len(kernel.shape))))
 
 
 def _all_kept(kernel: Kernel, weights: Any) -> jax.Array:
     shape = list(kernel.edge_shape)
     axis = packed_axis(kernel)
     size = shape[axis]
-    whole, rest = divmod(size, 8)
-    column = [255] * whole + ([(1 << rest) - 1] if rest else [])
+    full_bytes, left = divmod(size, 8)
+    column = [255] * full_bytes + ([(1 << left) - 1] if left else [])
     shape[axis] = len(column)
     at = [1] * len(shape)
     at[axis] = len(column)
@@ -183,7 +183,7 @@ def _no_mean(kernel: Kernel, name: str, weights: Any) -> jax.Array:
 def update_means(
     means: Mapping[str, jax.Array], sides: Any, decay: jax.Array | float
 ) -> dict[str, jax.Array]:
-    """Takes one observation into the running means of a kernel, whole on every device.
+    """Takes one observation into the running means of a kernel; they are replicated.
 
     Args:
       means: of the state.
@@ -201,12 +201,12 @@ def update_means(
         measured = getattr(sides, side)
         value = sharding.whole(getattr(measured, statistic).astype(jnp.float32))
         values[name] = jnp.broadcast_to(value, mean.shape)
-        whole = jnp.isfinite(values[name])
+        usable = jnp.isfinite(values[name])
         count = getattr(measured, "count", None)
         if count is not None:
-            whole &= jnp.broadcast_to(sharding.whole(count) > 0, whole.shape)
+            usable &= jnp.broadcast_to(sharding.whole(count) > 0, usable.shape)
         # One weight serves all statistics of a side: a unit is observed or it is not.
-        seen[side] = seen[side] & whole if side in seen else whole
+        seen[side] = seen[side] & usable if side in seen else usable
     taken = {
         name: jnp.where(
             seen[name.split(".")[0]], decay * mean + (1 - decay) * values[name], mean

@@ -1,15 +1,15 @@
 """Pruning as an Optax gradient transformation: last in the chain.
 
 At update `n` the transform receives the updates of the optimizer before it and returns
-the ones that land on pruned weights:
+updates after which pruned weights are 0:
 
     kept            u                  p + u is what the optimizer wanted
     pruned          -p                 p + (-p) is exactly 0, in any float dtype
     comes back      dormant - p        its old value
 
 A refresh chooses the masks anew, from the weights that were passed in (the ones whose
-activity was measured) and the running means of activity; the update then lands on the
-new mask. `bbjax.training.pruner` does the work; this file is where Optax is met.
+activity was measured) and the running means of activity; the update then follows the
+new mask. `bbjax.training.pruner` does the work; only this file uses Optax.
 """
 
 from __future__ import annotations
@@ -83,11 +83,11 @@ def transform(
       pattern: groups that edges are kept in, e.g. `bb.n_m(2, 4)`.
       masks: edges to begin with, by path, bool of the kernel's shape, as `bb.prune`
         and `bb.masks` return them, one for every budgeted kernel; `None` begins
-        dense. Weights outside them become 0 with the first update and rest.
+        dense. Weights outside them become 0 with the first update.
       hysteresis: share, at least 0, by which something must be better than what is
         kept: a pruned edge returns once its score is higher by that share than the
         weakest kept one's, and a unit's degree follows the law once it is off by more
-        than that share of itself. Calms masks that go back and forth.
+        than that share of itself. Fewer edges then change at a refresh.
 
     Returns:
       A transformation whose `update` takes `activity=` (needed if the rule reads it),
@@ -191,7 +191,7 @@ def wrap(
     """`chain(optimizer, transform(...))` with masked gradients for the optimizer.
 
     The inner optimizer sees gradients that are 0 at pruned weights, so they gather no
-    momentum (what they had gathered before only decays); the rule sees the dense
+    momentum (what they gathered before only decays); the rule sees the dense
     gradients without being passed `grads=`. Where a rule lets weights come back at 0
     (RigL, SET, SRigL), their moments begin anew as well; see `bb.reset_moments` for the
     few optimizers whose moments belong to no single weight.
@@ -228,10 +228,10 @@ def wrap(
         dense = {"grads": updates} | extra
         hidden = _mask_gradients(updates, state.prune)
         wanted, inner_state = inner.update(hidden, state.inner, params, **extra)
-        landed, prune = outer.update(wanted, state.prune, params, **dense)
+        masked, prune = outer.update(wanted, state.prune, params, **dense)
         if afresh:
             inner_state = _renewed(inner, inner_state, params, state.prune, prune)
-        return landed, WrapState(inner_state, prune)
+        return masked, WrapState(inner_state, prune)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -239,7 +239,7 @@ def wrap(
 def _renewed(
     inner: Any, state: Any, params: Any, old: PruneState, new: PruneState
 ) -> Any:
-    """The inner state with the moments of weights that have just come back anew."""
+    """The inner state, with the moments of weights that have just come back reset."""
     back = {
         kernel.path: full_mask(
             kernel, new.bb_masks[kernel.path] & ~old.bb_masks[kernel.path]

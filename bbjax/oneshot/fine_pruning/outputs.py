@@ -1,13 +1,13 @@
-"""The activity of output units, as the function itself says it.
+"""The activity of output units, measured on the result of the function.
 
-A last layer is measured at its raw output, and a class that is never right may well
-have a large negative one. What its units *say* is what the function returns, once it is
-made into activity (`jax.nn.softmax` for the logits of a classifier):
+`bb.calibrate` measures a last layer at its raw output. That is no activity of a class:
+one that is never predicted may have a large negative output. Here the activity is taken
+from the result of the function, after `outputs` (`jax.nn.softmax` for logits):
 
     mean |outputs(fn(params, *args))|      over samples and positions that are real
 
-It is taken from batches as they pass on their way to another reader, so that a
-generator is read once. Shapes: activity `(..., units)`, its mean `(units,)`.
+The batches are read once, together with the calibration. Shapes: activity
+`(..., units)`, its mean `(units,)`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bbjax.tracing.call import call
 
 
 @dataclasses.dataclass
-class Listener:
+class OutputMeter:
     """Adds up the activity of the output units of one kernel.
 
     Attributes:
@@ -46,15 +46,15 @@ class Listener:
     programs: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def to(
+    def of(
         cls,
         kernels: Sequence[Kernel],
         fn: Callable[..., Any],
         params: Any,
         outputs: Callable[[Any], Any],
         where: Any,
-    ) -> Listener:
-        """A listener to the last kernel of a function.
+    ) -> OutputMeter:
+        """A meter of the last kernel of a function.
 
         Args:
           kernels: the kernels that make outputs.
@@ -72,7 +72,7 @@ class Listener:
             shapes = [(k.path, k.per_unit_shape("outputs")) for k in kernels]
             raise ValueError(
                 f"expected one kernel that makes outputs, of one axis, got {shapes}; "
-                "select the one whose units may go, beside the hidden ones"
+                "select the one whose units may be removed, beside the hidden ones"
             )
 
         def measure(params, *args):
@@ -82,7 +82,7 @@ class Listener:
         return cls(last, measure, params)
 
     def passing(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """The batches, each listened to once its reader, who checks it, has done."""
+        """The batches, unchanged; each is measured after its consumer has used it."""
         for batch in batches:
             yield batch
             self.add(batch)
@@ -101,20 +101,20 @@ class Listener:
         """The kernel's activity with this mean in the place of that of raw outputs."""
         sides = stats[self.kernel.path]
         mean = jnp.asarray(self.total / max(self.count, 1.0), jnp.float32)
-        said = dataclasses.replace(sides.outputs, mean_abs=mean)
-        return {self.kernel.path: sides._replace(outputs=said)}
+        result = dataclasses.replace(sides.outputs, mean_abs=mean)
+        return {self.kernel.path: sides._replace(outputs=result)}
 
 
-def _sums(kernel: Kernel, said: Any, mask: Any) -> tuple[jax.Array, jax.Array]:
+def _sums(kernel: Kernel, result: Any, mask: Any) -> tuple[jax.Array, jax.Array]:
     (units,) = kernel.out_units
-    if not hasattr(said, "shape") or said.shape[-1:] != (units,):
-        got = getattr(said, "shape", type(said).__name__)
+    if not hasattr(result, "shape") or result.shape[-1:] != (units,):
+        got = getattr(result, "shape", type(result).__name__)
         raise ValueError(
             f"expected the activity of the {units} output units of {kernel.path!r} on "
             f"the last axis, got {got}; let fn return it, or pass outputs=, from the "
             "result of fn to that activity"
         )
-    size, rest = jnp.abs(said.astype(jnp.float32)), said.shape[:-1]
+    size, rest = jnp.abs(result.astype(jnp.float32)), result.shape[:-1]
     real = jnp.ones(rest, jnp.float32)
     if mask is not None:
         real = jnp.broadcast_to(_wide(jnp.asarray(mask), rest), rest)

@@ -6,11 +6,11 @@ Run the model on the data, forward only; remove what is least active; stop in ti
                       stop when scorer(params_q) falls
 
 The data are read once: all fractions are cut from the same statistics of the dense
-model, so that each mask is inside the one before. A unit that goes takes with it its
-incoming edges, bias, norm scale and bias, and the rows of its readers; without a
+model, so that each mask is inside the one before. With a unit go its incoming edges,
+its bias, its entries in norms, and the rows of the kernels that read it; without a
 fraction q of the units of every hidden layer about `1 - (1 - q)**2` of the interior
-weights are 0, so both numbers are reported. Kernels whose units others listen to
-(`Kernel.closed`, `Kernel.stream`) lose the units' own side alone.
+weights are 0, so both numbers are reported. Where the units are used by anything but
+known kernels (`Kernel.closed`, `Kernel.stream`), only their incoming side is removed.
 
 Reference: Bingham, Zonouz, Aran, Patterns 6(5) 101242, 2025, arXiv 2602.18507.
 """
@@ -32,7 +32,7 @@ from bbjax.model.kernel import Kernel
 from bbjax.model.numbers import check_number
 from bbjax.model.removal import remove_units
 from bbjax.model.units import Units
-from bbjax.oneshot.fine_pruning.outputs import Listener
+from bbjax.oneshot.fine_pruning.outputs import OutputMeter
 from bbjax.oneshot.prune import both, prune
 from bbjax.oneshot.rounds import as_float
 from bbjax.rules.fine_pruning import fine_pruning
@@ -42,12 +42,12 @@ Scorer = Callable[[Any], Any]
 
 
 class Removed(NamedTuple):
-    """What is gone of a kernel, or of several together.
+    """What was removed of a kernel, or of several together.
 
     Attributes:
       units: output units without an incoming edge, over all stack slices.
       of_units: out of how many.
-      edges: edges that are gone.
+      edges: edges that were removed.
       of_edges: out of how many.
 
     Example:
@@ -81,8 +81,8 @@ class Personalised(NamedTuple):
       fraction: the fraction that was removed; 0 if the first one was too much.
       removed: by path, of every kernel that was chosen or reads one that was.
       total: of these kernels together.
-      alone: paths of chosen kernels whose units lost their own side only, because
-        others than known readers listen to them.
+      alone: paths of chosen kernels whose units lost their incoming side only,
+        because they are used by more than known kernels.
       scores: `(fraction, score)` of all that was tried, the dense model first; empty
         without a scorer.
     """
@@ -123,12 +123,13 @@ def personalise(
         the score falls.
       by: `"units"` or `"weights"`; see `bb.rules.fine_pruning`.
       scope: `"layer"` or `"global"` (output units are always compared with their like).
-      include_output: whether units of the last layer may go as well. Classes that the
+      include_output: whether units of the last layer may be removed as well. Classes
+        that the
         data lack are the least active ones there, so this may be most of the effect:
         `"only"` removes nothing else, the control to stand beside every result. (The
         raw output of a removed class is 0.)
       outputs: from what `fn` returns to the activity of the output units, an array
-        `(..., units)`; used where these may go, by units.
+        `(..., units)`; used where these may be removed, by units.
       scorer: from parameters to a number, higher is better. Without one the fraction is
         applied unseen.
       tolerance: how far a score may fall below the best one so far, at least 0.
@@ -241,7 +242,7 @@ def _chosen(units: Units, by: Any, include: Any) -> Units:
 # Cutting -------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class _Cutter:
-    """Cuts a fraction of a model, as often as asked."""
+    """Cuts fractions of a model."""
 
     units: Units  # the kernels to choose among are selected
     by: Any
@@ -254,13 +255,13 @@ class _Cutter:
         rule = fine_pruning(by=self.by, scope=self.scope)
         last = [k for k in self._kernels() if not k.hidden]
         if self.by == "units" and last:
-            listener = Listener.to(last, fn, params, outputs, where)
-            batches = listener.passing(batches)
+            meter = OutputMeter.of(last, fn, params, outputs, where)
+            batches = meter.passing(batches)
         stats = calibrate(
             fn, self.units, params, batches, needs=rule.needs, where=where
         )
         if self.by == "units" and last:
-            stats |= listener.instead_of(stats)
+            stats |= meter.instead_of(stats)
         return stats
 
     def _kernels(self) -> list[Kernel]:
@@ -280,8 +281,8 @@ class _Cutter:
                 masks |= self._prune(params, stats, some, scope, fraction)[1]
         keep = {path: _kept_units(self.units[path], m) for path, m in masks.items()}
         own = {p: k for p, k in keep.items() if not self._whole(self.units[p])}
-        whole = {p: k for p, k in keep.items() if p not in own}
-        params, masks = remove_units(params, self.units, whole)
+        full = {p: k for p, k in keep.items() if p not in own}
+        params, masks = remove_units(params, self.units, full)
         params, rest = remove_units(params, self.units, own, consumers=False)
         return params, both(masks, rest)
 
@@ -298,12 +299,12 @@ class _Cutter:
         )
 
     def _whole(self, kernel: Kernel) -> bool:
-        """Whether units can go with all that belongs to them."""
+        """Whether units can be removed with all that belongs to them."""
         chosen = self.units.budgeted
         return kernel.closed and all(other in chosen for other in kernel.stream)
 
     def alone(self) -> tuple[str, ...]:
-        """Hidden kernels whose units go alone."""
+        """Hidden kernels whose units lose their incoming side only."""
         if self.by == "weights":
             return ()
         return tuple(k.path for k in self._kernels() if k.hidden and not self._whole(k))

@@ -1,16 +1,16 @@
-"""NNrelief as a whole: what one pass over a trained net takes away.
+"""NNrelief: what one pass over a trained net removes.
 
     convolutions    scored on the net as it is, and cut         `bb.rules.nnrelief`
     products        scored on what is left of it, and cut       likewise
-    dead units      silent on all samples: max |a| = 0          lose what enters them
+    dead units      0 on all samples: max |a| = 0               lose their inputs
     residuals       ||u|| < (1 - alpha) (||u|| + ||r||)         lose the weaker side
-    sweep           nobody reads a unit any more                loses what enters it
+    sweep           units that no kernel reads any more         lose their inputs
 
 All convolutions see the un-pruned net, all products the net without the cut
 convolutions: two passes over the data, one where a net has only one kind. The sweep
-goes backwards on the unit graph once, at the end. A unit loses its incoming edges, its
-bias and what norms hold for it. Masks only shrink from pass to pass; a unit without
-incoming edges is silent, and what it is read by is worth nothing in the next pass.
+runs backwards on the unit graph once, at the end. A unit loses its incoming edges, its
+bias and its entries in norms. Masks only shrink from pass to pass. A unit without
+incoming edges is 0, so the edges that read it have size 0 in the next pass.
 
 Reference: Dekhovich, Tax, Sluiter, Bessa, arXiv 2109.10795; `u` and `r` are a block's
 branch and shortcut (`bbjax.oneshot.nnrelief.residual`).
@@ -45,9 +45,8 @@ class ReliefReport:
 
     Attributes:
       kept: kept weights and all weights, by path of the kernel.
-      dead: units that were silent on all samples, bool `stack + units`, by path.
-      swept: units that nobody reads any more, and that lost their last incoming edges
-        or their bias for it, likewise.
+      dead: units that were 0 on all samples, bool `stack + units`, by path.
+      swept: units that no kernel reads any more, and that the sweep removed, likewise.
       residuals: what the residual rule found.
       left_out: `(path, reason)` of parameters that cannot be measured and stay dense.
     """
@@ -61,13 +60,13 @@ class ReliefReport:
     @property
     def density(self) -> float:
         """Kept share of the weights of all kernels together."""
-        kept, whole = (sum(column) for column in zip(*self.kept.values(), strict=True))
-        return kept / whole
+        kept, of = (sum(column) for column in zip(*self.kept.values(), strict=True))
+        return kept / of
 
     def __str__(self) -> str:
         rows = [
-            (path, str(kept), f"{kept / whole:.4f}", *self._units(path))
-            for path, (kept, whole) in self.kept.items()
+            (path, str(kept), f"{kept / of:.4f}", *self._units(path))
+            for path, (kept, of) in self.kept.items()
         ]
         total = sum(kept for kept, _ in self.kept.values())
         rows.append(("all together", str(total), f"{self.density:.4f}", "", ""))
@@ -122,7 +121,7 @@ def relieve(
       conv: size of an edge of a convolution, see `bb.rules.nnrelief`.
       residuals: blocks to apply the residual rule to, at the alpha of their branch,
         which has to be at least 1/2 then.
-      masks: from an earlier pass, by path; what is gone stays gone.
+      masks: from an earlier pass, by path; pruned entries stay pruned.
       where: padding mask, as for `bb.observe`.
 
     Returns:
@@ -163,8 +162,8 @@ def relieve(
     for is_conv in (True, False):
         stage = [k for k in kernels if _is_conv(k) is is_conv]
         if stage:
-            params, found, silent = job.stage(params, stage, found, cuts)
-            dead |= silent
+            params, found, zero = job.stage(params, stage, found, cuts)
+            dead |= zero
     after, taken = _swept(units, found)
     report = ReliefReport(
         kept={k.path: _count(after[k.path]) for k in kernels},
@@ -193,7 +192,7 @@ class _Job:
         found: Masks,
         cuts: Sequence[ResidualCut],
     ) -> tuple[Any, Masks, dict[str, np.ndarray]]:
-        """Prunes kernels of one kind, all as they are; also says which units are dead.
+        """Prunes kernels of one kind, all measured before any is cut; finds dead units.
 
         Returns:
           Parameters, masks of everything so far, and dead units by path.
@@ -206,7 +205,7 @@ class _Job:
         )
         _, kept = prune(params, part, rule, stats=stats, masks=found)
         dead = {k.path: _dead(stats[k.path]) for k in kernels}
-        stay = {path: ~silent for path, silent in dead.items()}
+        stay = {path: ~zero for path, zero in dead.items()}
         for path, channels in (end for cut in cuts for end in cut.ends()):
             if path in stay:
                 stay[path] = stay[path] & np.reshape(channels, stay[path].shape)
@@ -257,9 +256,9 @@ def _is_conv(kernel: Kernel) -> bool:
     return kernel.op == "conv_general_dilated"
 
 
-# Units that go -------------------------------------------------------------------
+# Removed units ------------------------------------------------------------------
 def _dead(activity: Activity) -> np.ndarray:
-    """Units that were measured, and silent on every sample."""
+    """Units that were measured, and 0 on every sample."""
     seen = np.asarray(activity.outputs.count) > 0
     return seen & (np.asarray(activity.outputs.max_abs) == 0)
 

@@ -1,15 +1,15 @@
-"""NNrelief's residual rule: of a sum of two sides, the negligible one goes.
+"""NNrelief's residual rule: the negligible side of a residual sum is removed.
 
 A block with a shortcut adds a branch `u` and a shortcut `r`, channel by channel. With
 
     ||u||_c = || mean_n |u_c^n| ||_F      over positions, r likewise
 
-a side goes where its share of `||u||_c + ||r||_c` is less than `1 - alpha`. Measured
-are the values that are added: after what norms do to each side, before the nonlinearity
-that follows the sum. A branch, and a shortcut that is a projection, end in a kernel and
-can be cut there; on an identity there is no parameter to cut, and a negligible one is
-only reported. Reference: Dekhovich, Tax, Sluiter, Bessa, arXiv 2109.10795, whose code
-multiplies shortcuts by masks of their own.
+a side is removed where its share of `||u||_c + ||r||_c` is less than `1 - alpha`.
+Measured are the values that are added: after what norms do to each side, before the
+nonlinearity that follows the sum. A branch, and a shortcut that is a projection, end in
+a kernel and can be cut there; on an identity there is no parameter to cut, and a
+negligible one is only reported. Reference: Dekhovich, Tax, Sluiter, Bessa, arXiv
+2109.10795, whose code multiplies shortcuts by masks of their own.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Residual:
 
 
 class ResidualCut(NamedTuple):
-    """What the residual rule says of a block.
+    """The result of the residual rule for a block.
 
     Attributes:
       block: the block.
@@ -113,7 +113,7 @@ def residual_keep(u: Any, r: Any, alpha: Any) -> tuple[jax.Array, jax.Array]:
     Args:
       u: norms of the branch, at least 0, float array, one per channel.
       r: norms of the shortcut, likewise.
-      alpha: in [1/2, 1], so that never both sides go; 1 keeps all. May be traced.
+      alpha: in [1/2, 1], so that at least one side stays; 1 keeps both. May be traced.
 
     Returns:
       Bool arrays: where the branch stays, and where the shortcut does.
@@ -129,7 +129,7 @@ def residual_keep(u: Any, r: Any, alpha: Any) -> tuple[jax.Array, jax.Array]:
     if not isinstance(alpha, jax.core.Tracer) and not 0.5 <= float(alpha) <= 1:
         raise ValueError(
             f"expected alpha in [0.5, 1] for residuals, got {alpha!r}; below, both "
-            "sides of a sum could go"
+            "sides of a sum could be removed"
         )
     least = (1 - alpha) * (u + r)
     return u >= least, r >= least
@@ -144,7 +144,7 @@ def residual_cuts(
     alpha: Mapping[str, Any],
     where: Where = None,
 ) -> list[ResidualCut]:
-    """Measures both sides of every block and says what can go.
+    """Measures both sides of every block and applies the residual rule.
 
     Args:
       fn: the function that was traced.

@@ -1,4 +1,4 @@
-"""NNrelief again and again: prune, train on, until the net is as small as it gets.
+"""NNrelief in rounds: prune, train, and prune again.
 
     for every round:    params, masks = relieve(params, masks)
                         start  = masks * first_params    (rewind)
@@ -41,7 +41,7 @@ class Round(NamedTuple):
       params: after training, pruned entries 0.
       masks: by path, as `relieve` returns them.
       report: what was pruned in this round.
-      score: what the caller's scorer says of `params`; None without one.
+      score: of `params`, from the caller's scorer; None without one.
     """
 
     number: int
@@ -63,7 +63,7 @@ class Summary(NamedTuple):
     Attributes:
       number: of the round, from 1.
       density: kept share of the weights of all kernels together.
-      score: what the caller's scorer says; None without one.
+      score: from the caller's scorer; None without one.
       fingerprint: of the masks; equal masks have equal ones.
     """
 
@@ -238,7 +238,7 @@ def fingerprint(masks: Mapping[str, Any]) -> str:
       masks: by path, bool arrays.
 
     Returns:
-      16 hexadecimal digits. (`bb.overlap` says how alike two masks are.)
+      16 hexadecimal digits. (`bb.overlap` measures how similar two masks are.)
 
     Raises:
       TypeError: not masks by path, or not bool.
@@ -276,7 +276,7 @@ def densities_of(masks: Mapping[str, Any], units: Units) -> dict[str, float]:
 
     Raises:
       ValueError: no mask of a kernel, one of another shape, one that keeps nothing (no
-        density says so), or slices of a stack that keep different numbers.
+        density is 0), or slices of a stack that keep different numbers.
 
     Example:
       >>> import bbjax as bb
