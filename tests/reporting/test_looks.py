@@ -348,7 +348,7 @@ def test_hubs_are_one_table_with_both_ranks():
     side = by_hand([3, 9, 9, 2, 5, 1, 7], [0.9, 0.1, 0.5, 0.9, 0.8, 0.2, 0.3])[
         "w"
     ].sides[0]
-    title, head, rows = words.hub_table(side)
+    title, head, rows, _ = words.hub_table(side)
     assert title == "Hubs among the output units"
     assert head[-2:] == ["traffic rank", "degree rank"]
     names = [row[0] for row in rows]
@@ -361,12 +361,12 @@ def test_units_without_edges_are_no_hubs():
     mask = np.zeros((6, 4), bool)
     mask[2, 1] = True
     report = bb.report({"w": mask}, bb.Units((dense(6, 4),)))
-    assert words.hub_table(report["w"].sides[0])[2] == [["unit 1", "1", "1"]]
+    assert words.hub_table(report["w"].sides[0]).rows == [["unit 1", "1", "1"]]
 
 
 def test_whole_numbers_of_a_shrunk_model_keep_their_digits():
     report = alone((6, 4), shrunk={"parameters": (12432, 9001), "ms": (1.2345, 0.5)})
-    ((_, _, rows),) = words.extras(report)
+    ((_, _, rows, _),) = words.other_tables(report)
     assert rows[0][1:3] == ("12,432", "9,001") and rows[1][1:3] == ("1.23", "0.5")
 
 

@@ -14,7 +14,7 @@ import pytest
 import bbjax as bb
 from bbjax.activity.statistics import Activity
 from bbjax.reporting import Report
-from bbjax.reporting.facts import block_means, evenly, histogram
+from bbjax.reporting.figures import block_means, evenly, histogram
 from tests.support import zoo
 from tests.support.contract import CASES, RULES, chain, jitted, shared, train
 from tests.support.runs import activity, dense, packed, select, statistics
@@ -161,7 +161,7 @@ def test_every_layer_of_a_stack_has_a_line_of_its_own():
 
 def test_dead_is_without_edges_or_without_activity():
     whole = by_hand([0, 4, 4, 4], [0.5, 0.0, 1e-4, 0.5])["w"].sides[0].whole
-    assert (whole.no_edges, whole.silent, whole.dead) == (1, 2, 3)
+    assert (whole.no_edges, whole.inactive, whole.dead) == (1, 2, 3)
 
 
 def test_hubs_are_the_largest_by_traffic_and_by_degree():
@@ -183,23 +183,23 @@ def test_units_of_one_degree_are_no_hubs():
     assert side.whole.slope is None and side.whole.d0 is None
 
 
-def test_unheard_units_are_those_whose_edges_a_sweep_cuts():
+def test_units_without_a_path_are_those_whose_edges_a_sweep_cuts():
     def net(params, x):
         hidden = jax.nn.relu(jax.nn.relu(x @ params["a"]) @ params["b"])
         return hidden @ params["c"]
 
     params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2)), "c": jnp.ones((2, 1))}
     units = bb.trace(net, params, jnp.ones((5, 3)))
-    heard = {
+    masks = {
         "a": np.array([[1, 1, 1, 0]] * 3, bool),
         "b": np.array([[1, 0], [0, 1], [0, 0], [1, 0]], bool),
         "c": np.array([[1], [0]], bool),
     }
-    found = bb.report(heard, units)
-    # b's unit 1 has no reader; a's 1 speaks to it alone, a's 2 to nobody.
-    assert {k.path: k.unheard for k in found} == {"a": 2, "b": 1, "c": None}
+    found = bb.report(masks, units)
+    # No edge leaves b's unit 1, the only reader of a's unit 1; none leaves a's unit 2.
+    assert {k.path: k.no_path for k in found} == {"a": 2, "b": 1, "c": None}
     assert found["a"].sides[0].whole.no_edges == 1
-    assert bb.report({"a": heard["a"]}, units)["a"].unheard is None
+    assert bb.report({"a": masks["a"]}, units)["a"].no_path is None
 
 
 @pytest.mark.parametrize("name", ["conv2d", "linen_general", "linen_transformer_axis1"])
@@ -322,7 +322,7 @@ def test_masks_by_path_know_degrees_alone():
     assert side.degree.tolist() == [[5, 2, 0, 2]]
     assert found["w"].sides[1].degree.tolist() == [[2, 1, 3, 0, 2, 1]]
     assert found.asked is found.churn is found.updates is side.rate is None
-    assert side.whole.silent is side.whole.traffic is side.whole.entropy is None
+    assert side.whole.inactive is side.whole.traffic is side.whole.entropy is None
     assert found.dead == side.whole.dead == 1
     assert "masks alone carry no on-rates" in side.why_no_activity
     assert bb.report({"w": jnp.asarray(MASK)}, UNITS).html() == found.html()
