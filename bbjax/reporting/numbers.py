@@ -1,8 +1,8 @@
 """A report as numbers of Python's own kinds, for JSON.
 
 Degrees come as histograms, so that the output for a large model stays small. Unknown
-figures are None, which JSON writes as null. Keys are what programs rely on: a field may
-be renamed, its key here stays.
+figures are None, which JSON writes as null. Programs rely on the keys: when a field of
+the facts is renamed, its key stays.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def to_dict(facts: Facts) -> dict[str, Any]:
     )
 
 
-def _kernel(kernel: KernelFacts) -> dict[str, Any]:
+def _kernel(kernel: KernelFacts) -> dict[str, object]:
     return {
         "path": kernel.path,
         "shape": kernel.shape,
@@ -63,7 +63,7 @@ def _kernel(kernel: KernelFacts) -> dict[str, Any]:
     }
 
 
-def _side(side: SideFacts) -> dict[str, Any]:
+def _side(side: SideFacts) -> dict[str, object]:
     return {
         "counted": side.counted,
         "full_degree": side.fan,
@@ -76,7 +76,7 @@ def _side(side: SideFacts) -> dict[str, Any]:
     }
 
 
-def _measures(measures: Measures) -> dict[str, Any]:
+def _measures(measures: Measures) -> dict[str, object]:
     return {
         "silent" if name == "inactive" else name: value
         for name, value in measures._asdict().items()

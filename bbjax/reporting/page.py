@@ -3,9 +3,9 @@
     headline and cards -> table of kernels -> one section a kernel -> what the caller
     gave, other masks -> what the words mean
 
-Sections are `<details>`, which browsers fold by themselves; the table links to them.
-Everything that comes from outside (paths, titles, names) is escaped. The same report
-gives the same bytes: nothing of the time or the machine is in it.
+Sections are `<details>` elements, which browsers can fold; the table links to them.
+Paths, titles and names are escaped. The same report gives the same bytes: the page
+contains neither the time nor anything about the machine.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def page(facts: Facts) -> str:
 
 
 def notebook(facts: Facts) -> str:
-    """The page in a frame of its own, so that its style stays in it."""
+    """The page in a frame, so that its style does not change the notebook."""
     return tag(
         "iframe",
         srcdoc=page(facts),
@@ -87,13 +87,14 @@ def _table(
     level: str = "h3",
     cells: Sequence[Sequence[str]] | None = None,
 ) -> str:
-    """A titled table in a box that scrolls by itself where it is too wide.
+    """A titled table in a box that scrolls sideways if the table is too wide.
 
-    A hint beside the title appears while the box scrolls, and the keyboard reaches it.
+    Where the box can scroll, a hint appears beside the title. The box can be scrolled
+    by keyboard.
 
     Args:
       table: its title and text.
-      of: path of the kernel; part of the name that screen readers read out.
+      of: path of the kernel; part of the name for screen readers.
       level: element of the title.
       cells: HTML of the cells, in place of their text.
     """

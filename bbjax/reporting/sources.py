@@ -98,7 +98,7 @@ def read(source: Any, units: Units | None) -> Source:
 
     Raises:
       TypeError: masks that are not bool.
-      ValueError: nothing to report on; no kernels known; shapes that differ.
+      ValueError: no masks or pruning state; no known kernels; shapes that differ.
     """
     if isinstance(source, str | os.PathLike):
         masks, kernels, origin = _file(Path(source))
@@ -122,7 +122,7 @@ def _file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Kernel], str]:
     return loaded.masks, loaded.header.kernels, f"the file {path.name}"
 
 
-def _is_masks(source: Any) -> bool:
+def _is_masks(source: object) -> bool:
     if not isinstance(source, Mapping) or not all(isinstance(p, str) for p in source):
         return False
     kinds = {str(getattr(mask, "dtype", "")) for mask in source.values()}
@@ -143,7 +143,7 @@ def _from_masks(
     if not found:
         raise ValueError(
             f"expected masks of kernels that are known, got {list(masks)[:5]}; pass "
-            "units=bb.trace(...), which has the axes of inputs and outputs"
+            "units=bb.trace(...), to tell the axes of inputs from those of outputs"
             + (f" (it has {list(known)[:8]})" if known else "")
         )
     chosen = {} if units is None else units.budgeted

@@ -1,6 +1,6 @@
 """The names, sentences and tables of a report, the same on the page and in a terminal.
 
-A `Table` is described here once; page, terminal and plain text only draw it. To add a
+Every `Table` is described here, once; page, terminal and plain text draw it. To add a
 column to the table of kernels, add an entry to `COLUMNS`.
 """
 
@@ -77,13 +77,13 @@ GLOSSARY = (
 
 
 class Table(NamedTuple):
-    """A table, wherever it is drawn.
+    """A table as text.
 
     Attributes:
       title: above it.
       head: names of the columns.
-      rows: cells, as text.
-      left: columns that are flush left, the first ones; the others hold numbers.
+      rows: cells of each row.
+      left: number of first columns that are set flush left; the rest is flush right.
     """
 
     title: str
@@ -94,7 +94,7 @@ class Table(NamedTuple):
 
 # Sentences -----------------------------------------------------------------------
 def headline(facts: Facts) -> str:
-    """What the report is on, in one sentence."""
+    """The source and the kept edges, in one sentence."""
     kernels = counted(len(facts.kernels), "kernels")
     return (
         f"From {facts.origin}: {kernels}, {count(facts.kept)} of "
@@ -103,7 +103,7 @@ def headline(facts: Facts) -> str:
 
 
 def cards(facts: Facts) -> list[tuple[str, str, str]]:
-    """Name, figure and remark of what is shown first."""
+    """Name, value and remark of the figures that come first."""
     dense, stored = facts.bytes
     units = sum(side.whole.units for kernel in facts for side in kernel.main)
     asked = "asked: not known"
@@ -144,12 +144,9 @@ def degrees(m: Measures) -> str:
 
 
 def kernel_lines(kernel: KernelFacts, since: str) -> list[tuple[str, str]]:
-    """Name and text of what holds for a kernel as a whole."""
-    sides = {
-        "in": "incoming edges of output units (SP-in)",
-        "out": "outgoing edges of input units (SP-out)",
-    }
-    budget = " and ".join(sides[actuator] for actuator in kernel.actuators)
+    """Names and texts of the figures of a kernel as a whole."""
+    sides = [(*MEANING[s.side], s.actuator) for s in kernel.sides if s.counted]
+    budget = " and ".join(f"{edges} of {units} (SP-{a})" for units, edges, a in sides)
     edges = f"{count(kernel.kept)} of {count(kernel.edges)} edges"
     asked = "" if kernel.asked is None else f"asked {percent(kernel.asked)}, "
     dense, stored = size(kernel.dense_bytes), size(kernel.sparse_bytes)

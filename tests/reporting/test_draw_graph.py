@@ -1,4 +1,4 @@
-"""The picture of the unit graph says what the graph says.
+"""The picture of the unit graph has the groups and kernels of the graph.
 
 The pictures in the docs are of models of the zoo. To draw them again:
 

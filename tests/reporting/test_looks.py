@@ -258,7 +258,7 @@ def test_axes_of_masks_are_named():
     assert said[1] == ["0", "input unit →", "1,023"]
 
 
-def test_the_legend_of_a_picture_tells_the_share_of_each_shade():
+def test_the_legend_of_a_picture_gives_the_share_of_each_shade():
     text = alone((1024, 128)).html()
     keys = re.findall(r'style="opacity:([\d.]+)"></span></i>([\d.]+) %</li>', text)
     assert len(keys) == 6 and keys[0][1] == "0" and keys[-1][1] == "100"
@@ -268,7 +268,7 @@ def test_the_legend_of_a_picture_tells_the_share_of_each_shade():
     assert "4 x 1 edges" in text
 
 
-def test_groups_are_told():
+def test_captions_name_groups():
     picture = Picture((), np.ones((4, 3), np.float32), (1, 1), (4, 3), groups=2)
     assert masks.caption(picture).startswith(
         "rows: 4 input units in 2 groups; columns: 3 output units of the same group; "
@@ -308,7 +308,7 @@ def test_the_terminal_shades_are_the_shares_of_their_blocks(shape, share):
     assert len(lines) <= 16 and len(lines[0]) <= 44
 
 
-def test_the_terminal_tells_density_axes_and_shades():
+def test_the_terminal_gives_density_axes_and_shades():
     text = squeezed(terminal(alone((1024, 128)), 120))
     kept = int(masked((1024, 128)).sum())
     assert f"{kept:,} of 131,072 edges kept ({100 * kept / 131072:.2f} %)" in text

@@ -106,7 +106,7 @@ def test_charts_are_xml_with_a_name(found):
             assert 0 <= float(mark.get("y", 0)) <= height
 
 
-def test_pictures_and_tables_can_be_listened_to(found):
+def test_pictures_and_tables_have_names_for_screen_readers(found):
     page = Page(found.html())
     assert all(image["alt"] for image in page.all("img"))
     assert all(table["aria-label"] for table in page.all("table"))
@@ -203,7 +203,7 @@ def test_a_page_of_sixty_kernels_stays_small():
     assert len(text) < 2_000_000 and text.count("<svg") == 180
 
 
-def test_a_page_without_activity_says_why():
+def test_a_page_without_activity_gives_the_reason():
     page = Page(bb.report({"w": MASK}, UNITS).html())
     assert "No figure: masks alone carry no on-rates" in page.text
     assert len(page.all("svg")) == 2
