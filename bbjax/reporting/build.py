@@ -155,7 +155,6 @@ def report(
         found = sources.with_previous(found, previous, units)
     leaves = None if params is None else Leaves.of(params)
     kernels = figures.kernel_facts(found, units, leaves)
-    stray = {} if leaves is None else figures.stray(leaves, found.kernels)
     made = Report(
         title=str(title),
         origin=found.origin,
@@ -168,7 +167,7 @@ def report(
             "latency_ms": _checked("latency", latency, 1),
             "shrunk": _checked("shrunk", shrunk, 2),
         },
-        notes=tuple(_notes(found.updates, kernels, units, stray)),
+        notes=tuple(_notes(found.updates, kernels, units)),
     )
     if file is not None:
         made.save(file)
@@ -199,10 +198,7 @@ def _checked(
 
 
 def _notes(
-    updates: int | None,
-    kernels: Sequence[KernelFacts],
-    units: Units | None,
-    stray: Mapping[str, int],
+    updates: int | None, kernels: Sequence[KernelFacts], units: Units | None
 ) -> list[str]:
     """Remarks that stand before the figures."""
     notes = []
@@ -214,11 +210,12 @@ def _notes(
     absent = [path for path in chosen if path not in paths]
     if absent:
         notes.append(f"Selected in units, but without a mask: {', '.join(absent)}.")
-    for path, weights in stray.items():
-        notes.append(
-            f"{count(weights)} pruned weights of {path} are not 0 in the parameters: "
-            "these masks were not applied to them."
-        )
+    notes += [
+        f"{count(kernel.stray)} pruned weights of {kernel.path} are not 0 in the "
+        "parameters: these masks were not applied to them."
+        for kernel in kernels
+        if kernel.stray
+    ]
     return notes
 
 

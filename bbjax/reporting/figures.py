@@ -14,8 +14,6 @@ takes
 
     dense     sum of b over all parameters
     stored    1 bit per edge + b per kept weight for kernels, the rest as it is
-
-A weight is stray where it is pruned and not 0: the masks were not applied to it.
 """
 
 from __future__ import annotations
@@ -73,8 +71,10 @@ def _kernel(
     masked: MaskedKernel, source: Source, no_path: int | None, params: Leaves | None
 ) -> KernelFacts:
     kernel, mask = masked.kernel, masked.mask()
-    like = kernel if params is None else params.get(kernel, "parameter")
-    itemsize = jnp.dtype(like.dtype).itemsize
+    itemsize, stray = jnp.dtype(kernel.dtype).itemsize, 0
+    if params is not None:
+        values = np.asarray(params.get(kernel, "parameter"))
+        itemsize, stray = values.itemsize, int(np.count_nonzero((values != 0) & ~mask))
     edges = _by_role(kernel, per_edge(kernel, mask))
     kept = tuple(int(n) for n in np.count_nonzero(edges, axis=(1, 2, 3)))
     weights = int(np.count_nonzero(mask))
@@ -90,6 +90,7 @@ def _kernel(
         kept=sum(kept),
         kept_by_layer=kept,
         kept_weights=weights,
+        stray=stray,
         asked=masked.asked,
         flipped=masked.flipped,
         no_path=no_path,
@@ -335,14 +336,3 @@ def model_size(params: Leaves, kernels: Sequence[KernelFacts]) -> ModelSize:
     saved = sum(kernel.dense_bytes - kernel.sparse_bytes for kernel in kernels)
     gone = sum(math.prod(k.shape) - k.kept_weights for k in kernels)
     return ModelSize(count, count - gone, dense, dense - saved)
-
-
-def stray(params: Leaves, kernels: Sequence[MaskedKernel]) -> dict[str, int]:
-    """Pruned weights that are not 0, by path; kernels without any are left out."""
-    found = {}
-    for masked in kernels:
-        weights = np.asarray(params.get(masked.kernel, "parameter"))
-        count = int(np.count_nonzero((weights != 0) & ~masked.mask()))
-        if count:
-            found[masked.kernel.path] = count
-    return found

@@ -1,7 +1,8 @@
 """The names, sentences and tables of a report, the same on the page and in a terminal.
 
 Every `Table` is described here, once; page, terminal and plain text draw it. To add a
-column to the table of kernels, add an entry to `COLUMNS`.
+column to the table of kernels, add an entry to `COLUMNS`. Captions and legends of
+drawings are beside the drawings, in `charts` and `masks`.
 """
 
 from __future__ import annotations
