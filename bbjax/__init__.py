@@ -55,8 +55,7 @@ from bbjax.oneshot.nnrelief.rounds import densities_of, relieve_and_train
 from bbjax.oneshot.prune import apply_masks, prune, prune_in_order
 from bbjax.oneshot.spreads import spreads
 from bbjax.reporting import report
-from bbjax.reporting.compare import diff_masks
-from bbjax.reporting.overlap import overlap, overlap_table
+from bbjax.reporting.compare import diff_masks, overlap, overlap_table
 from bbjax.rules.patterns import n_m
 from bbjax.shrinking import shrink, shrink_rounds, unitwise, unstack
 from bbjax.tracing.trace import trace

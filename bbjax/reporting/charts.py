@@ -1,9 +1,9 @@
 """Charts of a report as small inline SVG: crisp at any size, coloured by the page.
 
 Marks carry classes (`bar`, `dot`, `fit`, ...) and no colours, so that one style sheet
-draws them in light and dark. Dots that fall on the same spot become one, darker with
-their number: a chart of a hundred thousand units is no larger than one of a thousand.
-Inside the frame are marks alone. What they mean is in the legend, which is text.
+draws them in light and dark. Dots in the same spot become one dot, darker with their
+number: a chart of a hundred thousand units is no larger than one of a thousand. There
+are only marks inside the frame; the legend beside it explains them.
 
     activity against degree    x = log((1 - a) / a), reversed: rare left, busy right
                                y = k;  a balanced layer lies on a falling line
@@ -21,7 +21,9 @@ from typing import NamedTuple
 import numpy as np
 
 from bbjax.reporting.data import Histogram, Measures, SideFacts
-from bbjax.reporting.words import MEANING, number
+from bbjax.reporting.formats import count, counted, number
+from bbjax.reporting.words import MEANING
+from bbjax.reporting.words import degrees as min_mean_max
 from bbjax.training.metrics import DEAD
 
 WIDTH, HEIGHT = 280, 186
@@ -30,7 +32,7 @@ LETTER = 6.5  # pixels that a digit takes, at most
 FEWEST = 6  # bars that have room in a histogram, at least
 SPOT = 2.5  # pixels within which dots are one
 _RATES = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
-_EMPTY = ("circle", "img", "line", "meta", "path", "rect")  # nothing need be in them
+_EMPTY = ("circle", "img", "line", "meta", "path", "rect")  # may have no content
 _FINER = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 
 
@@ -66,7 +68,7 @@ class Axes:
         top = max(most, 1)
         step = _step(0, top, 4)
         top = -(-top // step) * step
-        return cls(x, (0, top), max(LEFT, 24 + wide(f"{top:,}")))
+        return cls(x, (0, top), max(LEFT, 24 + wide(count(top))))
 
     def px(self, value: float) -> float:
         """Pixels from the left."""
@@ -99,7 +101,8 @@ def _text(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _words(x: float, y: float, text: str, **attributes: object) -> str:
+def label(x: float, y: float, text: str, **attributes: object) -> str:
+    """Text at a place, escaped."""
     return tag("text", escape(text), x=round(x, 1), y=round(y, 1), **attributes)
 
 
@@ -140,7 +143,7 @@ def _frame(
     for k in ticks(*axes.y, most=4):
         y = round(axes.py(k), 1)
         parts.append(tag("line", class_="grid", x1=left, x2=right, y1=y, y2=y))
-        parts.append(_words(left - 5, y + 3.5, f"{k:,}", class_="tick end"))
+        parts.append(label(left - 5, y + 3.5, count(k), class_="tick end"))
     free = 0.0  # up to where labels are set
     for value, text in x_ticks:
         x = round(axes.px(value), 1)
@@ -148,17 +151,17 @@ def _frame(
         half = wide(text) / 2
         x = min(x, WIDTH - half)  # whole, at the right end too
         if x - half > free:
-            parts.append(_words(x, bottom + 15, text, class_="tick middle"))
+            parts.append(label(x, bottom + 15, text, class_="tick middle"))
             free = x + half + 2
     parts += marks
     parts.append(tag("line", class_="axis", x1=left, x2=right, y1=bottom, y2=bottom))
-    parts.append(_words((left + right) / 2, HEIGHT - 7, names[0], class_="name middle"))
+    parts.append(label((left + right) / 2, HEIGHT - 7, names[0], class_="name middle"))
     middle = (TOP + bottom) / 2
     turned = {"class_": "name middle", "transform": f"rotate(-90 11 {middle:.4g})"}
-    parts.append(_words(11, middle, names[1], **turned))
+    parts.append(label(11, middle, names[1], **turned))
     box = f"0 0 {WIDTH} {HEIGHT}"
-    label = {"role": "img", "aria_label": summary}
-    return tag("svg", "".join(parts), class_="chart", viewBox=box, **label)
+    about = {"role": "img", "aria_label": summary}
+    return tag("svg", "".join(parts), class_="chart", viewBox=box, **about)
 
 
 # Degrees -------------------------------------------------------------------------
@@ -178,30 +181,30 @@ def degrees(side: SideFacts) -> Chart:
     units, edges = MEANING[side.side]
     m = side.whole
     summary = (
-        f"{m.units:,} {units} by degree: least {m.degree_min:,}, mean "
-        f"{number(mean)}, largest {m.degree_max:,}"
+        f"{count(m.units)} {units} by degree: least {count(m.degree_min)}, mean "
+        f"{number(mean)}, largest {count(m.degree_max)}"
     )
-    at = [(float(t), f"{t:,}") for t in ticks(bins.start, end - 1)]
+    at = [(float(t), count(t)) for t in ticks(bins.start, end - 1)]
     names = (f"degree k: kept {edges}", f"number of {units}")
     svg = _frame(axes, [*_bars(axes, bins), *line], at, names, summary)
-    each = f"{bins.width:,} degrees" if bins.width > 1 else "one degree"
+    each = f"{count(bins.width)} degrees" if bins.width > 1 else "one degree"
     legend = (("bar", f"units, {each} a bar"), ("mean", f"mean degree {number(mean)}"))
     return Chart(svg, legend)
 
 
 def _bars(axes: Axes, bins: Histogram) -> Iterator[str]:
-    for i, count in enumerate(bins.counts):
-        if not count:
+    for i, units in enumerate(bins.counts):
+        if not units:
             continue
         low = bins.start + i * bins.width
         left, right = axes.px(low - 0.5), axes.px(low + bins.width - 0.5)
         gap = min(1.0, (right - left) / 8)
-        y = axes.py(count)
+        y = axes.py(units)
         high = low + bins.width - 1
-        span = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        span = count(low) if low == high else f"{count(low)} to {count(high)}"
         yield tag(
             "rect",
-            tag("title", f"degree {span}: {count:,} unit{'s' * (count != 1)}"),
+            tag("title", f"degree {span}: {counted(units, 'units')}"),
             class_="bar",
             x=round(left + gap / 2, 1),
             y=round(y, 1),
@@ -219,8 +222,7 @@ def by_layer(side: SideFacts) -> Chart:
     for i, m in enumerate(layers):
         x, y = round(axes.px(i), 1), round(axes.py(m.degree_mean), 1)
         low, high = (round(axes.py(k), 1) for k in (m.degree_min, m.degree_max))
-        said = f"layer {i}: {m.degree_min:,} / {number(m.degree_mean)} / "
-        title = tag("title", f"{said}{m.degree_max:,}")
+        title = tag("title", f"layer {i}: {min_mean_max(m)}")
         marks.append(
             tag("line", title, class_="range", x1=x, x2=x, y1=low + 1, y2=high - 1)
         )
@@ -261,7 +263,7 @@ def activity(side: SideFacts, layer: int | None) -> Chart:
     units, _ = MEANING[side.side]
     fit = "no line fitted" if m.slope is None else f"slope beta {number(m.slope)}"
     r2 = "" if m.r2 is None else f", R2 {number(m.r2)}"
-    summary = f"Degree against on-rate of {m.units:,} {units}: {fit}{r2}"
+    summary = f"Degree against on-rate of {count(m.units)} {units}: {fit}{r2}"
     names = ("on-rate a (spaced by log-odds)", "degree k")
     svg = _frame(axes, marks, _rate_ticks(axes.x), names, summary)
     return Chart(svg, tuple(_activity_legend(free.any(), bound, line)))
@@ -307,8 +309,8 @@ def _dots(axes: Axes, x: np.ndarray, y: np.ndarray, kind: str) -> Iterator[str]:
         for a, b in zip(x.tolist(), y.tolist(), strict=True)
     )
     levels: dict[str, list[str]] = {"one": [], "some": [], "many": []}
-    for (column, row), count in sorted(spots.items()):
-        level = "one" if count == 1 else "some" if count < 4 else "many"
+    for (column, row), dots in sorted(spots.items()):
+        level = "one" if dots == 1 else "some" if dots < 4 else "many"
         levels[level].append(f"M{column * SPOT:g} {row * SPOT:g}h.01")
     for level, strokes in levels.items():
         if strokes:

@@ -1,29 +1,27 @@
-"""What a report says: frozen facts, and how they become a page or text.
+"""The figures of a report, as frozen data.
 
-    Report                         all kernels together
+    Facts                          all kernels together
       KernelFacts                  one kernel: budget, edges, bytes, mask pictures
         SideFacts                  its output or its input units: degrees, on-rates
           Measures                 of all units, and of each layer of a stack
 
-Arrays per unit have shape `(layers, units)`: stack axes and unit axes, each made one;
-a kernel without a stack has one layer. Numbers that are not known are None, never 0.
-The figures of `Measures` are those of `bb.metrics`, to the same definitions.
+Arrays per unit have shape `(layers, units)`: stack axes are flattened into one axis,
+and unit axes into another. A kernel without a stack has one layer. Unknown figures are
+None, never 0. Those of `Measures` are defined as in `bb.metrics`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from bbjax.model.kernel import Actuator, Side
 
 Ints = tuple[int, ...]
+Given = float | tuple[float, ...]  # a figure that the caller gave
 
 
 class Measures(NamedTuple):
@@ -35,8 +33,8 @@ class Measures(NamedTuple):
       degree_mean: mean degree.
       degree_max: largest degree.
       no_edges: units without an edge on this side.
-      silent: units with edges and an on-rate of at most 0.001; None if not observed.
-      dead: units without edges or with such an on-rate.
+      dead: units without edges, or with an on-rate of at most 0.001.
+      inactive: units with edges and such an on-rate; None if not observed.
       traffic: sum of a k; None if not observed.
       entropy: mean of H(a) in bits; None if not observed.
       slope: beta of the line log((1 - a) / a) = beta (k - d0); None without a line.
@@ -49,24 +47,24 @@ class Measures(NamedTuple):
     degree_mean: float
     degree_max: int
     no_edges: int
-    silent: int | None
     dead: int
-    traffic: float | None
-    entropy: float | None
-    slope: float | None
-    d0: float | None
-    r2: float | None
+    inactive: int | None = None
+    traffic: float | None = None
+    entropy: float | None = None
+    slope: float | None = None
+    d0: float | None = None
+    r2: float | None = None
 
 
-class Unit(NamedTuple):
-    """One unit, pointed at.
+class Hub(NamedTuple):
+    """One unit of high degree or traffic.
 
     Attributes:
       layer: index of its stack slice; empty without a stack.
       place: of the unit, one number per unit axis.
       degree: kept edges on its side.
-      rate: on-rate, None if not observed.
-      traffic: on-rate times degree, None likewise.
+      rate: on-rate; None if not observed.
+      traffic: on-rate times degree; None if not observed.
     """
 
     layer: Ints
@@ -77,7 +75,7 @@ class Unit(NamedTuple):
 
 
 class Histogram(NamedTuple):
-    """How many units have which degree: bins of equal width over whole numbers.
+    """Numbers of units by degree, in bins of equal width.
 
     Attributes:
       start: least degree of the first bin.
@@ -91,7 +89,7 @@ class Histogram(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A mask, one entry per block of edges.
+    """A mask as a matrix of blocks of edges.
 
     Attributes:
       layer: index of its stack slice; empty without a stack.
@@ -109,6 +107,22 @@ class Picture(NamedTuple):
     groups: int = 1
 
 
+class ModelSize(NamedTuple):
+    """Sizes of all parameters, masked or not.
+
+    Attributes:
+      params: number of parameters.
+      kept: number of parameters that are left.
+      dense_bytes: bytes of all parameters.
+      sparse_bytes: bytes of the masked ones as bits and kept values, and of the rest.
+    """
+
+    params: int
+    kept: int
+    dense_bytes: int
+    sparse_bytes: int
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class SideFacts:
     """The units on one side of a kernel.
@@ -116,13 +130,13 @@ class SideFacts:
     Attributes:
       side: "outputs" (their incoming edges are counted) or "inputs" (outgoing ones).
       actuator: the actuator that counts these edges, "in" or "out".
-      counted: whether the budget does.
+      counted: whether the budget counts them.
       fan: edges of an unpruned unit.
       degree: int64 `(layers, units)`.
       rate: on-rates, float32 `(layers, units)`, 0.5 where a unit was never observed;
         None if none was.
       unobserved: units never observed.
-      free: bool `(layers, units)`, units off their bounds, which the line is fitted to.
+      free: bool `(layers, units)`, units on no bound, to which the line is fitted.
       whole: figures of all units.
       layers: figures of each stack slice; empty without a stack.
       histogram: of the degrees.
@@ -142,8 +156,8 @@ class SideFacts:
     whole: Measures
     layers: tuple[Measures, ...]
     histogram: Histogram
-    busiest: tuple[Unit, ...]
-    widest: tuple[Unit, ...]
+    busiest: tuple[Hub, ...]
+    widest: tuple[Hub, ...]
     why_no_activity: str
 
 
@@ -160,11 +174,14 @@ class KernelFacts:
       edges: number of edges, of all layers.
       kept: kept edges.
       kept_by_layer: kept edges of each stack slice.
-      kept_weights: kept entries of the array; of a convolution, whole windows.
+      kept_weights: kept entries of the array: in a convolution, one for each position
+        of the window.
+      stray: pruned weights that are not 0 in the parameters: the mask was not applied
+        to them; 0 without parameters.
       asked: density asked for; None if not known, or an outcome of the rule.
       flipped: edges that changed; None if not known.
-      unheard: output units with incoming edges that no reader hears, directly or
-        through others; None where the graph does not say.
+      no_path: output units with incoming edges but no path to the output; None where
+        the readers of the units are not all known and masked.
       dense_bytes: of the whole array.
       sparse_bytes: of one bit per edge and the kept values.
       sides: outputs and inputs, those that the budget counts first.
@@ -180,9 +197,10 @@ class KernelFacts:
     kept: int
     kept_by_layer: Ints
     kept_weights: int
+    stray: int
     asked: float | None
     flipped: int | None
-    unheard: int | None
+    no_path: int | None
     dense_bytes: int
     sparse_bytes: int
     sides: tuple[SideFacts, ...]
@@ -209,39 +227,20 @@ class KernelFacts:
         return sum(side.whole.dead for side in self.main)
 
 
-class Model(NamedTuple):
-    """All parameters, masked or not.
-
-    Attributes:
-      params: how many.
-      kept: how many are left.
-      dense_bytes: of all.
-      sparse_bytes: of the masked ones as bits and kept values, and of the rest.
-    """
-
-    params: int
-    kept: int
-    dense_bytes: int
-    sparse_bytes: int
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Report:
-    """What `bb.report` found out: a page, text, or numbers.
-
-    `print(report)` is the table of kernels, `report.show()` everything in a terminal,
-    `report.save("report.html")` a page; a notebook shows the page by itself.
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Facts:
+    """All figures of a report.
 
     Attributes:
       title: of the page.
       origin: what was read, in words.
-      updates: updates that the state has seen; None for masks.
+      updates: updates that the optimizer state has counted; None for masks.
       kernels: in the order of the source.
-      others: path, number and kept number of masked entries that are no kernel's.
+      others: masks of parameters that are no kernels: path, entries, kept entries.
       since: what churn is counted from.
-      model: all parameters, where they were given.
-      latency: milliseconds by name.
-      shrunk: before and after by name.
+      model: sizes of all parameters, where they were given.
+      given: figures that the caller gave to be printed: by the key of their table in
+        JSON, then by name, one number or a pair.
       notes: what a reader must know first.
     """
 
@@ -249,12 +248,11 @@ class Report:
     origin: str
     updates: int | None
     kernels: tuple[KernelFacts, ...]
-    others: tuple[tuple[str, int, int], ...] = ()
-    since: str = "the last refresh"
-    model: Model | None = None
-    latency: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    shrunk: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    others: tuple[tuple[str, int, int], ...]
+    since: str
+    model: ModelSize | None
+    given: Mapping[str, Mapping[str, Given]]
+    notes: tuple[str, ...]
 
     def __iter__(self) -> Iterator[KernelFacts]:
         return iter(self.kernels)
@@ -307,88 +305,3 @@ class Report:
         """Of the kernels: dense, and as one bit per edge and the kept values."""
         dense = sum(kernel.dense_bytes for kernel in self.kernels)
         return dense, sum(kernel.sparse_bytes for kernel in self.kernels)
-
-    # What becomes of it ----------------------------------------------------------
-    def html(self) -> str:
-        """One page: no script, nothing fetched, light and dark."""
-        from bbjax.reporting import page
-
-        return page.page(self)
-
-    def save(self, file: str | os.PathLike[str]) -> None:
-        """Writes the page, or its numbers where the name ends in `.json`.
-
-        Args:
-          file: a path; what is there is replaced.
-
-        Raises:
-          ValueError: a name that ends neither in `.html` (`.htm`) nor in `.json`.
-        """
-        path = page_or_numbers(file)
-        if path.suffix.lower() == ".json":
-            text = json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
-        else:
-            text = self.html()
-        path.write_bytes(text.encode("utf-8"))
-
-    def show(self, console: Any = None, *, details: bool | None = None) -> None:
-        """Prints everything to a terminal.
-
-        Args:
-          console: a `rich.console.Console`; None for standard output.
-          details: whether to print a section on every kernel; None for up to eight.
-
-        Raises:
-          ImportError: rich is missing.
-        """
-        terminal = _terminal()
-        (terminal.console() if console is None else console).print(
-            terminal.render(self, details), highlight=False
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The numbers, of Python's own kinds, as JSON takes them."""
-        from bbjax.reporting import numbers
-
-        return numbers.to_dict(self)
-
-    def _repr_html_(self) -> str:
-        from bbjax.reporting import page
-
-        return page.notebook(self)
-
-    def __rich__(self) -> Any:
-        return _terminal().render(self)
-
-    def __str__(self) -> str:
-        from bbjax.reporting import words
-
-        return words.text(self)
-
-    def __repr__(self) -> str:
-        kernels = f"{len(self.kernels)} kernel{'s' * (len(self.kernels) != 1)}"
-        return f"<Report {self.title!r}: {kernels}, density {self.got:.4g}>"
-
-
-def page_or_numbers(file: str | os.PathLike[str]) -> Path:
-    """The path of a report's file, refused if it is of another kind."""
-    path = Path(file)
-    if path.suffix.lower() not in (".html", ".htm", ".json"):
-        raise ValueError(
-            f"expected a file of a report to end in .html or .json, got {str(path)!r}; "
-            "print(report) is the text"
-        )
-    return path
-
-
-def _terminal() -> Any:
-    try:
-        from bbjax.reporting import terminal
-    except ImportError as error:
-        if (error.name or "").split(".")[0] != "rich":
-            raise
-        raise ImportError(
-            "expected the package rich, which draws reports in a terminal, got none; "
-            'pip install "bbjax[report]", or report.save("report.html")'
-        ) from error
-    return terminal

@@ -1,7 +1,7 @@
-"""A picture of the unit graph: who makes the units of each group, and who reads them.
+"""A drawing of the unit graph: which kernels make the units of a group or read them.
 
-One row per kernel, in order of use, and one line per group of units, from the first
-kernel that knows it to the last:
+One row per kernel, in order of use, and one line per group of units, from the first of
+its kernels to the last:
 
     filled square   the kernel makes the units
     open circle     it reads them
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bbjax.model.groups import Group
 from bbjax.model.units import Units
-from bbjax.reporting.charts import tag
+from bbjax.reporting.charts import label, tag
 
 ROW, COLUMN, HEAD, LETTER = 24, 38, 46, 7.3
 _CSS = """
@@ -103,11 +103,11 @@ def _places(group: Group, rows: Sequence[str]) -> list[tuple[int, str]]:
 
 
 def _rows(rows: Sequence[str], left: float, width: float) -> list[str]:
-    parts = [_words("units", 8, HEAD - 18, "dim")]
+    parts = [label(8, HEAD - 18, "units", class_="dim")]
     for number, path in enumerate(rows):
         y = HEAD + ROW * (number + 0.5)
         line = tag("line", class_="row", x1=left, x2=round(width), y1=y, y2=y)
-        parts += [line, _words(path, 8, y + 4, "")]
+        parts += [line, label(8, y + 4, path, class_="")]
     return parts
 
 
@@ -119,7 +119,7 @@ def _group(group: Group, rows: Sequence[str], x: float, reasons: Sequence[str]) 
     marks = [
         tag("line", class_=f"line {kind}", x1=x, x2=x, y1=min(ys), y2=max(ys)),
         tag("line", class_=f"stem {kind}", x1=x, x2=x, y1=HEAD - 12, y2=min(ys)),
-        _words(str(group.size), x, HEAD - 18, "", text_anchor="middle"),
+        label(x, HEAD - 18, str(group.size), class_="", text_anchor="middle"),
     ]
     both = {row for row, _ in places if sum(r == row for r, _ in places) > 1}
     for (row, role), y in zip(places, ys, strict=True):
@@ -127,7 +127,7 @@ def _group(group: Group, rows: Sequence[str], x: float, reasons: Sequence[str]) 
         marks.append(_mark(x + aside, y, f"{kind} {role}", role))
     if group.fixed:
         note = str(reasons.index(group.fixed) + 1)
-        marks.append(_words(note, x + 9, HEAD - 23, "dim note"))
+        marks.append(label(x + 9, HEAD - 23, note, class_="dim note"))
     beside = group.having("beside")
     title = f"{group.name}: {group.size} units, {len(beside)} parameters beside"
     return tag("g", tag("title", escape(title)) + "".join(marks))
@@ -142,15 +142,11 @@ def _mark(x: float, y: float, kind: str, role: str) -> str:
 def _legend(reasons: Sequence[str], y: float) -> list[str]:
     parts = [
         _mark(16, y, "free makes", "makes"),
-        _words("makes", 28, y + 4, ""),
+        label(28, y + 4, "makes", class_=""),
         _mark(84, y, "free reads", "reads"),
-        _words("reads", 96, y + 4, ""),
+        label(96, y + 4, "reads", class_=""),
     ]
     for number, reason in enumerate(reasons):
         line = y + 18 * (number + 1) + 6
-        parts.append(_words(f"{number + 1} {reason}", 11, line, "dim"))
+        parts.append(label(11, line, f"{number + 1} {reason}", class_="dim"))
     return parts
-
-
-def _words(text: str, x: float, y: float, class_: str, **attributes: object) -> str:
-    return tag("text", escape(text), x=x, y=y, class_=class_, **attributes)

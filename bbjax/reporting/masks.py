@@ -1,13 +1,13 @@
-"""Mask pictures: rows are input units, columns output units, shades are kept shares.
+"""Pictures of masks: rows are input units, columns output units, shades kept shares.
 
-On the page a picture is a small PNG file of one colour, whose opacity tells the kept
-share of a block of edges. So it suits a light and a dark page:
+On the page a picture is a small PNG file of one colour, whose opacity is that of the
+kept share of a block of edges, so that it suits a light and a dark page:
 
     level = round(15 sqrt(share)), at least 1 where share > 0;   opacity = level / 15
 
-The same shade is the same share in all pictures, and the root tells small shares apart.
-Where a pixel is one edge, it is coloured or not. In a terminal the shade is a character
-for each range of shares, by `RAMP`. Reference: PNG, W3C Recommendation, third edition.
+The same shade is the same share in all pictures, and the square root keeps small shares
+apart. Where a pixel is one edge, it is coloured or not. In a terminal `RAMP` has a
+character for each range of shares. Reference: PNG, W3C Recommendation, third edition.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import zlib
 import numpy as np
 
 from bbjax.reporting.data import Picture
-from bbjax.reporting.words import at, count, counted, percent
+from bbjax.reporting.figures import block_sizes, block_sums
+from bbjax.reporting.formats import at, count, counted, percent
 
 COLOUR = (0x2F, 0x7F, 0xD0)
 TOP = 15  # the level of a block that is kept whole
@@ -77,18 +78,10 @@ def single(picture: Picture) -> bool:
     return picture.block == (1, 1)
 
 
-def areas(picture: Picture) -> np.ndarray:
-    """Edges in each block; those at the far edges may be smaller."""
-    down, across = (
-        np.diff(np.append(np.arange(0, edges, block), edges))
-        for edges, block in zip(picture.edges, picture.block, strict=True)
-    )
-    return np.outer(down, across)
-
-
 def kept(picture: Picture) -> np.ndarray:
     """Kept edges of each block."""
-    return np.rint(picture.share * areas(picture)).astype(np.int64)
+    sizes = block_sizes(picture.edges, picture.block)
+    return np.rint(picture.share * sizes).astype(np.int64)
 
 
 # Words ---------------------------------------------------------------------------
@@ -113,10 +106,9 @@ def caption(picture: Picture) -> str:
 
 def scale(block: tuple[int, int], name: str = "pixel") -> str:
     """What one pixel is."""
-    down, across = block
     if block == (1, 1):
         return f"1 {name} = 1 edge"
-    return f"1 {name} = {count(down)} x {count(across)} edges"
+    return f"1 {name} = {count(block[0])} x {count(block[1])} edges"
 
 
 def legend(picture: Picture) -> list[tuple[float, str]]:
@@ -127,10 +119,10 @@ def legend(picture: Picture) -> list[tuple[float, str]]:
 
 
 def size(picture: Picture) -> tuple[int, int]:
-    """Width and height in pixels: whole ones for each block, and never a mere line.
+    """Width and height in pixels: a whole number for each block.
 
-    The longer side is the one with more edges; the other is in proportion, if that is
-    not too thin.
+    The longer side is the one with more edges; the other is in proportion, but at least
+    `SHORT` pixels.
     """
     blocks = dict(enumerate(picture.share.shape))
     longer = int(picture.edges[1] > picture.edges[0])
@@ -145,14 +137,11 @@ def size(picture: Picture) -> tuple[int, int]:
 # The terminal --------------------------------------------------------------------
 def coarser(picture: Picture, rows: int, columns: int) -> Picture:
     """The picture in at most so many rows and columns, with exact shares."""
-    found, block = kept(picture), list(picture.block)
-    for axis, most in enumerate((rows, columns)):
-        times = -(-found.shape[axis] // most)
-        starts = np.arange(0, found.shape[axis], times)
-        found = np.add.reduceat(found, starts, axis=axis)
-        block[axis] *= times
-    made = picture._replace(block=(block[0], block[1]))
-    return made._replace(share=(found / areas(made)).astype(np.float32))
+    found = kept(picture)
+    times = (-(-found.shape[0] // rows), -(-found.shape[1] // columns))
+    block = (picture.block[0] * times[0], picture.block[1] * times[1])
+    share = block_sums(found, times) / block_sizes(picture.edges, block)
+    return picture._replace(block=block, share=share.astype(np.float32))
 
 
 def shading(picture: Picture) -> list[str]:
@@ -167,6 +156,6 @@ def ramp(picture: Picture) -> list[tuple[str, str]]:
     """Shades and their meaning."""
     if single(picture):
         return [(" ", "pruned edge"), ("█", "kept edge")]
-    said = [f"up to {percent(share, 0)}" for _, share in RAMP]
-    said[0], said[-2], said[-1] = "none", "less than all", "all edges kept"
-    return [(shade, text) for (shade, _), text in zip(RAMP, said, strict=True)]
+    texts = [f"up to {percent(share, 0)}" for _, share in RAMP]
+    texts[0], texts[-2], texts[-1] = "none", "less than all", "all edges kept"
+    return [(shade, text) for (shade, _), text in zip(RAMP, texts, strict=True)]

@@ -1,46 +1,49 @@
 """The page: one HTML file that needs nothing else, no script and no network.
 
-    headline and cards -> table of kernels -> one section a kernel -> sizes, latency,
-    other masks -> what the words mean
+    headline and cards -> table of kernels -> one section a kernel -> what the caller
+    gave, other masks -> what the words mean
 
-Sections are `<details>`, which browsers fold by themselves; the table links to them.
-Everything that comes from outside (paths, titles, names) is escaped. The same report
-gives the same bytes: nothing of the time or the machine is in it.
+Sections are `<details>` elements, which browsers can fold; the table links to them.
+Paths, titles and names are escaped. The same report gives the same bytes: the page
+contains neither the time nor anything about the machine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 
 from bbjax.model.version import __version__
 from bbjax.reporting import charts, masks, words
 from bbjax.reporting.charts import Chart, tag
-from bbjax.reporting.data import KernelFacts, Picture, Report, SideFacts
-from bbjax.reporting.facts import LAYERS, MANY, evenly
-from bbjax.reporting.style import CSS
+from bbjax.reporting.data import Facts, KernelFacts, Picture, SideFacts
+from bbjax.reporting.figures import LAYERS, MANY, evenly
+from bbjax.reporting.formats import count, counted, percent
+from bbjax.reporting.words import MEANING, Table
 
 OPEN = 12  # kernels up to which all sections are open
 HINT = "scroll sideways →"
+_CSS = Path(__file__).with_name("page.css").read_text("utf-8")
 
 
-def page(report: Report) -> str:
+def page(facts: Facts) -> str:
     """The whole page."""
     head = (
         '<meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(report.title)}</title><style>{CSS}</style>"
+        f"<title>{escape(facts.title)}</title><style>{_CSS}</style>"
     )
     parts = [
-        tag("h1", escape(report.title)),
-        tag("p", escape(words.headline(report)), class_="dim"),
-        *(tag("p", escape(note), class_="note", role="note") for note in report.notes),
-        _cards(report),
-        tag("div", _summary(report), id="kernels"),
-        *(_kernel(report, i) for i in range(len(report.kernels))),
-        _extras(report),
-        _glossary(),
-        _footer(),
+        tag("h1", escape(facts.title)),
+        tag("p", escape(words.headline(facts)), class_="dim"),
+        *(tag("p", escape(note), class_="note", role="note") for note in facts.notes),
+        _cards(facts),
+        tag("div", _kernels_table(facts), id="kernels"),
+        *(_kernel(facts, i) for i in range(len(facts.kernels))),
+        "".join(_table(table, level="h2") for table in words.other_tables(facts)),
+        tag("h2", "What the words mean") + _pairs(words.GLOSSARY, "facts words"),
+        tag("footer", f"bbjax {__version__}"),
     ]
     body = tag("main", "\n".join(part for part in parts if part))
     return (
@@ -49,20 +52,20 @@ def page(report: Report) -> str:
     )
 
 
-def notebook(report: Report) -> str:
-    """The page in a frame of its own, so that its style stays in it."""
+def notebook(facts: Facts) -> str:
+    """The page in a frame, so that its style does not change the notebook."""
     return tag(
         "iframe",
-        srcdoc=page(report),
-        title=report.title,
+        srcdoc=page(facts),
+        title=facts.title,
         style="width:100%;height:720px;border:0",
     )
 
 
-def _cards(report: Report) -> str:
+def _cards(facts: Facts) -> str:
     found = [
-        tag("div", tag("dt", name) + tag("dd", said + _small(remark)), class_="card")
-        for name, said, remark in words.cards(report)
+        tag("div", tag("dt", name) + tag("dd", figure + _small(remark)), class_="card")
+        for name, figure, remark in words.cards(facts)
     ]
     return tag("dl", "".join(found), class_="cards")
 
@@ -71,95 +74,84 @@ def _small(text: str) -> str:
     return tag("small", escape(text)) if text else ""
 
 
-def _footer() -> str:
-    return tag("footer", f"bbjax {__version__}")
+def _pairs(pairs: Iterable[tuple[str, str]], kind: str) -> str:
+    """A list of names with their texts."""
+    found = (tag("dt", escape(a)) + tag("dd", escape(b)) for a, b in pairs)
+    return tag("dl", "".join(found), class_=kind)
 
 
 # Tables --------------------------------------------------------------------------
-def table(
-    name: str,
-    head: Sequence[str],
-    rows: Iterable[Sequence[str]],
+def _table(
+    table: Table,
     of: str = "",
-    right: Sequence[int] | None = None,
     level: str = "h3",
+    cells: Sequence[Sequence[str]] | None = None,
 ) -> str:
-    """A titled table in a box that scrolls by itself where it is too wide.
+    """A titled table in a box that scrolls sideways if the table is too wide.
 
-    A hint beside the title appears while the box scrolls, and the keyboard reaches it.
+    Where the box can scroll, a hint appears beside the title. The box can be scrolled
+    by keyboard.
 
     Args:
-      name: the title.
-      head: text of the header cells.
-      rows: HTML of the cells; the first of a row is its header.
-      of: path of the kernel; part of the name that screen readers read out.
-      right: columns set flush right; None for all but the first.
+      table: its title and text.
+      of: path of the kernel; part of the name for screen readers.
       level: element of the title.
+      cells: HTML of the cells, in place of their text.
     """
-    flush = range(1, len(head)) if right is None else right
 
-    def cell(name: str, i: int, content: str, **more: str) -> str:
-        side = {"class_": "right"} if i in flush else {}
-        return tag(name, content, **side, **more)
+    def cell(kind: str, i: int, content: str, **more: str) -> str:
+        side = {} if i < table.left else {"class_": "right"}
+        return tag(kind, content, **side, **more)
 
-    top = [cell("th", i, escape(h), scope="col") for i, h in enumerate(head)]
+    top = [cell("th", i, escape(h), scope="col") for i, h in enumerate(table.head)]
     lines = []
-    for row in rows:
-        cells = [
-            cell("td", i, c) if i else cell("th", 0, c, scope="row")
-            for i, c in enumerate(row)
-        ]
-        lines.append(tag("tr", "".join(cells)))
+    for row in cells or ([escape(text) for text in row] for row in table.rows):
+        first = cell("th", 0, row[0], scope="row")
+        rest = (cell("td", i, content) for i, content in enumerate(row) if i)
+        lines.append(tag("tr", first + "".join(rest)))
     content = tag("thead", tag("tr", "".join(top))) + tag("tbody", "".join(lines))
-    label = f"{name} of {of}" if of else name
+    label = f"{table.title} of {of}" if of else table.title
     made = tag("table", content, aria_label=label)
     region = {"role": "region", "aria_label": label, "tabindex": 0}
     hint = tag("span", HINT, class_="hint", aria_hidden="true")
-    title = tag("div", tag(level, escape(name)) + hint, class_="titled")
+    title = tag("div", tag(level, escape(table.title)) + hint, class_="titled")
     return tag("div", title + tag("div", made, class_="sheet", **region), class_="box")
 
 
-def _escaped(rows: Iterable[Sequence[str]]) -> list[list[str]]:
-    return [[escape(cell) for cell in row] for row in rows]
-
-
-def _summary(report: Report) -> str:
-    places = {id(kernel): i for i, kernel in enumerate(report.kernels)}
-    got = words.HEAD.index("density got")
+def _kernels_table(facts: Facts) -> str:
+    """The table of kernels, with links to their sections and bars of densities."""
+    table = words.kernels_table(facts)
+    got = table.head.index("density got")
+    places = [i for i, kernel in enumerate(facts) for _ in kernel.main]
     found = []
-    for row in words.rows(report):
-        cells = [escape(cell) for cell in row.cells]
-        link = f"#kernel-{places[id(row.kernel)]}"
-        room = f"min-width:{min(len(row.kernel.path), 20)}ch"
-        cells[0] = tag("a", cells[0], href=link, class_="path", style=room)
-        width = f"width:{100 * row.kernel.got:.4g}%"
-        width += ";min-width:2px" if row.kernel.kept else ""
+    for place, row in zip(places, table.rows, strict=True):
+        kernel = facts.kernels[place]
+        cells = [escape(cell) for cell in row]
+        room = f"min-width:{min(len(kernel.path), 20)}ch"
+        link = {"href": f"#kernel-{place}", "class_": "path", "style": room}
+        cells[0] = tag("a", cells[0], **link)
+        width = f"width:{100 * kernel.got:.4g}%"
+        width += ";min-width:2px" if kernel.kept else ""
         bar = f'<span class="bar-of" aria-hidden="true"><i style="{width}"></i></span>'
         cells[got] += bar
         found.append(cells)
-    right = [i for i, name in enumerate(words.HEAD) if name in words.RIGHT]
-    return table("Kernels", words.HEAD, found, right=right, level="h2")
+    return _table(table, level="h2", cells=found)
 
 
 # One kernel ----------------------------------------------------------------------
-def _kernel(report: Report, place: int) -> str:
-    kernel = report.kernels[place]
-    dead = f"{words.count(kernel.dead)} dead" if kernel.dead else "no dead unit"
-    said = f"{kernel.kind} · {words.percent(kernel.got)} kept · {dead}"
+def _kernel(facts: Facts, place: int) -> str:
+    kernel = facts.kernels[place]
+    dead = f"{count(kernel.dead)} dead" if kernel.dead else "no dead unit"
+    short = f"{kernel.kind} · {percent(kernel.got)} kept · {dead}"
     name = tag("strong", escape(kernel.path), class_="path")
-    top = tag("summary", name + tag("span", escape(said)))
-    most = LAYERS if len(report.kernels) <= MANY else LAYERS // 2
-    inside = [_facts(kernel, report.since), _figures(kernel, most), _tables(kernel)]
+    top = tag("summary", name + tag("span", escape(short)))
+    most = LAYERS if len(facts.kernels) <= MANY else LAYERS // 2
+    lines = _pairs(words.kernel_lines(kernel, facts.since), "facts")
+    inside = [lines, _figures(kernel, most), _tables(kernel)]
     # The target of links is within: browsers then open the section by themselves.
     body = tag("div", "".join(inside), class_="inside", id=f"kernel-{place}")
-    opened = {"open": "open"} if len(report.kernels) <= OPEN else {}
+    opened = {"open": "open"} if len(facts.kernels) <= OPEN else {}
     return tag("details", top + body, **opened)
-
-
-def _facts(kernel: KernelFacts, since: str) -> str:
-    lines = words.kernel_lines(kernel, since)
-    pairs = (tag("dt", escape(n)) + tag("dd", escape(text)) for n, text in lines)
-    return tag("dl", "".join(pairs), class_="facts")
 
 
 def _figures(kernel: KernelFacts, most: int) -> str:
@@ -176,9 +168,9 @@ def _figures(kernel: KernelFacts, most: int) -> str:
 def _degrees(kernel: KernelFacts) -> list[str]:
     found = []
     for side in kernel.sides:
-        units, edges = words.MEANING[side.side]
-        small = f"{words.counted(side.whole.units, units)}, each with up to "
-        small += words.counted(side.fan, edges)
+        units, edges = MEANING[side.side]
+        small = f"{counted(side.whole.units, units)}, each with up to "
+        small += counted(side.fan, edges)
         name = f"Degrees of {units}"
         found.append(_chart(name, small, charts.degrees(side)))
         if len(side.layers) > 1 and side in kernel.main:
@@ -198,7 +190,7 @@ def _picture(kernel: KernelFacts, picture: Picture) -> str:
         height=height,
         style=f"width:{width}px;height:{height}px",
     )
-    down, across = (words.count(edges - 1) for edges in picture.edges)
+    down, across = (count(edges - 1) for edges in picture.edges)
     axes = [
         _axis("across", f"min-width:{width}px", "output unit", across),
         _axis("down", f"min-height:{height}px", "input unit", down),
@@ -222,7 +214,7 @@ def _axis(kind: str, size: str, name: str, last: str) -> str:
 
 
 def _activity(side: SideFacts, most: int) -> list[str]:
-    units, _ = words.MEANING[side.side]
+    units, _ = MEANING[side.side]
     name = "Degree against on-rate"
     if side.rate is None:
         why = tag("p", escape(f"No figure: {side.why_no_activity}."), class_="dim")
@@ -234,7 +226,7 @@ def _activity(side: SideFacts, most: int) -> list[str]:
     for layer in layers:
         m = side.whole if layer is None else side.layers[layer]
         which = "" if layer is None else f"layer {layer}: "
-        small = f"{which}{words.counted(m.units, units)}; {words.line(m)}"
+        small = f"{which}{counted(m.units, units)}; {words.line(side, m)}"
         found.append(_chart(name, small, charts.activity(side, layer)))
     return found
 
@@ -261,35 +253,15 @@ def _figure(name: str, small: str, content: str, kind: str = "") -> str:
 
 
 def _tables(kernel: KernelFacts) -> str:
-    both = words.side_table(kernel)
-    left = [table("Units", both[0], _escaped(both[1]), kernel.path)]
+    left = [_table(words.units_table(kernel), kernel.path)]
     right: list[str] = []
     for side in kernel.sides:
         hubs = words.hub_table(side)
         if hubs is not None:
             column = right if side in kernel.main else left
-            name, head, rows = hubs
-            column.append(table(name, head, _escaped(rows), kernel.path))
+            column.append(_table(hubs, kernel.path))
     columns = (tag("div", "".join(column)) for column in (left, right) if column)
     found = [tag("div", "".join(columns), class_="tables")]
-    for side in kernel.main if kernel.stack_shape else ():
-        name = f"Layers, {words.MEANING[side.side][0]}"
-        cells = _escaped(words.layer_rows(kernel, side))
-        found.append(table(name, words.LAYER_HEAD, cells, kernel.path))
+    found += [_table(table, kernel.path) for table in words.layer_tables(kernel)]
     found.append(tag("p", tag("a", "back to all kernels", href="#kernels")))
     return "".join(found)
-
-
-# What else is known --------------------------------------------------------------
-def _extras(report: Report) -> str:
-    found = [
-        table(name, head, _escaped(rows), level="h2")
-        for name, head, rows in words.extras(report)
-    ]
-    return "".join(found)
-
-
-def _glossary() -> str:
-    pairs = (tag("dt", escape(a)) + tag("dd", escape(b)) for a, b in words.GLOSSARY)
-    content = tag("dl", "".join(pairs), class_="facts words")
-    return tag("h2", "What the words mean") + content

@@ -1,9 +1,9 @@
-"""Where a report gets its masks: optimizer states, masks by path, saved files.
+"""Reads the masks of a report: optimizer states, masks by path, saved files.
 
-Each source becomes the same thing, a `Source` of one `Look` per kernel. Masks are
-fetched one at a time (`Look.mask`), so that a report on a large model never holds all
-of them as a byte per weight. What a source does not know is None or empty: masks alone
-carry no on-rates, no density asked for and no churn.
+Each kind of source becomes a `Source`, which has one `MaskedKernel` for each kernel.
+Masks are fetched one at a time (`MaskedKernel.mask`), so that a report on a large model
+never holds all of them with a byte per weight. What a source does not contain is None
+or empty: masks alone come without on-rates, density asked for, or churn.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import functools
 import math
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
 import numpy as np
 
 from bbjax.activity.statistics import Activity
@@ -26,43 +27,34 @@ from bbjax.model.checks import check_values, on_host
 from bbjax.model.kernel import Actuator, Kernel, Side
 from bbjax.model.leaves import leaves_by_path
 from bbjax.model.units import Units
+from bbjax.reporting.formats import counted
 from bbjax.training import state
 
 SIDES: tuple[Side, Side] = ("outputs", "inputs")
-
-
-class Rates(NamedTuple):
-    """On-rates of one side, `stack + units`.
-
-    Attributes:
-      rate: float32, 0.5 where nothing was observed, as `bb.on_rates`.
-      seen: bool, where something was.
-    """
-
-    rate: np.ndarray
-    seen: np.ndarray
+Rates = Mapping[Side, np.ndarray | None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Look:
-    """One masked kernel of a source.
+class MaskedKernel:
+    """One kernel of a source, with its mask.
 
     Attributes:
       kernel: the kernel.
       actuators: sides that the budget counts; empty if not known.
       mask: fetches the mask, bool of the kernel's shape.
-      rates: on-rates by side, where anything was observed.
+      rates: on-rates by side, float32 `stack + units`, NaN for units that were never
+        observed; None, or no entry, if none was.
       asked: density asked for; None if not known or an outcome.
-      churn: share of the edges that the last refresh flipped; None if not known.
+      flipped: edges that changed; None if not known.
       k_min: least degree of a unit.
     """
 
     kernel: Kernel
     actuators: tuple[Actuator, ...]
     mask: Callable[[], np.ndarray]
-    rates: Mapping[Side, Rates] = dataclasses.field(default_factory=dict)
+    rates: Rates = dataclasses.field(default_factory=dict)
     asked: float | None = None
-    churn: float | None = None
+    flipped: int | None = None
     k_min: int = 1
 
     def edges(self) -> np.ndarray:
@@ -82,17 +74,19 @@ class Source:
 
     Attributes:
       origin: what was read, in words.
-      looks: one per kernel.
-      others: masks of parameters that are no kernel's: path, entries, kept entries.
-      updates: updates that a state has seen; None for masks.
+      kernels: in the order of the source.
+      others: masks of parameters that are no kernels: path, entries, kept entries.
+      updates: updates that a state has counted; None for masks.
+      since: what churn is counted from, in words.
       no_activity: why on-rates may be missing.
     """
 
     origin: str
-    looks: tuple[Look, ...]
-    others: tuple[tuple[str, int, int], ...] = ()
-    updates: int | None = None
-    no_activity: str = ""
+    kernels: tuple[MaskedKernel, ...]
+    others: tuple[tuple[str, int, int], ...]
+    updates: int | None
+    no_activity: str
+    since: str = "the last refresh"
 
 
 def read(source: Any, units: Units | None) -> Source:
@@ -100,11 +94,11 @@ def read(source: Any, units: Units | None) -> Source:
 
     Args:
       source: an optimizer state, masks by path, or the path of a saved file.
-      units: from `bb.trace`; may be None where the source knows its kernels.
+      units: from `bb.trace`; may be None where the source contains its kernels.
 
     Raises:
       TypeError: masks that are not bool.
-      ValueError: nothing to report on; no kernels known; shapes that differ.
+      ValueError: no masks or pruning state; no known kernels; shapes that differ.
     """
     if isinstance(source, str | os.PathLike):
         masks, kernels, origin = _file(Path(source))
@@ -115,7 +109,7 @@ def read(source: Any, units: Units | None) -> Source:
 
 
 def _file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Kernel], str]:
-    """Masks and kernels of a saved file: the one place that tells formats apart."""
+    """Masks and kernels of a saved file, and its name in words."""
     if path.is_dir():
         raise ValueError(
             f"expected a saved file, got the folder {path.name!r}; restore the "
@@ -128,11 +122,11 @@ def _file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Kernel], str]:
     return loaded.masks, loaded.header.kernels, f"the file {path.name}"
 
 
-def _is_masks(source: Any) -> bool:
+def _is_masks(source: object) -> bool:
     if not isinstance(source, Mapping) or not all(isinstance(p, str) for p in source):
         return False
     kinds = {str(getattr(mask, "dtype", "")) for mask in source.values()}
-    return "bool" in kinds or not kinds  # one that is not bool is named, not guessed
+    return "bool" in kinds or not kinds  # `on_host` names an entry that is not bool
 
 
 # Masks ---------------------------------------------------------------------------
@@ -149,30 +143,25 @@ def _from_masks(
     if not found:
         raise ValueError(
             f"expected masks of kernels that are known, got {list(masks)[:5]}; pass "
-            "units=bb.trace(...), which says which axes are inputs and outputs"
+            "units=bb.trace(...), to tell the axes of inputs from those of outputs"
             + (f" (it has {list(known)[:8]})" if known else "")
         )
     chosen = {} if units is None else units.budgeted
-    looks = []
+    masked = []
     for path, kernel in found.items():
-        check_shape(path, masks[path].shape, kernel)
+        _check_shape(path, masks[path].shape, kernel)
         fetch = functools.partial(np.asarray, masks[path])
-        looks.append(Look(kernel, chosen.get(path, ()), fetch))
+        masked.append(MaskedKernel(kernel, chosen.get(path, ()), fetch))
     others = tuple(_other(p, mask) for p, mask in masks.items() if p not in found)
     why = "masks alone carry no on-rates; pass activity= (see bb.calibrate)"
-    return Source(origin, tuple(looks), others, no_activity=why)
+    return Source(origin, tuple(masked), others, None, why)
 
 
 def _other(path: str, mask: np.ndarray) -> tuple[str, int, int]:
     return path, mask.size, int(np.count_nonzero(mask))
 
 
-def check_shape(path: str, shape: tuple[int, ...], kernel: Kernel) -> None:
-    """Refuses what cannot be laid over a kernel.
-
-    Raises:
-      ValueError: it has another shape.
-    """
+def _check_shape(path: str, shape: tuple[int, ...], kernel: Kernel) -> None:
     if shape != kernel.shape:
         raise ValueError(
             f"expected {path!r} of shape {kernel.shape}, got {shape}; use masks and "
@@ -192,66 +181,93 @@ def _from_state(opt_state: Any, units: Units | None) -> Source:
             f"expected a state of the kernels in units ({list(units.paths)[:5]}), got "
             f"one of {paths[:5]}; use the state and the trace of one model"
         )
-    looks, others = [], []
+    masked, others = [], []
     for held, kernel, actuators in entries:
         fetch = functools.partial(_unpacked, kernel, held.bb_masks[kernel.path])
-        if not actuators:  # held masks that no budget counts have no units, either
+        if not actuators:  # held masks that no budget counts, so without units
             others.append(_other(kernel.path, fetch()))
             continue
         if units is not None and kernel.path in units:
-            check_shape(kernel.path, kernel.shape, units[kernel.path])
-        look = Look(
+            _check_shape(kernel.path, kernel.shape, units[kernel.path])
+        churn = _number(held.bb_churn[kernel.path])
+        edges = math.prod(kernel.edge_shape)
+        entry = MaskedKernel(
             kernel=kernel,
             actuators=actuators,
             mask=fetch,
-            rates=_observed(kernel, held.bb_means[kernel.path]),
+            rates=_observed(held.bb_means[kernel.path]),
             asked=_number(held.bb_density[kernel.path]),
-            churn=_number(held.bb_churn[kernel.path]),
+            flipped=None if churn is None else round(churn * edges),
             k_min=held.bb_plan.k_min,
         )
-        looks.append(look)
-    if not looks:
+        masked.append(entry)
+    if not masked:
         raise ValueError(
             f"expected a state that budgets kernels, got one that holds masks of "
             f"{[path for path, *_ in others][:5]}; give bb.hold units, or pass "
             "bb.masks(opt_state) and units"
         )
     updates = max(int(held.bb_count) for held in states)
+    origin = f"an optimizer state after {counted(updates, 'updates')}"
     why = "no update was given activity="
-    origin = f"an optimizer state after {updates:,} update{'s' * (updates != 1)}"
-    return Source(origin, tuple(looks), tuple(others), updates, why)
+    return Source(origin, tuple(masked), tuple(others), updates, why)
 
 
-def _unpacked(kernel: Kernel, packed: Any) -> np.ndarray:
+def _unpacked(kernel: Kernel, packed: jax.Array) -> np.ndarray:
     return np.asarray(state.full_mask(kernel, packed))
 
 
-def _number(value: Any) -> float | None:
+def _number(value: jax.Array) -> float | None:
     """A float32 as it was written, 0.1 for 0.1; None where it is an outcome (NaN)."""
     number = np.float32(value)
     return float(str(number)) if math.isfinite(number) else None
 
 
-def _observed(kernel: Kernel, means: Mapping[str, Any]) -> dict[Side, Rates]:
-    found: dict[Side, Rates] = {}
-    for side in SIDES:
-        if f"{side}.on_rate" not in means:
-            continue
-        rate = np.asarray(state.read_mean(means, f"{side}.on_rate"))
-        weight = np.asarray(means[f"{side}.weight"])
-        seen = np.broadcast_to(weight > 0, rate.shape)
-        if seen.any():
-            found[side] = _clean(rate, seen)
-    return found
+def _observed(means: Mapping[str, jax.Array]) -> Rates:
+    return {
+        side: _where_seen(
+            np.asarray(state.read_mean(means, f"{side}.on_rate")),
+            np.asarray(means[f"{side}.weight"]),
+        )
+        for side in SIDES
+        if f"{side}.on_rate" in means
+    }
 
 
-def _clean(rate: np.ndarray, seen: np.ndarray) -> Rates:
-    seen = seen & np.isfinite(rate)
-    return Rates(np.where(seen, rate, np.float32(state.UNOBSERVED)), seen)
+def _where_seen(rate: np.ndarray, weight: np.ndarray) -> np.ndarray | None:
+    """On-rates, NaN for units without observations; None if there are none at all."""
+    seen = np.broadcast_to(weight > 0, rate.shape)
+    if not seen.any():
+        return None
+    return np.where(seen & np.isfinite(rate), rate, np.float32(np.nan))
 
 
-# Activity ------------------------------------------------------------------------
-def with_activity(source: Source, activity: Mapping[str, Any]) -> Source:
+# What is added -------------------------------------------------------------------
+def with_previous(source: Source, previous: Any, units: Units | None) -> Source:
+    """The same with churn counted from another source.
+
+    Raises:
+      ValueError: masks of other kernels, or of other shapes.
+    """
+    kernels = tuple(masked.kernel for masked in source.kernels)
+    before = read(previous, Units(kernels) if units is None else units)
+    earlier = {masked.kernel.path: masked for masked in before.kernels}
+    missing = [kernel.path for kernel in kernels if kernel.path not in earlier]
+    if missing:
+        raise ValueError(
+            f"expected previous masks of the same kernels, got none of {missing[:5]}; "
+            "churn is counted kernel by kernel"
+        )
+    found = []
+    for masked in source.kernels:
+        old = earlier[masked.kernel.path]
+        _check_shape(masked.kernel.path, old.kernel.shape, masked.kernel)
+        flipped = int(np.count_nonzero(masked.edges() ^ old.edges()))
+        found.append(dataclasses.replace(masked, flipped=flipped))
+    return dataclasses.replace(source, kernels=tuple(found), since="the previous masks")
+
+
+def with_activity(source: Source, activity: Mapping[str, Activity]) -> Source:
     """The same with the on-rates of activity, as `bb.observe` returns it.
 
     Raises:
@@ -265,27 +281,26 @@ def with_activity(source: Source, activity: Mapping[str, Any]) -> Source:
             f"expected activity by path, got {type(activity).__name__}; pass what "
             "bb.calibrate or bb.observe returned"
         )
-    paths = [look.kernel.path for look in source.looks]
+    paths = [masked.kernel.path for masked in source.kernels]
     if not set(paths) & set(activity):
         raise ValueError(
             f"expected activity of {paths[:5]}, got that of {list(activity)[:5]}; "
             "measure the kernels that were pruned"
         )
-    looks = tuple(
-        dataclasses.replace(look, rates=dict(_measured(look.kernel, activity)))
-        if look.kernel.path in activity
-        else look
-        for look in source.looks
+    kernels = tuple(
+        dataclasses.replace(masked, rates=_measured(masked.kernel, activity[path]))
+        if path in activity
+        else masked
+        for path, masked in zip(paths, source.kernels, strict=True)
     )
     why = "activity= has no on-rates of this kernel"
-    return dataclasses.replace(source, looks=looks, no_activity=why)
+    return dataclasses.replace(source, kernels=kernels, no_activity=why)
 
 
-def _measured(
-    kernel: Kernel, activity: Mapping[str, Any]
-) -> Iterator[tuple[Side, Rates]]:
+def _measured(kernel: Kernel, activity: Activity) -> Rates:
+    found: dict[Side, np.ndarray | None] = {}
     for side in SIDES:
-        measured = getattr(activity[kernel.path], side)
+        measured = getattr(activity, side)
         if measured.on_rate is None:
             continue
         rate = np.asarray(measured.on_rate, np.float32)
@@ -294,7 +309,6 @@ def _measured(
                 f"expected on-rates of shape {kernel.per_unit_shape(side)} for the "
                 f"{side} of {kernel.path!r}, got {rate.shape}; measure this very model"
             )
-        count = 1.0 if measured.count is None else np.asarray(measured.count)
-        seen = np.broadcast_to(np.asarray(count) > 0, rate.shape)
-        if seen.any():
-            yield side, _clean(rate, seen)
+        count = 1.0 if measured.count is None else measured.count
+        found[side] = _where_seen(rate, np.asarray(count))
+    return found

@@ -1,14 +1,15 @@
 """The report in a terminal, drawn with rich: the same figures and words as the page.
 
-    headline and notes -> table of kernels -> a section on each kernel -> sizes, latency
+    headline and notes -> table of kernels -> a section on each kernel -> what the
+    caller gave, other masks -> what the words mean
 
-A histogram is a line of bars, a mask a block of shades, activity against degree the
-fitted line and the mean degree by on-rate.
+A histogram is a line of bars, a mask a block of shades, and activity against degree is
+given by the fitted line and the mean degree by on-rate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from rich import box
@@ -26,7 +27,9 @@ from rich.table import Table
 from rich.text import Text
 
 from bbjax.reporting import masks, words
-from bbjax.reporting.data import KernelFacts, Report, SideFacts
+from bbjax.reporting.data import Facts, KernelFacts, SideFacts
+from bbjax.reporting.formats import count, counted, number
+from bbjax.reporting.words import MEANING
 
 DETAILED = 8  # kernels up to which each has a section of its own
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -44,73 +47,71 @@ def console() -> Console:
     return Console()
 
 
-def render(report: Report, details: bool | None = None) -> RenderableType:
+def render(facts: Facts, details: bool | None = None) -> RenderableType:
     """Everything, for rich to print.
 
     Args:
-      report: the report.
+      facts: the report.
       details: whether every kernel has a section; None for up to eight kernels.
     """
     parts: list[RenderableType] = [
-        Text(report.title, "bold"),
-        Text(words.headline(report)),
-        *(Text(f"! {note}", "yellow") for note in report.notes),
+        Text(facts.title, "bold"),
+        Text(words.headline(facts)),
+        *(Text(f"! {note}", "yellow") for note in facts.notes),
         Text(),
-        _cards(report),
-        _Summary(report),
+        _grid(words.cards(facts), "bold"),
+        _KernelsTable(words.kernels_table(facts)),
     ]
-    every = len(report.kernels) <= DETAILED if details is None else details
-    for kernel in report if every else ():
-        parts += _kernel(kernel, report.since)
+    every = len(facts.kernels) <= DETAILED if details is None else details
+    for kernel in facts if every else ():
+        parts += _kernel(kernel, facts.since)
     if not every:
-        said = "details=True prints a section on every kernel; save(...) writes a page"
-        parts.append(Text(said, "dim"))
-    for name, head, rows in words.extras(report):
-        parts += [Text(), _table(head, rows, name)]
+        hint = "details=True prints a section on every kernel; save(...) writes a page"
+        parts.append(Text(hint, "dim"))
+    for table in words.other_tables(facts):
+        parts += [Text(), _table(table)]
     if every:
-        parts += [Rule(Text("What the words mean", "bold"), align="left"), _glossary()]
+        title = Text("What the words mean", "bold")
+        parts += [Rule(title, align="left"), _grid(words.GLOSSARY)]
     return Group(*parts)
 
 
-def _cards(report: Report) -> RenderableType:
+def _grid(rows: Iterable[Sequence[str]], style: str = "") -> Table:
+    """Names, texts in a style of their own, and remarks."""
     drawn = Table.grid(padding=(0, 2))
-    for name, figure, remark in words.cards(report):
-        drawn.add_row(Text(name, "dim"), Text(figure, "bold"), Text(remark, "dim"))
+    for name, text, *remarks in rows:
+        rest = (Text(remark, "dim") for remark in remarks)
+        drawn.add_row(Text(name, "dim"), Text(text, style), *rest)
     return drawn
 
 
-def _glossary() -> RenderableType:
-    drawn = Table.grid(padding=(0, 2))
-    for name, text in words.GLOSSARY:
-        drawn.add_row(Text(name, "dim"), Text(text))
-    return drawn
-
-
-class _Summary:
+class _KernelsTable:
     """The table of kernels; where the terminal is narrow, with fewer columns."""
 
-    def __init__(self, report: Report) -> None:
-        self._rows = [row.cells for row in words.rows(report)]
+    def __init__(self, table: words.Table) -> None:
+        self._table = table
 
     def __rich_console__(
         self, console: Console, options: ConsoleOptions
     ) -> Iterator[RenderableType]:
         del console
-        left = {i: self._width(i) for i in range(len(words.HEAD))}
+        head, rows = self._table.head, self._table.rows
+        widths = {name: self._width(i) for i, name in enumerate(head)}
         for name in _DROPPED:
-            if sum(left.values()) > options.max_width:
-                del left[words.HEAD.index(name)]
-        head = [_headed(words.HEAD[i]) for i in left]
-        right = [n for n, i in enumerate(left) if words.HEAD[i] in words.RIGHT]
-        rows = [[cells[i] for i in left] for cells in self._rows]
-        drawn = _table(head, rows, right=right)
+            if sum(widths.values()) > options.max_width:
+                del widths[name]
+        shown = [i for i, name in enumerate(head) if name in widths]
+        left = sum(i < self._table.left for i in shown)
+        names = [_headed(head[i]) for i in shown]
+        cells = [[row[i] for i in shown] for row in rows]
+        drawn = _table(words.Table("", names, cells, left))
         for column in drawn.columns[1:]:
             column.no_wrap = True
         yield drawn
 
     def _width(self, i: int) -> int:
-        head = max(map(len, _headed(words.HEAD[i]).split("\n")))
-        return max(head, *(len(cells[i]) for cells in self._rows)) + _GAP
+        head = max(map(len, _headed(self._table.head[i]).split("\n")))
+        return max(head, *(len(row[i]) for row in self._table.rows)) + _GAP
 
 
 def _headed(name: str) -> str:
@@ -119,21 +120,15 @@ def _headed(name: str) -> str:
     return f"{first.strip()}\n{name.removeprefix(first)}" if first else name
 
 
-def _table(
-    head: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    title: str = "",
-    right: Sequence[int] | None = None,
-) -> Table:
+def _table(table: words.Table) -> Table:
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    if title:
-        drawn.title, drawn.title_justify = Text(title, "bold"), "left"
-    flush = range(1, len(head)) if right is None else right
-    for i, name in enumerate(head):
-        side: JustifyMethod = "right" if i in flush else "left"
+    if table.title:
+        drawn.title, drawn.title_justify = Text(table.title, "bold"), "left"
+    for i, name in enumerate(table.head):
+        side: JustifyMethod = "left" if i < table.left else "right"
         drawn.add_column(Text(name), justify=side, overflow="fold")
-    for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))
+    for row in table.rows:
+        drawn.add_row(*map(Text, row))
     return drawn
 
 
@@ -142,47 +137,33 @@ def _kernel(kernel: KernelFacts, since: str) -> Iterator[RenderableType]:
     yield Text()
     yield Rule()
     yield Text(kernel.path, "bold", overflow="fold")
-    lines = Table.grid(padding=(0, 2))
-    for name, text in words.kernel_lines(kernel, since):
-        lines.add_row(Text(name, "dim"), Text(text))
+    lines = words.kernel_lines(kernel, since)
     for side in kernel.main:
-        units, _ = words.MEANING[side.side]
-        lines.add_row(Text(f"fitted line, {units}", "dim"), Text(_line(side)))
-    yield lines
-    tables: list[RenderableType] = [_bars(side) for side in kernel.sides]
-    tables.append(_table(*words.side_table(kernel), "Units"))
-    for side in kernel.main:
-        hubs = words.hub_table(side)
-        tables += [] if hubs is None else [_table(*hubs[1:], hubs[0])]
-    tables += [_activity(side) for side in kernel.main if side.rate is not None]
-    tables.append(_mask(kernel))
-    yield Columns([Padding(part, (1, 2, 0, 0)) for part in tables])
-    for side in kernel.main if kernel.stack_shape else ():
-        name = f"Layers, {words.MEANING[side.side][0]}"
+        name = f"fitted line, {MEANING[side.side][0]}"
+        lines.append((name, words.line(side, side.whole)))
+    yield _grid(lines)
+    hubs = [words.hub_table(side) for side in kernel.main]
+    parts: list[RenderableType] = [_bars(side) for side in kernel.sides]
+    parts += map(_table, [words.units_table(kernel), *filter(None, hubs)])
+    parts += [_activity(side) for side in kernel.main if side.rate is not None]
+    parts.append(_mask(kernel))
+    yield Columns([Padding(part, (1, 2, 0, 0)) for part in parts])
+    for table in words.layer_tables(kernel):
         yield Text()
-        yield _table(words.LAYER_HEAD, words.layer_rows(kernel, side), name)
-
-
-def _line(side: SideFacts) -> str:
-    if side.rate is None:
-        return f"none: {side.why_no_activity}"
-    return words.line(side.whole)
+        yield _table(table)
 
 
 def _bars(side: SideFacts) -> RenderableType:
-    """A histogram as one line: every bin that has units shows something."""
+    """A histogram as one line, in which a bin with units is never empty."""
     bins = side.histogram
     most = max(bins.counts)
-    heights = (-(-8 * count // most) for count in bins.counts)
-    end = side.whole.degree_max
-    drawn = Text(f"{bins.start:,} ", no_wrap=True)
-    drawn.append("".join(_BARS[height] for height in heights), "blue").append(
-        f" {end:,}"
-    )
-    units, edges = words.MEANING[side.side]
-    said = f"from least to largest degree k ({edges}); highest bar: "
-    said += words.counted(most, "units")
-    return Group(Text(f"Degrees of {units}", "bold"), drawn, Text(said, "dim"))
+    bars = "".join(_BARS[-(-8 * units // most)] for units in bins.counts)
+    drawn = Text(f"{count(bins.start)} ", no_wrap=True)
+    drawn.append(bars, "blue").append(f" {count(side.whole.degree_max)}")
+    units, edges = MEANING[side.side]
+    axis = f"from least to largest degree k ({edges}); highest bar: "
+    axis += counted(most, "units")
+    return Group(Text(f"Degrees of {units}", "bold"), drawn, Text(axis, "dim"))
 
 
 def _activity(side: SideFacts) -> RenderableType:
@@ -194,11 +175,11 @@ def _activity(side: SideFacts) -> RenderableType:
     for i, (low, high) in enumerate(zip(_RATES[:-1], _RATES[1:], strict=True)):
         inside = degree[which == i]
         if inside.size:
-            mean = words.number(float(inside.mean()))
-            rows.append((f"{low:g} to {high:g}", words.count(inside.size), mean))
-    units, _ = words.MEANING[side.side]
+            mean = number(float(inside.mean()))
+            rows.append((f"{low:g} to {high:g}", count(inside.size), mean))
     head = ("on-rate a", "units", "mean degree k")
-    return _table(head, rows, f"Degree against on-rate, {units}")
+    title = f"Degree against on-rate, {MEANING[side.side][0]}"
+    return _table(words.Table(title, head, rows))
 
 
 def _mask(kernel: KernelFacts) -> RenderableType:
@@ -214,8 +195,8 @@ def _mask(kernel: KernelFacts) -> RenderableType:
     drawn = Table(box=box.SQUARE, show_header=False, padding=0)
     drawn.add_row(Text("\n".join(shades), "blue", no_wrap=True))
     keys = masks.ramp(seen)
-    legend = Columns([Text(f"[{s}] {said}", no_wrap=True) for s, said in keys])
-    said = f"{masks.caption(picture)}; {masks.scale(seen.block, 'cell')}"
+    legend = Columns([Text(f"[{s}] {text}", no_wrap=True) for s, text in keys])
+    caption = f"{masks.caption(picture)}; {masks.scale(seen.block, 'cell')}"
     title = Text(masks.title(picture), "bold")
     head = Text("shades: kept share of the edges of a cell", "dim")
-    return Group(title, drawn, Text(said, "dim"), head, legend)
+    return Group(title, drawn, Text(caption, "dim"), head, legend)

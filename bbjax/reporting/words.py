@@ -1,23 +1,32 @@
-"""The words and tables of a report, the same on the page and in the terminal.
+"""The names, sentences and tables of a report, the same on the page and in a terminal.
 
-Figures become text here and nowhere else, so that page and terminal cannot disagree:
-counts as 12,345, shares in percent with two digits, other numbers with three, bytes in
-powers of 1000, and an en dash for what is not known.
+Every `Table` is described here, once; page, terminal and plain text draw it. To add a
+column to the table of kernels, add an entry to `COLUMNS`. Captions and legends of
+drawings are beside the drawings, in `charts` and `masks`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from bbjax.model.text import table
-from bbjax.reporting.data import Ints, KernelFacts, Measures, Report, SideFacts, Unit
+from bbjax.model import text as plain
+from bbjax.reporting.data import Facts, Given, Hub, KernelFacts, Measures, SideFacts
+from bbjax.reporting.formats import (
+    NONE,
+    at,
+    count,
+    counted,
+    exact,
+    number,
+    percent,
+    shape,
+    size,
+)
 
-NONE = "–"
-MEANING = {
+MEANING = {  # of the sides of a kernel: its units, and their edges
     "outputs": ("output units", "incoming edges"),
     "inputs": ("input units", "outgoing edges"),
 }
@@ -35,7 +44,10 @@ GLOSSARY = (
         "the side that the budget counts: in = edges into output units (SP-in), "
         "out = edges out of input units (SP-out)",
     ),
-    ("density asked", "what the last refresh was to reach; – if the rule decides it"),
+    (
+        "density asked",
+        "the density that the last refresh was to reach; – if the rule decides it",
+    ),
     ("density got", "kept share of the edges"),
     (
         "dead",
@@ -65,132 +77,59 @@ GLOSSARY = (
 )
 
 
-Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
+class Table(NamedTuple):
+    """A table as text.
 
-
-class Row(NamedTuple):
-    """A row of the table of kernels: which kernel and side, and its cells."""
-
-    kernel: KernelFacts
-    side: SideFacts
-    cells: tuple[str, ...]
-
-
-HEAD = (
-    *("kernel", "actuator", "density asked", "density got", "edges kept"),
-    *("degree min / mean / max", "dead units", "churn", "slope β", "R²", "stored"),
-)
-RIGHT = frozenset(HEAD) - {"kernel", "actuator"}  # columns of numbers
-
-
-# Numbers -------------------------------------------------------------------------
-def count(number: int | None) -> str:
-    """A whole number.
-
-    Example:
-      >>> count(12345), count(None)
-      ('12,345', '–')
+    Attributes:
+      title: above it.
+      head: names of the columns.
+      rows: cells of each row.
+      left: number of first columns that are set flush left; the rest is flush right.
     """
-    return NONE if number is None else f"{number:,}"
 
-
-def counted(number: int, name: str) -> str:
-    """A number of things.
-
-    Example:
-      >>> counted(1, "output units"), counted(1200, "output units")
-      ('1 output unit', '1,200 output units')
-    """
-    return f"{count(number)} {name.removesuffix('s') if number == 1 else name}"
-
-
-def percent(share: float | None, digits: int = 2) -> str:
-    """A share; more digits where so few would show nothing.
-
-    Example:
-      >>> percent(0.05), percent(0.00012), percent(None), percent(0.05, digits=0)
-      ('5.00 %', '0.012 %', '–', '5 %')
-    """
-    if share is None:
-        return NONE
-    few = 0 < share < 5 * 10.0 ** (-2 - digits)
-    return f"{100 * share:.2g} %" if few else f"{100 * share:.{digits}f} %"
-
-
-def number(value: float | None) -> str:
-    """Any number, with three digits.
-
-    Example:
-      >>> number(0.058413), number(1489.16), number(float("nan"))
-      ('0.0584', '1,490', '–')
-    """
-    if value is None or not math.isfinite(value):
-        return NONE
-    if abs(value) >= 999.5:
-        digits = 2 - math.floor(math.log10(abs(value)))
-        return f"{round(value, digits):,.0f}"
-    return f"{value:.3g}"
-
-
-def size(bytes_: float) -> str:
-    """Bytes.
-
-    Example:
-      >>> size(999), size(54096), size(2.5e9)
-      ('999 B', '54.1 kB', '2.5 GB')
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if bytes_ < 999.5 or unit == "GB":
-            break
-        bytes_ /= 1000
-    return f"{number(bytes_)} {unit}"
-
-
-def at(index: Ints) -> str:
-    """An index, `3` or `3, 5`."""
-    return ", ".join(map(str, index))
-
-
-def shape(sizes: Ints) -> str:
-    """A shape, `3 x 3 x 8`."""
-    return " x ".join(map(str, sizes)) or "1"
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: int = 1
 
 
 # Sentences -----------------------------------------------------------------------
-def headline(report: Report) -> str:
-    """What the report is on, in one sentence."""
-    kernels = counted(len(report.kernels), "kernels")
+def headline(facts: Facts) -> str:
+    """The source and the kept edges, in one sentence."""
+    kernels = counted(len(facts.kernels), "kernels")
     return (
-        f"From {report.origin}: {kernels}, {count(report.kept)} of "
-        f"{count(report.edges)} edges kept."
+        f"From {facts.origin}: {kernels}, {count(facts.kept)} of "
+        f"{count(facts.edges)} edges kept."
     )
 
 
-def cards(report: Report) -> list[tuple[str, str, str]]:
-    """Name, figure and remark of what is shown first."""
-    dense, stored = report.bytes
-    units = sum(side.whole.units for kernel in report for side in kernel.main)
-    asked = "not known what was asked"
-    if report.asked is not None:
-        asked = f"asked: {percent(report.asked)}"
+def cards(facts: Facts) -> list[tuple[str, str, str]]:
+    """Name, value and remark of the figures that come first."""
+    dense, stored = facts.bytes
+    units = sum(side.whole.units for kernel in facts for side in kernel.main)
+    asked = "asked: not known"
+    if facts.asked is not None:
+        asked = f"asked: {percent(facts.asked)}"
     found = [
-        ("density", percent(report.got), asked),
-        ("edges kept", count(report.kept), f"of {count(report.edges)}"),
-        ("dead units", count(report.dead), f"of {count(units)}"),
+        ("density", percent(facts.got), asked),
+        ("edges kept", count(facts.kept), f"of {count(facts.edges)}"),
+        ("dead units", count(facts.dead), f"of {count(units)}"),
         ("size of masked kernels", size(stored), f"dense: {size(dense)}"),
     ]
-    if report.churn is not None:
-        remark = f"of the edges, since {report.since}"
-        found.insert(3, ("churn", percent(report.churn), remark))
-    if report.model is not None:
-        model = report.model
+    if facts.churn is not None:
+        remark = f"of the edges, since {facts.since}"
+        found.insert(3, ("churn", percent(facts.churn), remark))
+    if facts.model is not None:
+        model = facts.model
         remark = f"{count(model.kept)} of {count(model.params)} parameters left"
         found.append(("size of whole model", size(model.sparse_bytes), remark))
     return found
 
 
-def line(m: Measures) -> str:
-    """The fitted line, solved for the degree."""
+def line(side: SideFacts, m: Measures) -> str:
+    """The line fitted to some of the units of a side, solved for the degree."""
+    if side.rate is None:
+        return f"none: {side.why_no_activity}"
     if m.slope is None or m.d0 is None:
         return "no line fitted: too few units on no bound, or all alike"
     sign = "+" if m.slope > 0 else "-"
@@ -205,98 +144,81 @@ def degrees(m: Measures) -> str:
     return f"{count(m.degree_min)} / {number(m.degree_mean)} / {count(m.degree_max)}"
 
 
-def budget_sentence(kernel: KernelFacts) -> str:
-    """The same in words."""
-    words = {
-        "in": "incoming edges of output units (SP-in)",
-        "out": "outgoing edges of input units (SP-out)",
-    }
-    counted = " and ".join(words[actuator] for actuator in kernel.actuators)
-    return counted or "not known: the source names no actuator for this kernel"
-
-
 def kernel_lines(kernel: KernelFacts, since: str) -> list[tuple[str, str]]:
-    """Name and text of what holds for a kernel as a whole."""
+    """Names and texts of the figures of a kernel as a whole."""
+    sides = [(*MEANING[s.side], s.actuator) for s in kernel.sides if s.counted]
+    budget = " and ".join(f"{edges} of {units} (SP-{a})" for units, edges, a in sides)
     edges = f"{count(kernel.kept)} of {count(kernel.edges)} edges"
     asked = "" if kernel.asked is None else f"asked {percent(kernel.asked)}, "
-    got = f"{asked}got {percent(kernel.got)}, {edges}"
     dense, stored = size(kernel.dense_bytes), size(kernel.sparse_bytes)
     lines = [
         ("shape", f"{shape(kernel.shape)} ({kernel.kind})"),
-        ("budget", budget_sentence(kernel)),
-        ("density", got),
+        ("budget", budget or "not known: the source names no actuator for this kernel"),
+        ("density", f"{asked}got {percent(kernel.got)}, {edges}"),
         ("stored", f"{stored} as bits and kept values, {dense} dense"),
     ]
     if kernel.churn is not None:
         flips = f"{percent(kernel.churn)}, {count(kernel.flipped)} edges since {since}"
         lines.append(("churn", flips))
-    if kernel.unheard is not None:
-        lines.append(("no path to the output", counted(kernel.unheard, "output units")))
+    if kernel.no_path is not None:
+        lines.append(("no path to the output", counted(kernel.no_path, "output units")))
     return lines
 
 
 # Tables --------------------------------------------------------------------------
-def rows(report: Report) -> list[Row]:
+COLUMNS: dict[str, Callable[[KernelFacts, SideFacts], str]] = {
+    "kernel": lambda kernel, _: kernel.path,
+    "actuator": lambda _, side: side.actuator if side.counted else NONE,
+    "density asked": lambda kernel, _: percent(kernel.asked),
+    "density got": lambda kernel, _: percent(kernel.got),
+    "edges kept": lambda kernel, _: f"{count(kernel.kept)} / {count(kernel.edges)}",
+    "degree min / mean / max": lambda _, side: degrees(side.whole),
+    "dead units": lambda _, side: count(side.whole.dead),
+    "churn": lambda kernel, _: percent(kernel.churn),
+    "slope β": lambda _, side: number(side.whole.slope),
+    "R²": lambda _, side: number(side.whole.r2),
+    "stored": lambda kernel, _: size(kernel.sparse_bytes),
+}
+
+
+def kernels_table(facts: Facts) -> Table:
     """The table of kernels, one row for each side that a budget counts."""
-    found = []
-    for kernel in report:
-        for side in kernel.main:
-            cells = (
-                kernel.path,
-                side.actuator if side.counted else NONE,
-                percent(kernel.asked),
-                percent(kernel.got),
-                f"{count(kernel.kept)} / {count(kernel.edges)}",
-                degrees(side.whole),
-                count(side.whole.dead),
-                percent(kernel.churn),
-                number(side.whole.slope),
-                number(side.whole.r2),
-                size(kernel.sparse_bytes),
-            )
-            found.append(Row(kernel, side, cells))
-    return found
-
-
-def side_table(kernel: KernelFacts) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the figures of both sides, one column a side."""
-    sides = kernel.sides
-    head = ["figure", *(MEANING[side.side][0] for side in sides)]
-    every = [side.whole for side in sides]
-    columns = [
-        ("units", [count(m.units) for m in every]),
-        ("edges counted", [MEANING[side.side][1].split()[0] for side in sides]),
-        ("full degree", [count(side.fan) for side in sides]),
-        ("degree min / mean / max", [degrees(m) for m in every]),
-        ("without edges", [count(m.no_edges) for m in every]),
-        ("with edges, on-rate at most 0.001", [count(m.silent) for m in every]),
-        ("dead", [count(m.dead) for m in every]),
-        ("traffic, sum of a k", [number(m.traffic) for m in every]),
-        ("coding entropy, bits a unit", [number(m.entropy) for m in every]),
-        ("slope β", [number(m.slope) for m in every]),
-        ("R²", [number(m.r2) for m in every]),
-        ("never observed", [_unobserved(side) for side in sides]),
+    rows = [
+        [cell(kernel, side) for cell in COLUMNS.values()]
+        for kernel in facts
+        for side in kernel.main
     ]
-    known = [(name, cells) for name, cells in columns if set(cells) != {NONE}]
-    return head, [[name, *cells] for name, cells in known]
+    return Table("Kernels", tuple(COLUMNS), rows, left=2)
 
 
-def _unobserved(side: SideFacts) -> str:
-    """Units without an on-rate, where some have one."""
-    return count(side.unobserved or None)
+UNITS: dict[str, Callable[[SideFacts], str]] = {
+    "units": lambda side: count(side.whole.units),
+    "edges counted": lambda side: MEANING[side.side][1].split()[0],
+    "full degree": lambda side: count(side.fan),
+    "degree min / mean / max": lambda side: degrees(side.whole),
+    "without edges": lambda side: count(side.whole.no_edges),
+    "with edges, on-rate at most 0.001": lambda side: count(side.whole.inactive),
+    "dead": lambda side: count(side.whole.dead),
+    "traffic, sum of a k": lambda side: number(side.whole.traffic),
+    "coding entropy, bits a unit": lambda side: number(side.whole.entropy),
+    "slope β": lambda side: number(side.whole.slope),
+    "R²": lambda side: number(side.whole.r2),
+    "never observed": lambda side: count(side.unobserved or None),
+}
 
 
-LAYER_HEAD = (
-    *("layer", "edges kept", "density got", "degree min / mean / max", "dead units"),
-    *("slope β", "R²"),
-)
+def units_table(kernel: KernelFacts) -> Table:
+    """Figures of both sides, one column a side. Rows without any are left out."""
+    head = ("figure", *(MEANING[side.side][0] for side in kernel.sides))
+    rows = [[name, *map(cell, kernel.sides)] for name, cell in UNITS.items()]
+    return Table("Units", head, [row for row in rows if set(row[1:]) != {NONE}])
 
 
 def hub_table(side: SideFacts) -> Table | None:
-    """Title, head and rows of the hubs of a side: by traffic first, then by degree.
+    """The hubs of a side: by traffic first, then by degree.
 
     A unit that is a hub for both reasons has one row; one without edges is no hub.
-    Columns of activity are left out where it is unknown.
+    Columns of activity are left out where on-rates are unknown.
 
     Returns:
       None where no unit stands out.
@@ -315,58 +237,58 @@ def hub_table(side: SideFacts) -> Table | None:
         rows.append([*cells, _rank(unit, side.widest)])
     head = ["unit", "degree k", "on-rate a", "traffic a k", "traffic rank"]
     head = head[: len(rows[0]) - 1] + ["degree rank"]
-    return f"Hubs among the {MEANING[side.side][0]}", head, rows
+    return Table(f"Hubs among the {MEANING[side.side][0]}", head, rows)
 
 
-def _rank(unit: Unit, best: Sequence[Unit]) -> str:
+def _rank(unit: Hub, best: Sequence[Hub]) -> str:
     return str(best.index(unit) + 1) if unit in best else NONE
 
 
-def layer_rows(kernel: KernelFacts, side: SideFacts) -> list[tuple[str, ...]]:
-    """Figures of each layer of a stack."""
-    edges = kernel.edges // max(len(side.layers), 1)
-    return [
-        (
-            at(tuple(int(n) for n in np.unravel_index(i, kernel.stack_shape))),
-            count(kept),
-            percent(kept / edges),
-            degrees(m),
-            count(m.dead),
-            number(m.slope),
-            number(m.r2),
-        )
-        for i, (m, kept) in enumerate(
-            zip(side.layers, kernel.kept_by_layer, strict=True)
-        )
-    ]
+def layer_tables(kernel: KernelFacts) -> Iterator[Table]:
+    """Figures of each layer of a stack, a table for each side that a budget counts."""
+    head = (
+        *("layer", "edges kept", "density got", "degree min / mean / max"),
+        *("dead units", "slope β", "R²"),
+    )
+    for side in kernel.main if kernel.stack_shape else ():
+        rows = []
+        for i, m in enumerate(side.layers):
+            kept, edges = kernel.kept_by_layer[i], kernel.edges // len(side.layers)
+            layer = at([int(n) for n in np.unravel_index(i, kernel.stack_shape)])
+            shares = (layer, count(kept), percent(kept / edges))
+            line = (number(m.slope), number(m.r2))
+            rows.append([*shares, degrees(m), count(m.dead), *line])
+        yield Table(f"Layers, {MEANING[side.side][0]}", head, rows)
 
 
-def text(report: Report) -> str:
+GIVEN = {  # title and head of the tables of what the caller gave, by their JSON keys
+    "latency_ms": ("Latency", ("measured", "milliseconds")),
+    "shrunk": ("Shrunk model", ("figure", "before", "after", "after / before")),
+}
+
+
+def other_tables(facts: Facts) -> Iterator[Table]:
+    """Tables besides those of the kernels; empty ones are left out."""
+    for key, (title, head) in GIVEN.items():
+        if given := facts.given[key]:
+            rows = [(name, *_cells(value)) for name, value in given.items()]
+            yield Table(title, head, rows)
+    if facts.others:
+        others = [(path, count(kept), count(n)) for path, n, kept in facts.others]
+        yield Table("Masks of other parameters", ("parameter", "kept", "of"), others)
+
+
+def _cells(value: Given) -> tuple[str, ...]:
+    """One number, or a pair with its ratio."""
+    if not isinstance(value, tuple):
+        return (exact(value),)
+    before, after = value
+    return exact(before), exact(after), percent(after / before if before else None)
+
+
+def text(facts: Facts) -> str:
     """The table of kernels as plain text, without any foreign library."""
-    notes = [f"note: {note}" for note in report.notes]
-    body = table(HEAD, [row.cells for row in rows(report)])
-    return "\n".join([report.title, headline(report), *notes, "", body])
-
-
-def extras(report: Report) -> list[Table]:
-    """Name, head and rows of the tables of what else is known."""
-    found: list[Table] = []
-    if report.latency:
-        timed = [(name, number(ms)) for name, ms in report.latency.items()]
-        found.append(("Latency", ("measured", "milliseconds"), timed))
-    if report.shrunk:
-        shrunk = [
-            (name, _figure(a), _figure(b), percent(b / a if a else None))
-            for name, (a, b) in report.shrunk.items()
-        ]
-        head = ("figure", "before", "after", "after / before")
-        found.append(("Shrunk model", head, shrunk))
-    if report.others:
-        others = [(path, count(kept), count(n)) for path, n, kept in report.others]
-        found.append(("Masks of other parameters", ("parameter", "kept", "of"), others))
-    return found
-
-
-def _figure(value: float) -> str:
-    """All digits of a whole number, three of another."""
-    return count(int(value)) if value.is_integer() else number(value)
+    notes = [f"note: {note}" for note in facts.notes]
+    table = kernels_table(facts)
+    body = plain.table(table.head, table.rows)
+    return "\n".join([facts.title, headline(facts), *notes, "", body])

@@ -21,8 +21,7 @@ from jax.sharding import PartitionSpec as P
 import bbjax as bb
 from bbjax.files.masks import load_masks, save_masks, saved_kernels
 from bbjax.model.checks import on_host
-from bbjax.reporting.compare import diff_masks
-from bbjax.reporting.overlap import overlap, overlap_table
+from bbjax.reporting.compare import diff_masks, overlap, overlap_table
 
 UNITS = bb.Units(
     (

@@ -1,4 +1,4 @@
-"""The picture of the unit graph says what the graph says.
+"""The picture of the unit graph has the groups and kernels of the graph.
 
 The pictures in the docs are of models of the zoo. To draw them again:
 
@@ -15,7 +15,7 @@ import bbjax as bb
 from bbjax.reporting import draw_graph
 from tests.support import zoo_shrink
 
-PICTURES = Path(bb.__file__).parent / "shrink" / "pictures"
+PICTURES = Path(bb.__file__).parent / "shrinking" / "pictures"
 SVG = "{http://www.w3.org/2000/svg}"
 SHOWN = {"resnet": zoo_shrink.RESNET, "transformer": zoo_shrink.GPT}
 

@@ -258,7 +258,7 @@ def test_axes_of_masks_are_named():
     assert said[1] == ["0", "input unit →", "1,023"]
 
 
-def test_the_legend_of_a_picture_tells_the_share_of_each_shade():
+def test_the_legend_of_a_picture_gives_the_share_of_each_shade():
     text = alone((1024, 128)).html()
     keys = re.findall(r'style="opacity:([\d.]+)"></span></i>([\d.]+) %</li>', text)
     assert len(keys) == 6 and keys[0][1] == "0" and keys[-1][1] == "100"
@@ -268,7 +268,7 @@ def test_the_legend_of_a_picture_tells_the_share_of_each_shade():
     assert "4 x 1 edges" in text
 
 
-def test_groups_are_told():
+def test_captions_name_groups():
     picture = Picture((), np.ones((4, 3), np.float32), (1, 1), (4, 3), groups=2)
     assert masks.caption(picture).startswith(
         "rows: 4 input units in 2 groups; columns: 3 output units of the same group; "
@@ -308,7 +308,7 @@ def test_the_terminal_shades_are_the_shares_of_their_blocks(shape, share):
     assert len(lines) <= 16 and len(lines[0]) <= 44
 
 
-def test_the_terminal_tells_density_axes_and_shades():
+def test_the_terminal_gives_density_axes_and_shades():
     text = squeezed(terminal(alone((1024, 128)), 120))
     kept = int(masked((1024, 128)).sum())
     assert f"{kept:,} of 131,072 edges kept ({100 * kept / 131072:.2f} %)" in text
@@ -348,7 +348,7 @@ def test_hubs_are_one_table_with_both_ranks():
     side = by_hand([3, 9, 9, 2, 5, 1, 7], [0.9, 0.1, 0.5, 0.9, 0.8, 0.2, 0.3])[
         "w"
     ].sides[0]
-    title, head, rows = words.hub_table(side)
+    title, head, rows, _ = words.hub_table(side)
     assert title == "Hubs among the output units"
     assert head[-2:] == ["traffic rank", "degree rank"]
     names = [row[0] for row in rows]
@@ -361,12 +361,12 @@ def test_units_without_edges_are_no_hubs():
     mask = np.zeros((6, 4), bool)
     mask[2, 1] = True
     report = bb.report({"w": mask}, bb.Units((dense(6, 4),)))
-    assert words.hub_table(report["w"].sides[0])[2] == [["unit 1", "1", "1"]]
+    assert words.hub_table(report["w"].sides[0]).rows == [["unit 1", "1", "1"]]
 
 
 def test_whole_numbers_of_a_shrunk_model_keep_their_digits():
     report = alone((6, 4), shrunk={"parameters": (12432, 9001), "ms": (1.2345, 0.5)})
-    ((_, _, rows),) = words.extras(report)
+    ((_, _, rows, _),) = words.other_tables(report)
     assert rows[0][1:3] == ("12,432", "9,001") and rows[1][1:3] == ("1.23", "0.5")
 
 

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 import bbjax as bb
-from bbjax.reporting import charts, masks, words
+from bbjax.reporting import charts, formats, masks, words
 from bbjax.reporting.data import Picture
 from tests.reporting.test_report import MASK, UNITS, reported
 from tests.support.runs import activity, dense, select
@@ -106,7 +106,7 @@ def test_charts_are_xml_with_a_name(found):
             assert 0 <= float(mark.get("y", 0)) <= height
 
 
-def test_pictures_and_tables_can_be_listened_to(found):
+def test_pictures_and_tables_have_names_for_screen_readers(found):
     page = Page(found.html())
     assert all(image["alt"] for image in page.all("img"))
     assert all(table["aria-label"] for table in page.all("table"))
@@ -203,7 +203,7 @@ def test_a_page_of_sixty_kernels_stays_small():
     assert len(text) < 2_000_000 and text.count("<svg") == 180
 
 
-def test_a_page_without_activity_says_why():
+def test_a_page_without_activity_gives_the_reason():
     page = Page(bb.report({"w": MASK}, UNITS).html())
     assert "No figure: masks alone carry no on-rates" in page.text
     assert len(page.all("svg")) == 2
@@ -220,17 +220,15 @@ def test_notes_stand_on_top():
 # Agreement -----------------------------------------------------------------------
 def test_page_and_terminal_have_the_same_figures(found):
     page, text = Page(found.html()).text, terminal(found)
-    for row in words.rows(found):
-        for cell in row.cells:
+    for row in words.kernels_table(found).rows:
+        for cell in row:
             assert cell in page and cell in text and cell in str(found)
     for facts in found:
-        head, rows = words.side_table(facts)
-        for line in (head, *rows):
-            assert all(cell in page and cell in text for cell in line)
-        for side in facts.main:
-            if side.layers:
-                for line in words.layer_rows(facts, side):
-                    assert all(cell in page and cell in text for cell in line)
+        layers = list(words.layer_tables(facts))
+        assert len(layers) == sum(len(side.layers) > 0 for side in facts.main)
+        for table in (words.units_table(facts), *layers):
+            for line in (table.head, *table.rows):
+                assert all(cell in page and cell in text for cell in line)
     for _, figure, remark in words.cards(found):
         assert figure in page and figure in text and remark in text
     assert "3.25" in page and "3.25" in text and "25.00 %" in page
@@ -414,7 +412,7 @@ def test_no_line_is_drawn_where_none_was_fitted():
     ],
 )
 def test_bytes(bytes_, text):
-    assert words.size(bytes_) == text
+    assert formats.size(bytes_) == text
 
 
 @pytest.mark.parametrize(
@@ -422,11 +420,11 @@ def test_bytes(bytes_, text):
     [(0.0, "0"), (1e-9, "1e-09"), (999.6, "1,000"), (1234.5, "1,230"), (-2.5, "-2.5")],
 )
 def test_numbers(value, text):
-    assert words.number(value) == text
+    assert formats.number(value) == text
 
 
 def test_shares():
-    assert [words.percent(x) for x in (0.0, 1.0, 0.5, 4e-4)] == [
+    assert [formats.percent(x) for x in (0.0, 1.0, 0.5, 4e-4)] == [
         "0.00 %",
         "100.00 %",
         "50.00 %",

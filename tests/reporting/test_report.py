@@ -1,9 +1,10 @@
-"""Reports: every figure against numpy, every kind of source, what is not known."""
+"""Reports: every figure against numpy, every kind of source, unknown figures."""
 
 import functools
 import json
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 import bbjax as bb
 from bbjax.activity.statistics import Activity
 from bbjax.reporting import Report
-from bbjax.reporting.facts import block_means, evenly, histogram
+from bbjax.reporting.figures import block_means, evenly, histogram
 from tests.support import zoo
 from tests.support.contract import CASES, RULES, chain, jitted, shared, train
 from tests.support.runs import activity, dense, packed, select, statistics
@@ -51,6 +52,11 @@ def of(found, path, side):
     return next(s for s in found[path].sides if s.side == side)
 
 
+def measured(facts):
+    """Degrees by side, as a report has them."""
+    return {side.side: side.degree for side in facts.sides}
+
+
 def degrees(mask, kernel):
     """Degrees of outputs and inputs, `(layers, units)`, by numpy, for no groups."""
     lead = (*kernel.stack, *kernel.spatial)
@@ -69,8 +75,8 @@ def test_degrees_and_edges_against_numpy(case):
     for path, mask in bb.masks(trained(case)[1]).items():
         kernel, facts = CASES[case].units[path], found[path]
         want = degrees(np.asarray(mask), kernel)
+        chex.assert_trees_all_equal(measured(facts), want)
         for side, degree in want.items():
-            np.testing.assert_array_equal(of(found, path, side).degree, degree)
             whole = of(found, path, side).whole
             assert whole.degree_min == degree.min()
             assert whole.degree_max == degree.max()
@@ -161,7 +167,7 @@ def test_every_layer_of_a_stack_has_a_line_of_its_own():
 
 def test_dead_is_without_edges_or_without_activity():
     whole = by_hand([0, 4, 4, 4], [0.5, 0.0, 1e-4, 0.5])["w"].sides[0].whole
-    assert (whole.no_edges, whole.silent, whole.dead) == (1, 2, 3)
+    assert (whole.no_edges, whole.inactive, whole.dead) == (1, 2, 3)
 
 
 def test_hubs_are_the_largest_by_traffic_and_by_degree():
@@ -183,23 +189,23 @@ def test_units_of_one_degree_are_no_hubs():
     assert side.whole.slope is None and side.whole.d0 is None
 
 
-def test_unheard_units_are_those_whose_edges_a_sweep_cuts():
+def test_units_without_a_path_are_those_whose_edges_a_sweep_cuts():
     def net(params, x):
         hidden = jax.nn.relu(jax.nn.relu(x @ params["a"]) @ params["b"])
         return hidden @ params["c"]
 
     params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2)), "c": jnp.ones((2, 1))}
     units = bb.trace(net, params, jnp.ones((5, 3)))
-    heard = {
+    masks = {
         "a": np.array([[1, 1, 1, 0]] * 3, bool),
         "b": np.array([[1, 0], [0, 1], [0, 0], [1, 0]], bool),
         "c": np.array([[1], [0]], bool),
     }
-    found = bb.report(heard, units)
-    # b's unit 1 has no reader; a's 1 speaks to it alone, a's 2 to nobody.
-    assert {k.path: k.unheard for k in found} == {"a": 2, "b": 1, "c": None}
+    found = bb.report(masks, units)
+    # No edge leaves b's unit 1, the only reader of a's unit 1; none leaves a's unit 2.
+    assert {k.path: k.no_path for k in found} == {"a": 2, "b": 1, "c": None}
     assert found["a"].sides[0].whole.no_edges == 1
-    assert bb.report({"a": heard["a"]}, units)["a"].unheard is None
+    assert bb.report({"a": masks["a"]}, units)["a"].no_path is None
 
 
 @pytest.mark.parametrize("name", ["conv2d", "linen_general", "linen_transformer_axis1"])
@@ -212,8 +218,8 @@ def test_models_of_the_zoo_by_their_layouts(name):
     for kernel in units.kernels:
         if kernel.groups > 1:
             continue
-        for side, want in degrees(masks[kernel.path], kernel).items():
-            np.testing.assert_array_equal(of(found, kernel.path, side).degree, want)
+        want = degrees(masks[kernel.path], kernel)
+        chex.assert_trees_all_equal(measured(found[kernel.path]), want)
     found.html()
 
 
@@ -256,7 +262,8 @@ def test_a_large_mask_becomes_a_small_picture():
     mask = np.zeros(kernel.shape, bool)
     mask[:, 4:8] = True
     (picture,) = bb.report({"w": mask}, bb.Units((kernel,)))["w"].pictures
-    assert picture.block == (3, 4) and picture.share.shape == (200, 250)
+    assert picture.block == (3, 4)
+    chex.assert_shape(picture.share, (200, 250))
     assert (picture.share[:, 1] == 1).all() and picture.share.sum() == 200
 
 
@@ -268,7 +275,7 @@ def test_evenly_takes_the_first_and_the_last(count, most):
 
 
 # Sources -------------------------------------------------------------------------
-def test_a_state_in_a_chain_knows_its_budget():
+def test_a_state_in_a_chain_has_its_budget():
     found = reported("mlp")
     assert found.updates == 5 and found.notes == ()
     assert found.origin == "an optimizer state after 5 updates"
@@ -315,20 +322,20 @@ def test_other_holders_of_a_state():
         assert bb.report(tx.init(weights))["w"].kept == 24
 
 
-def test_masks_by_path_know_degrees_alone():
+def test_masks_by_path_give_degrees_alone():
     found = bb.report({"w": MASK}, UNITS)
     side = found["w"].sides[0]
     assert side.side == "outputs" and not side.counted and found["w"].actuators == ()
     assert side.degree.tolist() == [[5, 2, 0, 2]]
     assert found["w"].sides[1].degree.tolist() == [[2, 1, 3, 0, 2, 1]]
     assert found.asked is found.churn is found.updates is side.rate is None
-    assert side.whole.silent is side.whole.traffic is side.whole.entropy is None
+    assert side.whole.inactive is side.whole.traffic is side.whole.entropy is None
     assert found.dead == side.whole.dead == 1
     assert "masks alone carry no on-rates" in side.why_no_activity
     assert bb.report({"w": jnp.asarray(MASK)}, UNITS).html() == found.html()
 
 
-def test_selected_units_say_which_side_counts():
+def test_the_selection_gives_the_side_that_is_counted():
     facts = bb.report({"w": MASK}, select(KERNEL, "out"))["w"]
     assert facts.actuators == ("out",) and facts.main[0].side == "inputs"
     assert facts.dead == 1  # the input without edges, not the output
@@ -344,12 +351,11 @@ def test_a_mask_file_with_its_units(kind, tmp_path):
     assert found.origin == "the mask file masks.npz"
     facts = found["conv"]
     assert facts.kind == "3 x 3 convolution, 4 to 10 units"
-    for side in facts.sides:
-        want = degrees(np.asarray(masks["conv"]), units["conv"])[side.side]
-        np.testing.assert_array_equal(side.degree, want)
+    want = degrees(np.asarray(masks["conv"]), units["conv"])
+    chex.assert_trees_all_equal(measured(facts), want)
 
 
-def test_a_file_of_parameters_tells_what_a_mask_file_does(tmp_path):
+def test_a_file_of_parameters_gives_what_a_mask_file_does(tmp_path):
     units, masks = CASES["conv"].units, bb.masks(trained("conv")[1])
     params = {k.path: np.zeros(k.shape, np.float32) for k in units.kernels}
     bb.save(tmp_path / "model.safetensors", params, masks, units.only(masks))
@@ -382,12 +388,11 @@ def test_masks_of_a_stack_and_groups_survive_a_file(tmp_path):
         rng = np.random.default_rng(1)
         masks = {k.path: rng.random(k.shape) < 0.5 for k in units.kernels}
         bb.save_masks(tmp_path / "m.npz", masks, units)
-        read, told = bb.report(tmp_path / "m.npz"), bb.report(masks, units)
+        read, direct = bb.report(tmp_path / "m.npz"), bb.report(masks, units)
         for facts in read:
-            other = told[facts.path]
+            other = direct[facts.path]
             assert facts.kind == other.kind and facts.edges == other.edges
-            for mine, theirs in zip(facts.sides, other.sides, strict=True):
-                np.testing.assert_array_equal(mine.degree, theirs.degree)
+            chex.assert_trees_all_equal(measured(facts), measured(other))
 
 
 def test_masks_of_other_parameters_are_listed():
@@ -396,7 +401,7 @@ def test_masks_of_other_parameters_are_listed():
     tx = bb.hold({"w": MASK, "b": np.ones(4, bool)}, select(KERNEL))
     held = bb.report(tx.init({"w": jnp.ones((6, 4)), "b": jnp.ones(4)}))
     assert held.others == (("b", 4, 4),) and held["w"].kept == MASK.sum()
-    assert held["w"].asked is None  # held masks were asked for by nobody
+    assert held["w"].asked is None  # held masks have no density to reach
 
 
 # What is added -------------------------------------------------------------------
@@ -464,7 +469,7 @@ def test_parameters_give_the_size_of_the_model():
     assert bb.report(state, params=half)["conv"].dense_bytes == 2 * mask.size
 
 
-def test_masks_that_were_not_applied_are_noticed():
+def test_masks_that_were_not_applied_are_noted():
     params, state = trained("mlp")
     assert bb.report(state, params=params).notes == ()
     stale = params | {"up": params["up"].at[:].add(1.0)}
@@ -511,7 +516,7 @@ def test_selected_kernels_without_a_mask_are_named():
 
 
 # Numbers -------------------------------------------------------------------------
-def test_numbers_are_json_and_say_the_same():
+def test_numbers_are_json_and_equal_the_figures():
     found = reported("stack", latency={"dense": 2}, shrunk={"bytes": (10, 5)})
     numbers = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert numbers == found.to_dict()

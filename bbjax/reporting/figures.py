@@ -7,16 +7,19 @@ For the units of one side of a kernel with edges `m` (True = kept) and on-rates 
     line      log((1 - a) / a) = beta (k - d0), least squares over the units off their
               bounds; slope and R2 by `bbjax.training.metrics`, d0 so that it meets
               their means
-    unheard   k > 0 incoming, and nothing left of them after `bbjax.model.removal.sweep`
+    no path   output units with k > 0, but k = 0 after `bbjax.model.removal.sweep`
 
-and of a mask picture the mean over blocks of edges. Nothing here draws.
+A picture of a mask holds means over blocks of edges. With `b` bytes a value, a model
+takes
+
+    dense     sum of b over all parameters
+    stored    1 bit per edge + b per kept weight for kernels, the rest as it is
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,74 +27,77 @@ import numpy as np
 
 from bbjax.model import removal
 from bbjax.model.kernel import Actuator, Kernel, Side
+from bbjax.model.leaves import Leaves
 from bbjax.model.units import Units
 from bbjax.reporting.data import (
     Histogram,
+    Hub,
     Ints,
     KernelFacts,
     Measures,
+    ModelSize,
     Picture,
     SideFacts,
-    Unit,
 )
-from bbjax.reporting.sources import Look, per_edge
+from bbjax.reporting.formats import shape
+from bbjax.reporting.sources import SIDES, MaskedKernel, Source, per_edge
 from bbjax.training.metrics import log_odds, off_bounds, summary
+from bbjax.training.state import UNOBSERVED
 
 TOP = 5  # hub units listed
 BINS = 32  # bars of a histogram
 LAYERS = 4  # layers of a stack that are drawn
 MANY = 24  # kernels beyond which pictures are smaller, and fewer
+PIXELS = (256, 128)  # of a picture, at most, down and across; the latter beside many
 ACTUATORS: dict[Side, Actuator] = {"outputs": "in", "inputs": "out"}
 
 
-class Context(NamedTuple):
-    """What holds for all kernels of a report.
+def kernel_facts(
+    source: Source, units: Units | None, params: Leaves | None
+) -> tuple[KernelFacts, ...]:
+    """The figures of each kernel.
 
-    Attributes:
-      side_of_picture: pixels of a mask picture, at most, down and across.
-      flipped: edges that changed, by path; where it has none, what the state says.
-      unheard: number of unheard output units, by path.
-      dtypes: of the parameters, by path; where it has none, the kernel's own.
-      no_activity: why on-rates may be missing.
+    Raises:
+      ValueError: parameters without one of the kernels, or with another shape.
     """
+    no_path = {} if units is None else without_path(units, source.kernels)
+    return tuple(
+        _kernel(masked, source, no_path.get(masked.kernel.path), params)
+        for masked in source.kernels
+    )
 
-    side_of_picture: int
-    flipped: Mapping[str, int]
-    unheard: Mapping[str, int]
-    dtypes: Mapping[str, Any]
-    no_activity: str
 
-
-def kernel_facts(look: Look, context: Context) -> KernelFacts:
-    """The figures of one kernel."""
-    kernel, mask = look.kernel, look.mask()
+def _kernel(
+    masked: MaskedKernel, source: Source, no_path: int | None, params: Leaves | None
+) -> KernelFacts:
+    kernel, mask = masked.kernel, masked.mask()
+    itemsize, stray = jnp.dtype(kernel.dtype).itemsize, 0
+    if params is not None:
+        values = np.asarray(params.get(kernel, "parameter"))
+        itemsize, stray = values.itemsize, int(np.count_nonzero((values != 0) & ~mask))
     edges = _by_role(kernel, per_edge(kernel, mask))
     kept = tuple(int(n) for n in np.count_nonzero(edges, axis=(1, 2, 3)))
-    flipped = context.flipped.get(kernel.path)
-    if flipped is None and look.churn is not None:
-        flipped = round(look.churn * edges.size)
-    itemsize = jnp.dtype(context.dtypes.get(kernel.path, kernel.dtype)).itemsize
     weights = int(np.count_nonzero(mask))
-    both: tuple[Side, Side] = ("outputs", "inputs")
-    counted = [side for side in both if ACTUATORS[side] in look.actuators]
-    order = counted + [side for side in both if side not in counted]
+    counted = [side for side in SIDES if ACTUATORS[side] in masked.actuators]
+    order = counted + [side for side in SIDES if side not in counted]
     return KernelFacts(
         path=kernel.path,
         shape=kernel.shape,
         kind=kind(kernel),
         stack_shape=kernel.stack_shape,
-        actuators=look.actuators,
+        actuators=masked.actuators,
         edges=edges.size,
         kept=sum(kept),
         kept_by_layer=kept,
         kept_weights=weights,
-        asked=look.asked,
-        flipped=flipped,
-        unheard=context.unheard.get(kernel.path),
+        stray=stray,
+        asked=masked.asked,
+        flipped=masked.flipped,
+        no_path=no_path,
         dense_bytes=math.prod(kernel.shape) * itemsize,
         sparse_bytes=-(-edges.size // 8) + weights * itemsize,
-        sides=tuple(_side(look, edges, s, context.no_activity) for s in order),
-        pictures=_pictures(kernel, edges, context.side_of_picture),
+        sides=tuple(_side(masked, edges, side, source.no_activity) for side in order),
+        pictures=_pictures(kernel, edges, PIXELS[len(source.kernels) > MANY]),
     )
 
 
@@ -103,8 +109,8 @@ def kind(kernel: Kernel) -> str:
       '3 x 3 convolution, 8 to 16 units'
     """
     sizes = zip(kernel.split, kernel.roles, strict=True)
-    window = " x ".join(str(size) for size, role in sizes if role == "spatial")
-    name = f"{window} convolution" if window else "matrix"
+    window = [size for size, role in sizes if role == "spatial"]
+    name = f"{shape(window)} convolution" if window else "matrix"
     groups = f" in {kernel.groups} groups" if kernel.groups > 1 else ""
     layers = math.prod(kernel.stack_shape)
     stacked = f", {layers} layers" if kernel.stack_shape else ""
@@ -113,17 +119,22 @@ def kind(kernel: Kernel) -> str:
 
 
 # Units ---------------------------------------------------------------------------
-def _side(look: Look, edges: np.ndarray, side: Side, missing: str) -> SideFacts:
-    kernel, actuator = look.kernel, ACTUATORS[side]
+def _side(masked: MaskedKernel, edges: np.ndarray, side: Side, why: str) -> SideFacts:
+    kernel, actuator = masked.kernel, ACTUATORS[side]
     over = 2 if side == "outputs" else 3  # the axis of the other side
     degree = _by_layer(kernel, np.count_nonzero(edges, axis=over))
-    rates = look.rates.get(side)
-    rate = None if rates is None else _by_layer(kernel, rates.rate)
-    fan, low = kernel.fan(actuator), look.k_min
-    assumed = np.full(degree.shape, 0.5, np.float32) if rate is None else rate
-    free = np.asarray(off_bounds(degree, assumed, low, fan))
-    whole, layers = _measures(kernel, degree, rate, free)
-    counted = actuator in look.actuators
+    rate, unobserved = None, 0
+    if (rates := masked.rates.get(side)) is not None:
+        rate = _by_layer(kernel, np.nan_to_num(rates, nan=UNOBSERVED))
+        unobserved = int(np.count_nonzero(np.isnan(rates)))
+    assumed = np.full(degree.shape, UNOBSERVED, np.float32) if rate is None else rate
+    fan = kernel.fan(actuator)
+    free = np.asarray(off_bounds(degree, assumed, masked.k_min, fan))
+    all_rates = None if rate is None else rate.reshape(1, -1)
+    counted = actuator in masked.actuators
+    if not counted and masked.actuators:
+        why = "the budget does not count these edges, so on-rates are not kept"
+    alike = degree.min() == degree.max()
     return SideFacts(
         side=side,
         actuator=actuator,
@@ -131,20 +142,14 @@ def _side(look: Look, edges: np.ndarray, side: Side, missing: str) -> SideFacts:
         fan=fan,
         degree=degree,
         rate=rate,
-        unobserved=0 if rates is None else int(np.count_nonzero(~rates.seen)),
+        unobserved=unobserved,
         free=free,
-        whole=whole,
-        layers=layers,
+        whole=_measured(degree.reshape(1, -1), all_rates, free.reshape(1, -1))[0],
+        layers=_measured(degree, rate, free) if kernel.stack_shape else (),
         histogram=histogram(degree),
         busiest=() if rate is None else _top(kernel, side, degree, rate, degree * rate),
-        widest=()
-        if degree.min() == degree.max()
-        else _top(kernel, side, degree, rate, degree),
-        why_no_activity=""
-        if rate is not None
-        else missing
-        if counted or not look.actuators
-        else "the budget does not count these edges, so on-rates are not kept",
+        widest=() if alike else _top(kernel, side, degree, rate, degree),
+        why_no_activity="" if rate is not None else why,
     )
 
 
@@ -152,77 +157,46 @@ def _by_layer(kernel: Kernel, per_unit: np.ndarray) -> np.ndarray:
     return per_unit.reshape(math.prod(kernel.stack_shape), -1)
 
 
-def _measures(
-    kernel: Kernel, degree: np.ndarray, rate: np.ndarray | None, free: np.ndarray
-) -> tuple[Measures, tuple[Measures, ...]]:
-    whole = _measured(*(_flat(x) for x in (degree, rate, free)))[0]
-    layers = _measured(degree, rate, free) if kernel.stack_shape else []
-    return whole, tuple(layers)
-
-
-def _flat(per_unit: np.ndarray | None) -> Any:
-    return None if per_unit is None else per_unit.reshape(1, -1)
-
-
 def _measured(
     degree: np.ndarray, rate: np.ndarray | None, free: np.ndarray
-) -> list[Measures]:
+) -> tuple[Measures, ...]:
     """Figures of each row of units."""
+    found: list[Measures] = []
+    for k in degree:
+        no_edges = int(np.count_nonzero(k == 0))
+        ends = (int(k.min()), float(k.mean()), int(k.max()))
+        found.append(Measures(len(k), *ends, no_edges=no_edges, dead=no_edges))
     if rate is None:
-        return [_unmeasured(k) for k in degree]
+        return tuple(found)
     part = {"degree": degree.astype(np.float32), "rate": rate, "free": free}
-    edges = {name: np.ones((len(degree), 1), np.float32) for name in _EDGES}
-    found = {k: np.asarray(v) for k, v in _summaries(part | edges).items()}
+    # `summary` also gives shares of edges, for which it needs these; they are not used.
+    one = np.ones((len(degree), 1), np.float32)
+    part |= {"edges": one, "asked": one, "flipped": one}
+    values = {k: np.asarray(v) for k, v in _summaries(part).items()}
     odds = np.asarray(log_odds(rate), np.float64)
-    rows = []
-    for i, k in enumerate(degree):
-        slope, r2 = (_finite(found[f"balance_{name}"][i]) for name in ("slope", "r2"))
-        dead, no_edges = int(found["dead_units"][i]), int(np.count_nonzero(k == 0))
-        row = _unmeasured(k)._replace(
-            silent=dead - no_edges,
+    for i, row in enumerate(found):
+        slope, r2 = (_finite(values[f"balance_{name}"][i]) for name in ("slope", "r2"))
+        dead = int(values["dead_units"][i])
+        found[i] = row._replace(
             dead=dead,
-            traffic=float(found["traffic"][i]),
-            entropy=float(found["coding_entropy"][i]),
+            inactive=dead - row.no_edges,
+            traffic=float(values["traffic"][i]),
+            entropy=float(values["coding_entropy"][i]),
             slope=slope,
-            d0=None if slope is None else _d0(k[free[i]], odds[i][free[i]], slope),
+            d0=_d0(degree[i][free[i]], odds[i][free[i]], slope),
             r2=r2,
         )
-        rows.append(row)
-    return rows
+    return tuple(found)
 
 
-def _unmeasured(degree: np.ndarray) -> Measures:
-    """What degrees alone say."""
-    no_edges = int(np.count_nonzero(degree == 0))
-    return Measures(
-        units=len(degree),
-        degree_min=int(degree.min()),
-        degree_mean=float(degree.mean()),
-        degree_max=int(degree.max()),
-        no_edges=no_edges,
-        silent=None,
-        dead=no_edges,
-        traffic=None,
-        entropy=None,
-        slope=None,
-        d0=None,
-        r2=None,
-    )
+_summaries = jax.jit(jax.vmap(summary))
 
 
-_EDGES = ("edges", "asked", "flipped")  # shares of edges are exact, from whole numbers
-
-
-@jax.jit
-def _summaries(part: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return jax.vmap(summary)(part)
-
-
-def _finite(value: Any) -> float | None:
+def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _d0(degree: np.ndarray, odds: np.ndarray, slope: float) -> float | None:
+def _d0(degree: np.ndarray, odds: np.ndarray, slope: float | None) -> float | None:
     """Where the fitted line has log-odds 0: it goes through the means."""
     return float(degree.mean() - odds.mean() / slope) if slope else None
 
@@ -233,19 +207,16 @@ def _top(
     degree: np.ndarray,
     rate: np.ndarray | None,
     by: np.ndarray,
-) -> tuple[Unit, ...]:
+) -> tuple[Hub, ...]:
     """The units with the largest `by`, ties to the first."""
-    best = np.argsort(-by.ravel(), kind="stable")[:TOP]
-    stack = len(kernel.stack_shape)
-    found = []
-    for flat in best:
-        index = tuple(
-            int(i) for i in np.unravel_index(flat, kernel.per_unit_shape(side))
-        )
+    stack, found = len(kernel.stack_shape), []
+    for flat in np.argsort(-by.ravel(), kind="stable")[:TOP]:
+        place = np.unravel_index(flat, kernel.per_unit_shape(side))
+        index = tuple(int(i) for i in place)
         k = int(degree.ravel()[flat])
         a = None if rate is None else float(rate.ravel()[flat])
         traffic = None if a is None else a * k
-        found.append(Unit(index[:stack], index[stack:], k, a, traffic))
+        found.append(Hub(index[:stack], index[stack:], k, a, traffic))
     return tuple(found)
 
 
@@ -307,20 +278,33 @@ def block_means(values: np.ndarray, block: tuple[int, int]) -> np.ndarray:
       >>> block_means(np.array([[1, 0, 1], [1, 1, 1]]), (2, 2)).tolist()
       [[0.75, 1.0]]
     """
-    total, size = values.astype(np.float32), np.ones_like(values, np.float32)
-    for axis in (0, 1):
-        starts = np.arange(0, values.shape[axis], block[axis])
-        total = np.add.reduceat(total, starts, axis=axis)
-        size = np.add.reduceat(size, starts, axis=axis)
-    return total / size
+    sizes = block_sizes(values.shape, block).astype(np.float32)
+    return block_sums(values.astype(np.float32), block) / sizes
 
 
-# The graph -----------------------------------------------------------------------
-def unheard(units: Units, looks: tuple[Look, ...]) -> dict[str, int]:
-    """Output units with incoming edges that no reader hears, directly or by others.
+def block_sums(values: np.ndarray, block: tuple[int, int]) -> np.ndarray:
+    """Sums over blocks of a matrix."""
+    for axis, step in enumerate(block):
+        starts = np.arange(0, values.shape[axis], step)
+        values = np.add.reduceat(values, starts, axis=axis)
+    return values
+
+
+def block_sizes(shape: Sequence[int], block: tuple[int, int]) -> np.ndarray:
+    """Entries in each block."""
+    down, across = (
+        np.diff(np.append(np.arange(0, total, step), total))
+        for total, step in zip(shape, block, strict=True)
+    )
+    return np.outer(down, across)
+
+
+# Everything together -------------------------------------------------------------
+def without_path(units: Units, kernels: Sequence[MaskedKernel]) -> dict[str, int]:
+    """Output units with incoming edges but no path over kept edges to the output.
 
     Returns:
-      By path, for masked kernels whose readers are all known and masked.
+      Their number by path, for masked kernels whose readers are all known and masked.
     """
     readers = removal.consumers(units)
 
@@ -339,6 +323,16 @@ def unheard(units: Units, looks: tuple[Look, ...]) -> dict[str, int]:
                 found[path] = jnp.sum(before & ~after, dtype=jnp.int32)
         return found
 
-    known = [look for look in looks if look.kernel.path in units]
-    found = counts({look.kernel.path: look.mask() for look in known})
+    known = [masked for masked in kernels if masked.kernel.path in units]
+    found = counts({masked.kernel.path: masked.mask() for masked in known})
     return {path: int(count) for path, count in found.items()}
+
+
+def model_size(params: Leaves, kernels: Sequence[KernelFacts]) -> ModelSize:
+    """Sizes of all parameters, with the masked kernels as they are stored."""
+    sizes = [(math.prod(jnp.shape(leaf)), leaf) for leaf in params.leaves]
+    count = sum(size for size, _ in sizes)
+    dense = sum(size * jnp.result_type(leaf).itemsize for size, leaf in sizes)
+    saved = sum(kernel.dense_bytes - kernel.sparse_bytes for kernel in kernels)
+    gone = sum(math.prod(k.shape) - k.kept_weights for k in kernels)
+    return ModelSize(count, count - gone, dense, dense - saved)
