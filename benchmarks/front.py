@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.claims.common import report as claims
-from benchmarks.common import RESULTS, ROOT
-from benchmarks.page import middle
+from benchmarks.common.measure import RESULTS, ROOT
+from benchmarks.common.page import middle
+from benchmarks.common.text import put_in, table
 
 Report = dict[str, Any]
 # What the demo writes, and what it is called here.
@@ -33,7 +34,7 @@ DEMO = {
 def written(text: str, parts: Mapping[str, str]) -> str:
     """A page with its parts."""
     for name, part in parts.items():
-        text = claims.put_in(text, part, name)
+        text = put_in(text, part, name)
     return text
 
 
@@ -98,7 +99,7 @@ def methods() -> str:
         f"standard error, with a t test at 5 %, Holm for {len(pairs)} comparisons "
         "([JSON](../../benchmarks/results/demo_digits.json))."
     )
-    return f"{origin}\n\n{claims.table(head, rows)}\n\n{_sizes(demo)}"
+    return f"{origin}\n\n{table(head, rows)}\n\n{_sizes(demo)}"
 
 
 def _method(one: Report, pair: Report | None) -> list[str]:
@@ -129,7 +130,7 @@ def _sizes(demo: Report) -> str:
             [*row, _time(one), f"{accuracy['mean']:.2f} ± {accuracy['sd']:.2f}"]
         )
     head = ["hidden units", "parameters", "time per call, dense = 1"]
-    return claims.table([*head, "test accuracy, %"], rows)
+    return table([*head, "test accuracy, %"], rows)
 
 
 def speed_rows(parts: Report) -> dict[str, Report]:

@@ -15,7 +15,7 @@ import bbjax as bb
 
 reports = pytest.importorskip("benchmarks.claims.common.report")
 net = pytest.importorskip("benchmarks.claims.common.net")
-stats = pytest.importorskip("benchmarks.claims.common.stats")
+stats = pytest.importorskip("benchmarks.common.stats")
 methods = pytest.importorskip("benchmarks.claims.common.methods")
 rare = pytest.importorskip("benchmarks.claims.dnf_rare.task")
 rare_run = pytest.importorskip("benchmarks.claims.dnf_rare.run")

@@ -27,8 +27,8 @@ from rich.progress import (
 )
 
 import bbjax
-from benchmarks.claims.common.report import finish
-from benchmarks.common import RESULTS, commit
+from benchmarks.common.measure import RESULTS, commit
+from benchmarks.common.text import finish
 from benchmarks.corruptions import page, picture
 from benchmarks.corruptions.judge import judged
 from benchmarks.corruptions.methods import METHODS

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.claims.common.stats import LEVEL, VERDICTS, Difference
+from benchmarks.common.stats import LEVEL, VERDICTS, Difference
 from benchmarks.corruptions.corrupt import CELLS, CLEAN, STRENGTHS
 from benchmarks.corruptions.methods import (
     AGAINST,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import bbjax as bb
 from bbjax.model.units import Actuator
 from bbjax.rules import Rule
-from benchmarks.laws import standardized
+from benchmarks.common.laws import standardized
 
 DENSE, EQUAL, LAYER = "dense", "equal", "layer"
 STANDARDIZED, MIXED, LAW = "standardized_out", "bb_out", "law_out"

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.claims.common.report import put_in, table
-from benchmarks.claims.common.stats import LEVEL, mean_sd
+from benchmarks.common.stats import LEVEL, mean_sd
+from benchmarks.common.text import put_in, table
 from benchmarks.corruptions.corrupt import CELLS, CLEAN, LABELS
 from benchmarks.corruptions.judge import NOISE
 from benchmarks.corruptions.methods import (

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import machine
+from benchmarks.common.measure import machine
 from benchmarks.corruptions.corrupt import CELLS, CLEAN
 
 Line = dict[str, Any]

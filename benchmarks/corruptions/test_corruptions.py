@@ -12,14 +12,14 @@ ROOT = Path(__file__).resolve().parents[2]
 for needed in ("matplotlib", "rich", "scipy", "sklearn"):
     pytest.importorskip(needed)
 
-from benchmarks.claims.common.report import BEGIN, END  # noqa: E402
-from benchmarks.claims.common.stats import Difference  # noqa: E402
-from benchmarks.common import RESULTS  # noqa: E402
+from benchmarks.common.laws import standardized  # noqa: E402
+from benchmarks.common.measure import RESULTS  # noqa: E402
+from benchmarks.common.stats import Difference  # noqa: E402
+from benchmarks.common.text import BEGIN, END  # noqa: E402
 from benchmarks.corruptions import __main__ as command  # noqa: E402
 from benchmarks.corruptions import corrupt, judge, methods, page, runs  # noqa: E402
 from benchmarks.corruptions.images import mnist  # noqa: E402
 from benchmarks.corruptions.nets import NETS  # noqa: E402
-from benchmarks.laws import standardized  # noqa: E402
 
 CELLS = (corrupt.CLEAN, *corrupt.CELLS)
 kinds = pytest.mark.parametrize("kind", corrupt.STRENGTHS)

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from benchmarks.common import RESULTS, write
+from benchmarks.common.measure import RESULTS, write
 from benchmarks.growth import cases, picture, show
 from benchmarks.growth.sections import PERIODS, against_period, against_size, faster
 

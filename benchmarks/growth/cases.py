@@ -25,8 +25,8 @@ import optax
 import bbjax as bb
 from bbjax.activity.statistics import Activity, Statistics
 from bbjax.model.units import Actuator
-from benchmarks.common import nbytes
-from benchmarks.models import ffn
+from benchmarks.common.measure import nbytes
+from benchmarks.common.models import ffn
 
 DENSITY, EVERY, TOKENS, BLOCKS, RATE = 0.3, 3, 64, 2, 1e-3
 TURN = ("refresh", "after", "sgd", "adam", "read", "plain")

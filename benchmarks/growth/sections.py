@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import optax
 
-from benchmarks.common import interleaved, spread
+from benchmarks.common.measure import interleaved, spread
 from benchmarks.growth import cases
 from benchmarks.growth.cases import Case
 from benchmarks.growth.fit import exponent

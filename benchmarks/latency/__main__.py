@@ -9,14 +9,14 @@ batch beside the dense and the masked one (`measure.py`). Products alone and wid
 by side say where the rest goes (`products.py`). Takes 9 minutes on 2 CPU cores;
 `--small` takes half a minute on toy sizes, whose times say nothing. Writes latency.json
 (on an accelerator latency_<backend>.json) and the results of README.md, unless other
-processes took part of the cores (`benchmarks/quiet.py`).
+processes took part of the cores (`benchmarks/common/quiet.py`).
 """
 
 from typing import Any
 
 from rich.console import Console
 
-from benchmarks import command
+from benchmarks.common import command
 from benchmarks.latency import measure, models, page, products
 
 

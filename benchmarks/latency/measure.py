@@ -25,7 +25,7 @@ import numpy as np
 
 import bbjax as bb
 from bbjax.shrinking import costs
-from benchmarks.common import milliseconds, spread
+from benchmarks.common.measure import milliseconds, spread
 from benchmarks.latency import cut
 from benchmarks.latency.models import Task
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import nbytes
+from benchmarks.common.measure import nbytes
 from benchmarks.latency import nets
 
 Shapes = Any

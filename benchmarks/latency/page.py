@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.claims.common.report import table
-from benchmarks.page import Page, middle, origin
+from benchmarks.common.page import Page, middle, origin
+from benchmarks.common.text import table
 
 MEASURED = (
     "Medians over rounds, quartiles in brackets. Ratios and speed-ups are to dense in "

@@ -25,7 +25,7 @@ import numpy as np
 import bbjax as bb
 from bbjax.shrinking import costs
 from bbjax.tracing import jaxprs
-from benchmarks.common import spread
+from benchmarks.common.measure import spread
 from benchmarks.latency import cut
 from benchmarks.latency.measure import DENSITIES, SEED, in_turns
 from benchmarks.latency.models import Task, normal

@@ -14,8 +14,8 @@ import bbjax as bb
 ROOT = Path(__file__).resolve().parents[2]
 pytest.importorskip("rich")
 
-from benchmarks import quiet  # noqa: E402
-from benchmarks.claims.common.report import BEGIN, END  # noqa: E402
+from benchmarks.common import quiet  # noqa: E402
+from benchmarks.common.text import BEGIN, END  # noqa: E402
 from benchmarks.latency import cut, measure, models, page, products  # noqa: E402
 
 TASKS = {task.name: task for task in models.tasks(models.MODELS, "small")}

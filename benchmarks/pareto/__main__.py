@@ -25,7 +25,7 @@ from rich.table import Table
 
 from bbjax.demo.data import load
 from bbjax.demo.methods import BY_KEY
-from benchmarks.common import RESULTS, write
+from benchmarks.common.measure import RESULTS, write
 from benchmarks.pareto import picture
 from benchmarks.pareto.lanes import Front, Run
 

@@ -21,8 +21,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import command
-from benchmarks.common import nbytes, spread
+from benchmarks.common import command
+from benchmarks.common.measure import nbytes, spread
 from benchmarks.latency import measure
 from benchmarks.patterns import page, ways
 

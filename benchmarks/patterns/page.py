@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from benchmarks.claims.common.report import table
-from benchmarks.page import Page, middle, origin
+from benchmarks.common.page import Page, middle, origin
+from benchmarks.common.text import table
 
 READ = (
     "Medians over rounds, quartiles in brackets; speed-ups are over dense kernels in "

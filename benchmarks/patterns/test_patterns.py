@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 pytest.importorskip("rich")
 
-from benchmarks.claims.common.report import BEGIN, END  # noqa: E402
+from benchmarks.common.text import BEGIN, END  # noqa: E402
 from benchmarks.patterns import kernel, page, ways  # noqa: E402
 from benchmarks.patterns.packed import pack, unpack  # noqa: E402
 

@@ -27,7 +27,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import common
+from benchmarks.common import measure as common
 
 ROOT = Path(__file__).resolve().parents[2]
 EXACT = ("masks", "degrees", "means", "params", "churn")

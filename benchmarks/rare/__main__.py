@@ -17,12 +17,13 @@ from rich.markdown import Markdown
 
 import bbjax as bb
 from bbjax import rules
-from benchmarks.claims.common import stats, train
+from benchmarks.claims.common import train
 from benchmarks.claims.common.methods import Method
-from benchmarks.claims.common.report import finish, put_in, table
 from benchmarks.claims.dnf_rare.run import DENSITY, FLOOR, STEPS, lanes_of
-from benchmarks.common import RESULTS
-from benchmarks.laws import standardized
+from benchmarks.common import stats
+from benchmarks.common.laws import standardized
+from benchmarks.common.measure import RESULTS
+from benchmarks.common.text import finish, put_in, table
 
 NAME, PLACEMENT = "rare", "hidden"
 README = Path(__file__).with_name("README.md")

@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from benchmarks.common import RESULTS, commit
+from benchmarks.common.measure import RESULTS, commit
 from benchmarks.rules import page, plan
 from benchmarks.rules.methods import METHODS
 from benchmarks.rules.plan import DENSE, TASKS

@@ -16,7 +16,7 @@ import jax
 
 import bbjax as bb
 from bbjax import rules
-from benchmarks.laws import standardized
+from benchmarks.common.laws import standardized
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.claims.common.report import plain, put_in, short, table
-from benchmarks.common import RESULTS, machine, write
+from benchmarks.common.measure import RESULTS, machine, write
+from benchmarks.common.text import plain, put_in, short, table
 from benchmarks.rules import picture
 from benchmarks.rules.report import Setting, report
 from benchmarks.rules.store import Store

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from benchmarks.common import RESULTS, commit
+from benchmarks.common.measure import RESULTS, commit
 from benchmarks.speed import (
     compiling,
     memory,

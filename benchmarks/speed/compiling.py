@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.common import milliseconds, spread
+from benchmarks.common.measure import milliseconds, spread
 from benchmarks.speed import programs
 from benchmarks.speed.options import Options
 from benchmarks.speed.programs import Program

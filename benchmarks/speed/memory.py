@@ -20,7 +20,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from benchmarks.common import nbytes
+from benchmarks.common.measure import nbytes
 from benchmarks.speed import programs
 from benchmarks.speed.options import Options
 from benchmarks.speed.programs import Program

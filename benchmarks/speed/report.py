@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import machine, write
+from benchmarks.common.measure import machine, write
 
 Report = dict[str, Any]
 

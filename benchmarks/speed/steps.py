@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks.common import milliseconds, spread
+from benchmarks.common.measure import milliseconds, spread
 from benchmarks.speed import programs
 from benchmarks.speed.options import EVERY, Options, burst
 from benchmarks.speed.programs import Program

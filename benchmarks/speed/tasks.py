@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 import bbjax as bb
-from benchmarks.models import ffn, gpt, resnet, unet3d
+from benchmarks.common.models import ffn, gpt, resnet, unet3d
 
 UP_AND_DOWN = (("up$", "in"), ("down$", "out"))
 Make = Callable[[jax.Array], Any]

@@ -16,7 +16,7 @@ import bbjax as bb
 ROOT = Path(__file__).resolve().parents[2]
 pytest.importorskip("rich")
 
-from benchmarks.models import ffn  # noqa: E402
+from benchmarks.common.models import ffn  # noqa: E402
 from benchmarks.speed import peer, programs, report, steps, tasks, topk  # noqa: E402
 from benchmarks.speed.options import DENSITY, Options, every  # noqa: E402
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bbjax import top_k_mask
-from benchmarks.common import interleaved, milliseconds, spread
+from benchmarks.common.measure import interleaved, milliseconds, spread
 from benchmarks.speed.options import Options
 
 SHAPES = ((512, 2048), (2048, 512), (2048, 2048), (4096, 4096), (8192, 8192))

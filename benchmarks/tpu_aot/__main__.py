@@ -19,8 +19,8 @@ from typing import Any
 import jax.numpy as jnp
 from rich.console import Console
 
-from benchmarks.common import RESULTS, write
-from benchmarks.models import gpt
+from benchmarks.common.measure import RESULTS, write
+from benchmarks.common.models import gpt
 from benchmarks.tpu_aot import table
 from benchmarks.tpu_aot.measure import measure
 from benchmarks.tpu_aot.programs import Setting

@@ -27,7 +27,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import bbjax as bb
-from benchmarks.models import gpt
+from benchmarks.common.models import gpt
 
 UPDATE = "bb_update"  # what the update is called in a program
 

@@ -14,7 +14,7 @@ import optax
 import bbjax as bb
 from bbjax import rules
 from benchmarks.claims.common.net import Params
-from benchmarks.laws import standardized
+from benchmarks.common.laws import standardized
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.claims.common import stats
 from benchmarks.claims.common.methods import METHODS
-from benchmarks.claims.common.report import table
+from benchmarks.common import stats
+from benchmarks.common.text import table
 
 # placement -> setting -> method -> "end", "units" -> arrays, seeds in front
 Found = Mapping[str, Any]

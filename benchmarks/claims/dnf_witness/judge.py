@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from scipy import stats as scipy_stats
 
-from benchmarks.claims.common import stats
-from benchmarks.claims.common.report import table
+from benchmarks.common import stats
+from benchmarks.common.text import table
 
 LABELS = {
     "sgd": "SGD alone, as many steps",

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from bbjax import laws, rules
-from benchmarks.laws import standardized
+from benchmarks.common.laws import standardized
 
 SHARE = 0.3
 

@@ -14,7 +14,7 @@ from benchmarks.claims.common import net, train
 from benchmarks.claims.dnf_witness import judge
 from benchmarks.claims.dnf_witness import task as dnf
 from benchmarks.claims.dnf_witness.redraw import redraw
-from benchmarks.laws import standardized
+from benchmarks.common.laws import standardized
 
 SEEDS = 40
 CLAUSES = (2, 4, 8, 16, 32)

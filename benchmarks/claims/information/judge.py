@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.claims.common import stats
 from benchmarks.claims.common.methods import METHODS
-from benchmarks.claims.common.report import table
+from benchmarks.common import stats
+from benchmarks.common.text import table
 
 Found = Mapping[str, Mapping[str, Any]]  # task -> method -> arrays, seeds in front
 CONTROLS = ("dense", "magnitude", "layer")

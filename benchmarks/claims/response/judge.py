@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.claims.common import stats
-from benchmarks.claims.common.report import table
+from benchmarks.common import stats
+from benchmarks.common.text import table
 
 Found = Mapping[str, Mapping[str, np.ndarray]]  # side -> (shares, seeds, times, units)
 SIDES, KINDS = ("in", "out"), ("a", "k")

@@ -11,7 +11,7 @@ import bbjax as bb
 from bbjax import rules
 from benchmarks.claims.common import digits, net, train
 from benchmarks.claims.response import judge
-from benchmarks.laws import standardized
+from benchmarks.common.laws import standardized
 
 SEEDS = 20
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4)

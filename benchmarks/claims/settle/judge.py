@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.claims.common import stats
 from benchmarks.claims.common.methods import METHODS
-from benchmarks.claims.common.report import table
 from benchmarks.claims.settle.churn import last_quarter
+from benchmarks.common import stats
+from benchmarks.common.text import table
 
 QUIET = 0.005  # of the kept edges per refresh
 CHANCE = 0.5  # of the flips, where each mask is drawn without regard to the last

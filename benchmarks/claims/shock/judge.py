@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.claims.common import stats
 from benchmarks.claims.common.methods import METHODS
-from benchmarks.claims.common.report import table
+from benchmarks.common import stats
+from benchmarks.common.text import table
 
 BACK = 1.1  # a loss within 10 % of that before the cut is recovered
 LARGE = 0.7  # cuts from here on are large

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from bbjax.training.metrics import off_bounds
-from benchmarks.claims.common import stats
-from benchmarks.claims.common.report import table
 from benchmarks.claims.xor.task import FAN
+from benchmarks.common import stats
+from benchmarks.common.text import table
 
 K_MIN = 1
 STILL = 0.01  # on-rates that change less tell nothing about what survives a change

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.claims.common.report import put_in
-from benchmarks.common import RESULTS
+from benchmarks.common.measure import RESULTS
+from benchmarks.common.text import put_in
 
 Report = dict[str, Any]
 

@@ -9,10 +9,10 @@ import jax
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks import quiet
-from benchmarks.claims.common.report import finish
-from benchmarks.common import RESULTS
-from benchmarks.page import Page
+from benchmarks.common import quiet
+from benchmarks.common.measure import RESULTS
+from benchmarks.common.page import Page
+from benchmarks.common.text import finish
 
 ROUNDS = 31
 

@@ -1,0 +1,1 @@
+"""What benchmarks share: measuring, statistics, pages, pictures, models."""
