@@ -1,12 +1,14 @@
-"""Files of format version 1, written once, load for ever.
+"""Files of all format versions, written once, load for ever.
 
-The two files in `fixtures` must never be written again: they stand for those that
-users have. A new format version gets files of its own beside them.
+The files in `fixtures` must never be written again: they stand for those that users
+have. A new format version gets files of its own beside them.
 """
 
 from pathlib import Path
 
+import chex
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ import pytest
 import bbjax as bb
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-FILES = ["params_v1_packed.safetensors", "params_v1_dense.safetensors"]
+MODELS = ["params_v1_packed.safetensors", "params_v1_dense.safetensors"]
 
 # What was saved, by arithmetic that numpy does the same way for ever.
 UP = np.arange(24).reshape(2, 3, 4) % 3 == 0
@@ -41,7 +43,7 @@ UNITS = bb.Units(
 ).select("up|conv")
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", MODELS)
 def test_a_file_of_version_1_loads(name):
     params, masks, extra, header = bb.load(FIXTURES / name, units=UNITS)
     assert params.keys() == {"layers", "conv", "norm", "codes", "rate", "key"}
@@ -67,6 +69,51 @@ def test_a_file_of_version_1_loads(name):
 
 
 def test_packed_is_smaller_than_dense():
-    packed, dense = ((FIXTURES / name).stat().st_size for name in FILES)
+    packed, dense = ((FIXTURES / name).stat().st_size for name in MODELS)
     # 16 float32 and 8 bfloat16 are not there; names and padding differ by some bytes.
     assert 0 < dense - packed < 16 * 4 + 8 * 2 + 100
+
+
+# Masks ---------------------------------------------------------------------------
+GROUPED = bb.Kernel(
+    "grouped",
+    (3, 2, 6),
+    groups=2,
+    split=(3, 2, 2, 3),
+    roles=("spatial", "in", "group", "out"),
+)
+KERNELS = bb.Units((*UNITS.kernels, GROUPED))
+OF_KERNELS = {
+    **MASKS,
+    "grouped": np.arange(36).reshape(3, 2, 6) % 5 < 2,
+    "bias": np.arange(5) % 2 == 0,
+}
+OF_ANY_PATH = {
+    "": np.array(True),
+    "w": np.ones((8, 8), bool),
+    "w:mask": np.zeros((0, 3), bool),
+    "é/ü": np.arange(9) % 2 == 1,
+}
+
+
+@pytest.mark.parametrize("name", ["masks_v1_units.npz"])
+def test_masks_of_kernels_load(name):
+    chex.assert_trees_all_equal(bb.load_masks(FIXTURES / name), OF_KERNELS, strict=True)
+    like = {path: jnp.zeros(mask.shape) for path, mask in OF_KERNELS.items()}
+    found = bb.load_masks(FIXTURES / name, like)
+    chex.assert_trees_all_equal(found, OF_KERNELS, strict=True)
+    report, told = bb.report(FIXTURES / name), bb.report(OF_KERNELS, KERNELS)
+    assert len(report.kernels) == 3
+    assert report.others == told.others == (("bias", 5, 3),)
+    for mine in report.kernels:
+        theirs = told[mine.path]
+        assert mine.kind == theirs.kind
+        for one, two in zip(mine.sides, theirs.sides, strict=True):
+            np.testing.assert_array_equal(one.degree, two.degree, strict=True)
+
+
+@pytest.mark.parametrize("name", ["masks_v1_plain.npz"])
+def test_masks_of_any_path_and_shape_load(name):
+    found = bb.load_masks(FIXTURES / name, like=OF_ANY_PATH)
+    chex.assert_trees_all_equal(found, OF_ANY_PATH, strict=True)
+    assert list(found) == sorted(OF_ANY_PATH)
