@@ -4,6 +4,7 @@ The files in `fixtures` must never be written again: they stand for those that u
 have. A new format version gets files of its own beside them.
 """
 
+import io
 from pathlib import Path
 
 import chex
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 import bbjax as bb
+from bbjax.files import container
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 MODELS = ["params_v1_packed.safetensors", "params_v1_dense.safetensors"]
@@ -56,9 +58,7 @@ def test_a_file_of_version_1_loads(name):
     assert (type(params["rate"]), params["rate"]) == (float, 0.1)
     assert jax.random.key_impl(params["key"]) == "threefry2x32"
     assert jax.random.key_data(params["key"]).tolist() == [0, 42]
-    assert masks.keys() == MASKS.keys()
-    for path, mask in MASKS.items():
-        np.testing.assert_array_equal(masks[path], mask, strict=True)
+    chex.assert_trees_all_equal(masks, MASKS, strict=True)
     assert extra == EXTRA
     assert header.version == 1 and header.bbjax == "0.1.0"
     assert header.kept == {"layers/up": 8, "conv": 22}
@@ -66,6 +66,16 @@ def test_a_file_of_version_1_loads(name):
     assert header.actuators == {"layers/up": ("in",), "conv": ("in",)}
     # Of each layer; of a convolution, windows that keep anything.
     assert header.budgets == {"layers/up": (4, 4), "conv": (10,)}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_are_written_as_they_were(name, monkeypatch):
+    monkeypatch.setattr(container, "__version__", "0.1.0")
+    file = io.BytesIO()
+    tree = {path: value for path, value in VALUES.items()}
+    tree |= {"rate": 0.1, "key": jax.random.key(42)}
+    bb.save(file, tree, MASKS, UNITS, EXTRA, packed="packed" in name)
+    assert file.getvalue() == (FIXTURES / name).read_bytes()
 
 
 def test_packed_is_smaller_than_dense():
@@ -96,7 +106,7 @@ OF_ANY_PATH = {
 }
 
 
-@pytest.mark.parametrize("name", ["masks_v1_units.npz"])
+@pytest.mark.parametrize("name", ["masks_v1_units.npz", "masks_v2_units.safetensors"])
 def test_masks_of_kernels_load(name):
     chex.assert_trees_all_equal(bb.load_masks(FIXTURES / name), OF_KERNELS, strict=True)
     like = {path: jnp.zeros(mask.shape) for path, mask in OF_KERNELS.items()}
@@ -112,7 +122,7 @@ def test_masks_of_kernels_load(name):
             np.testing.assert_array_equal(one.degree, two.degree, strict=True)
 
 
-@pytest.mark.parametrize("name", ["masks_v1_plain.npz"])
+@pytest.mark.parametrize("name", ["masks_v1_plain.npz", "masks_v2_plain.safetensors"])
 def test_masks_of_any_path_and_shape_load(name):
     found = bb.load_masks(FIXTURES / name, like=OF_ANY_PATH)
     chex.assert_trees_all_equal(found, OF_ANY_PATH, strict=True)
