@@ -1,4 +1,4 @@
-"""Mask files of version 1: damaged ones are refused as those of today are.
+"""Mask files of version 1: what is damaged or does not fit is refused.
 
 That they load is in `test_fixtures.py`.
 """
@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bbjax as bb
-from tests.files.test_fixtures import FIXTURES, OF_KERNELS
+from tests.files.test_fixtures import FIXTURES, KERNELS, OF_KERNELS
 from tests.support.files import flipped
 
 DATA = (FIXTURES / "masks_v1_units.npz").read_bytes()
@@ -106,6 +106,18 @@ def test_pickles_are_not_read():
     np.savez(file, header=np.array([Bomb()], dtype=object))
     with pytest.raises(ValueError, match="damaged or something else"):
         loaded(file.getvalue())
+
+
+def test_masks_that_do_not_fit_are_refused_with_all_differences():
+    turned = bb.Kernel("conv", (3, 2, 5), spatial=(0,), fan_in=(2,), fan_out=(1,))
+    others = [kernel for kernel in KERNELS.kernels if kernel.path != "conv"]
+    with pytest.raises(ValueError, match="these units, got 2 differences") as caught:
+        loaded(DATA, bb.Units((turned, *others)))
+    assert [line.strip() for line in str(caught.value).splitlines()[1:]] == [
+        "bias: only in the file",
+        "conv: axes [3, 2, 5] ['spatial', 'in', 'out'] in the file, axes [3, 2, 5] "
+        "['spatial', 'out', 'in'] here",
+    ]
 
 
 def test_a_model_is_not_read_from_it():
