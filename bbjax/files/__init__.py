@@ -2,6 +2,8 @@
 
 masks         `bb.save_masks`, `bb.load_masks`
 params        `bb.save`, `bb.load`: models without their pruned weights
-encoding      masks and kept weights as bytes
+container     the one format of both, its writer and its reader
+encoding      leaves as tensors of a file, and back
 matching      checks that a file fits the model it is loaded into
+masks_v1      reads mask files of version 1
 """

@@ -1,27 +1,55 @@
-"""What a file holds, put into a tree of parameters or compared with units.
+"""Compares what a file holds with a model, and puts its values into a tree.
 
-    leaves of `like`  ->  words for their kind and shape, compared with the file's
-    values            ->  numpy, or JAX and where the leaf lies, as the leaf is
-    units             ->  shape, roles of the axes, actuators, masks of what is selected
+    leaves of a tree   kind, dtype and shape
+    masks              shape
+    units              shape, roles of the axes, actuators, masks of what is selected
 
-All differences are found before anything is placed on a device or returned.
+Each of these facts is put into words, by path, for the file and for the model. All
+differences are found before anything is placed on a device or returned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bbjax.files.encoding import OTHER, Entry, describe, described, is_number
-from bbjax.files.masks import other_roles, refuse_misfits, roles_of
-from bbjax.model.leaves import Leaves
+from bbjax.files.container import Loaded
+from bbjax.files.encoding import OTHER, describe
+from bbjax.model.kernel import Kernel
+from bbjax.model.leaves import Leaves, leaves_by_path
 from bbjax.model.units import Units
 
+Facts = dict[str, dict[str, str]]
 
+
+def _refuse_misfits(
+    there: Facts, here: Facts, needed: Collection[str], what: str, name: str
+) -> None:
+    """Refuses a file that does not fit: an error with one line for each path.
+
+    A path is listed if it is `needed` and not in the file, if it is only in the file,
+    or if a fact differs: the first one, since the next ones may follow from it.
+    """
+    found = [f"{path}: missing in the file" for path in needed if path not in there]
+    for path, facts in there.items():
+        if path not in here:
+            found.append(f"{path}: only in the file")
+            continue
+        both = [(words, here[path].get(fact, words)) for fact, words in facts.items()]
+        unlike = [f"{path}: {a} in the file, {b} here" for a, b in both if a != b]
+        found += unlike[:1]
+    if found:
+        raise ValueError(
+            f"expected {what}, got {len(found)} difference{'s' * (len(found) > 1)}; "
+            f"load {name!r} for the model it was saved from:\n  " + "\n  ".join(found)
+        )
+
+
+# Trees ---------------------------------------------------------------------------
 def named_leaves(tree: Any) -> Leaves:
     """Leaves of a tree, each with a path of its own.
 
@@ -43,13 +71,11 @@ def named_leaves(tree: Any) -> Leaves:
     return leaves
 
 
-# Trees ---------------------------------------------------------------------------
-def fit(values: Mapping[str, Any], entries: Mapping[str, Entry], like: Any, name: str):
+def fit(values: Mapping[str, Any], like: Any, name: str) -> Any:
     """A tree like another one, with the values of a file.
 
     Args:
-      values: of the file, by path.
-      entries: what the file says about them, by path.
+      values: by path.
       like: tree of arrays, `ShapeDtypeStruct`s, numbers; other leaves stay.
       name: of the file.
 
@@ -57,50 +83,41 @@ def fit(values: Mapping[str, Any], entries: Mapping[str, Entry], like: Any, name
       ValueError: the two differ; all differences are listed.
 
     Example:
-      >>> from bbjax.files.encoding import pack
-      >>> values = {"0": np.ones(2)}
-      >>> fit(values, {"0": pack("0", values["0"])[0]}, (np.zeros(2),), "file")
+      >>> fit({"0": np.ones(2)}, (np.zeros(2),), "file")
       (array([1., 1.]),)
     """
     tree = named_leaves(like)
     leaves = tree.named()
-    here = {path: describe(leaf) for path, leaf in leaves.items()}
-    wanted = [path for path, words in here.items() if words != OTHER]
-    found = [f"{p}: missing in the file" for p in wanted if p not in entries]
-    for path, entry in entries.items():
-        if path not in here:
-            found.append(f"{path}: only in the file")
-        elif here[path] != described(entry):
-            found.append(f"{path}: {described(entry)} in the file, {here[path]} here")
-        elif _too_wide(leaves[path]):
-            found.append(f"{path}: {here[path]} needs the option jax_enable_x64")
-    refuse_misfits(found, "parameters like these", name)
+    there = {path: {"leaf": describe(value)} for path, value in values.items()}
+    here = {path: {"leaf": _wanted(leaf)} for path, leaf in leaves.items()}
+    needed = [path for path, facts in here.items() if facts["leaf"] != OTHER]
+    _refuse_misfits(there, here, needed, "parameters like these", name)
     for path, leaf in leaves.items():
         tree.put_at(path, _placed(values.get(path, leaf), leaf))
     return tree.tree()
 
 
-def _too_wide(leaf: Any) -> bool:
-    """Whether JAX would hold the leaf with half its bits."""
-    if not isinstance(leaf, jax.ShapeDtypeStruct):
-        return False
-    if not isinstance(leaf.dtype, np.dtype):
-        return False
-    return jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype
+def _wanted(leaf: object) -> str:
+    words = describe(leaf)
+    if isinstance(leaf, jax.ShapeDtypeStruct) and isinstance(leaf.dtype, np.dtype):
+        # JAX would hold the leaf with half its bits.
+        if jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
+            return f"{words} without the option jax_enable_x64"
+    return words
 
 
 def _placed(value: Any, leaf: Any) -> Any:
     if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
         return value
-    # An array that JAX placed by itself may follow others to their devices: so may
-    # what is loaded for it.
+    # If JAX placed an array by itself, that is, without committing it to a device, the
+    # array that is loaded for it is not committed, either.
     bound = isinstance(leaf, jax.ShapeDtypeStruct) or getattr(leaf, "committed", True)
     if bound and leaf.sharding is not None:
         return jax.device_put(value, leaf.sharding)
     return jnp.asarray(value)
 
 
-def nested(values: Mapping[str, Any], name: str) -> Any:
+def nested(values: Mapping[str, object], name: str) -> Any:
     """Nested dicts by path; a tree that is a single leaf, as that leaf.
 
     Raises:
@@ -128,49 +145,67 @@ def nested(values: Mapping[str, Any], name: str) -> Any:
     return tree
 
 
-# Units ---------------------------------------------------------------------------
-def fit_units(entries: Mapping[str, Entry], units: Units, name: str) -> None:
-    """Refuses a file of other kernels than these.
+# Masks and units -----------------------------------------------------------------
+def fit_masks(found: Loaded, like: Any, name: str) -> None:
+    """Refuses masks that are not for `like`: units, masks by path, or parameters.
+
+    Raises:
+      ValueError: the two differ; all differences are listed.
+    """
+    there = _facts(found.masks, found.header.kernels, found.header.actuators)
+    if isinstance(like, Units):
+        here, what, needed = _facts_of(like), "units", list(chosen(like))
+    else:
+        here = _facts(dict(leaves_by_path(like)[0]))
+        masks = _is_masks(like)
+        what, needed = ("masks", list(here)) if masks else ("parameters", [])
+    _refuse_misfits(there, here, needed, f"masks that fit these {what}", name)
+
+
+def fit_units(found: Loaded, units: Units, name: str) -> None:
+    """Refuses parameters of other kernels than these.
 
     Raises:
       ValueError: a kernel is missing or has another shape, or other roles or actuators
-        where the file knows them, or is selected and has no mask; all are listed.
+        where the file holds them, or is selected and has no mask; all are listed.
     """
-    found, chosen = [], units.budgeted if units.selection is not None else {}
-    for path in units:
-        entry = entries.get(path)
-        if entry is None:
-            found.append(f"{path}: missing in the file")
-            continue
-        shape, here = tuple(entry["shape"]), units[path].shape
-        if shape != here:
-            found.append(f"{path}: shape {shape} in the file, {here} here")
-            continue
-        if "roles" in entry:
-            found += other_roles(entry, roles_of(units, path))
-        if path in chosen and "kept" not in entry:
-            found.append(f"{path}: without a mask in the file, selected here")
-        elif path in chosen and "actuators" in entry:
-            there, mine = tuple(entry["actuators"]), chosen[path]
-            if sorted(there) != sorted(mine):
-                found.append(f"{path}: actuators {there} in the file, {mine} here")
-    refuse_misfits(found, "the kernels of these units", name)
+    kernels = {path: value for path, value in found.params.items() if path in units}
+    there = _facts(kernels, found.header.kernels, found.header.actuators)
+    for path in there.keys() - found.masks.keys():
+        there[path]["mask"] = "without a mask"
+    here, what = _facts_of(units), "the kernels of these units"
+    _refuse_misfits(there, here, units.paths, what, name)
 
 
-def check_parameters(leaves: Mapping[str, Any], units: Units) -> None:
-    """Refuses parameters that the units are not of.
+def chosen(units: Units) -> Mapping[str, tuple[str, ...]]:
+    """Actuators of each selected kernel, by path; none if nothing was selected."""
+    return {} if units.selection is None else units.budgeted
 
-    Raises:
-      ValueError: a kernel without a parameter of its path and shape; all are listed.
-    """
-    wrong = []
-    for path in units:
-        shape, leaf = units[path].shape, leaves.get(path)
-        if leaf is None or is_number(leaf) or tuple(jnp.shape(leaf)) != shape:
-            got = "none" if leaf is None else describe(leaf)
-            wrong.append(f"{path!r}: kernel of {shape}, {got}")
-    if wrong:
-        raise ValueError(
-            "expected a parameter of the same shape for every kernel of the units; "
-            "differences: " + "; ".join(wrong)
-        )
+
+def _facts_of(units: Units) -> Facts:
+    kernels = {kernel.path: kernel for kernel in units.kernels}
+    facts = _facts(kernels, kernels, chosen(units))
+    for path in chosen(units):
+        facts[path]["mask"] = "selected"
+    return facts
+
+
+def _facts(
+    arrays: Mapping[str, Any],
+    kernels: Mapping[str, Kernel] | None = None,
+    actuators: Mapping[str, tuple[str, ...]] | None = None,
+) -> Facts:
+    """Facts about whatever has a shape; what is not known is left out."""
+    facts = {p: {"shape": f"shape {np.shape(array)}"} for p, array in arrays.items()}
+    for path, kernel in (kernels or {}).items():
+        axes = f"axes {list(kernel.split)} {list(kernel.roles)}"
+        facts.get(path, {})["axes"] = axes
+    for path, sides in (actuators or {}).items():
+        facts.get(path, {})["actuators"] = f"actuators {tuple(sorted(sides))}"
+    return facts
+
+
+def _is_masks(like: object) -> bool:
+    if not isinstance(like, Mapping):
+        return False
+    return all(str(getattr(mask, "dtype", "")) == "bool" for mask in like.values())

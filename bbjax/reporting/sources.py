@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import math
 import os
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,7 @@ import jax
 import numpy as np
 
 from bbjax.activity.statistics import Activity
-from bbjax.files import masks as exchange
-from bbjax.files import params
+from bbjax.files import container
 from bbjax.model.checks import check_values, on_host
 from bbjax.model.kernel import Actuator, Kernel, Side
 from bbjax.model.leaves import leaves_by_path
@@ -115,11 +113,10 @@ def _file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Kernel], str]:
             f"expected a saved file, got the folder {path.name!r}; restore the "
             "checkpoint into the structure of its optimizer state and pass that"
         )
-    if zipfile.is_zipfile(path) or path.suffix == ".npz":
-        masks, kernels = exchange.load_masks(path), exchange.saved_kernels(path)
-        return masks, kernels, f"the mask file {path.name}"
-    loaded = params.load(path, require_masks=True)
-    return loaded.masks, loaded.header.kernels, f"the file {path.name}"
+    what = "a file as bb.save writes it, or bb.save_masks"
+    _, saved = container.read(path, what)
+    kind = "file" if saved.params else "mask file"
+    return saved.masks, saved.header.kernels, f"the {kind} {path.name}"
 
 
 def _is_masks(source: object) -> bool:

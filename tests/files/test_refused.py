@@ -1,7 +1,6 @@
 """Files that are damaged, foreign or of another model: one error, nothing loaded."""
 
 import io
-import json
 import pickle
 import zlib
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 from flax import nnx
 from hypothesis import given
@@ -16,39 +16,11 @@ from hypothesis import strategies as st
 
 import bbjax as bb
 from tests.files.test_params import MASKS, PARAMS, UNITS, assert_same, loaded, saved
+from tests.support.files import entry_of, flipped, layout, rewritten
 
 DATA = saved(PARAMS, MASKS, UNITS.select("."), {"step": 7})
 DENSE = saved(PARAMS, MASKS, packed=False)
 PLAIN = saved(PARAMS)
-
-
-def rewritten(data, change=None, tensors=None, seal=True):
-    """The file with a changed header, its checksum made anew, or changed tensors."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["bbjax"])
-    found = safetensors.numpy.load(data) | (tensors or {})
-    found = {name: tensor for name, tensor in found.items() if tensor is not None}
-    if change is not None:
-        change(header)
-    if seal:
-        header.pop("crc32", None)
-        text = json.dumps(header, sort_keys=True).encode()
-        header["crc32"] = zlib.crc32(text)
-    return safetensors.numpy.save(found, {"bbjax": json.dumps(header, sort_keys=True)})
-
-
-def entry_of(path):
-    """A change of the header's entry at a path."""
-
-    def changed(**values):
-        def change(header):
-            for entry in header["entries"]:
-                if entry["path"] == path:
-                    entry.update(values)
-
-        return change
-
-    return changed
 
 
 class Bomb:
@@ -64,30 +36,34 @@ def npz(**arrays):
     return file.getvalue()
 
 
-def flipped(data, at):
-    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
-
-
 UP = entry_of("mlp/up")
-CONTAINER = "Error while deserializing"  # what safetensors says of other bytes
 DAMAGED = {
-    "empty": (b"", CONTAINER),
-    "random bytes": (np.random.default_rng(0).bytes(500), CONTAINER),
-    "text": (b"hello world" * 20, CONTAINER),
-    "a pickle": (pickle.dumps({"w": Bomb()}), CONTAINER),
-    "an npz archive": (npz(w=np.ones(3)), CONTAINER),
-    "an npz archive of pickles": (npz(w=np.array([Bomb()])), CONTAINER),
-    "a mask file": (npz(header=np.ones(2, np.uint8)), CONTAINER),
-    "a header cut short": (DATA[:100], CONTAINER),
-    "data cut short": (DATA[:-1], CONTAINER),
-    "data too long": (DATA + b"\0", CONTAINER),
+    "empty": (b"", "no safetensors file: its header would end"),
+    "random bytes": (
+        np.random.default_rng(0).bytes(500),
+        "no safetensors file: its header would end",
+    ),
+    "text": (b"hello world" * 20, "no safetensors file: its header would end"),
+    "a pickle": (
+        pickle.dumps({"w": Bomb()}),
+        "no safetensors file: its header would end",
+    ),
+    "an npz archive": (npz(w=np.ones(3)), "no item named 'header.npy'"),
+    "an npz archive of pickles": (
+        npz(w=np.array([Bomb()])),
+        "no item named 'header.npy'",
+    ),
+    "a mask file": (npz(header=np.ones(2, np.uint8)), "Expecting value"),
+    "a header cut short": (DATA[:100], "no safetensors file: its header would end"),
+    "data cut short": (DATA[:-1], "has bytes"),
+    "data too long": (DATA + b"\0", "its tensors end at byte"),
     "another file of safetensors": (
         safetensors.numpy.save({"w": np.ones(3)}, {"format": "np"}),
-        r"of someone else, with metadata \['format'\]; safetensors.numpy.load_file",
+        r"that bbjax did not write, with metadata \['format'\]; safetensors.numpy.load",
     ),
     "one without metadata": (
         safetensors.numpy.save({"w": np.ones(3)}),
-        r"of someone else, with metadata \[\]",
+        r"that bbjax did not write, with metadata \[\]",
     ),
     "another format": (
         rewritten(DATA, lambda h: h.update(format="x")),
@@ -116,20 +92,23 @@ DAMAGED = {
     ),
     "a tensor missing": (
         rewritten(DATA, tensors={"mlp/up:kept": None}),
-        r"does not name \['mlp/up:kept'\]",
+        r"do not both have \['mlp/up:kept'\]",
     ),
-    "a tensor more": (rewritten(DATA, tensors={"x": np.ones(2)}), r"not name \['x'\]"),
+    "a tensor more": (
+        rewritten(DATA, tensors={"x": np.ones(2)}),
+        r"do not both have \['x'\]",
+    ),
     "a tensor of another entry": (
         rewritten(DATA, UP(path="other")),
         "'other:mask' is missing",
     ),
     "another dtype": (
         rewritten(DATA, UP(dtype="int32")),
-        r"'mlp/up:kept' is \('F32', \(8,\)\), its header says \('I32', \(8,\)\)",
+        r"'mlp/up:kept' is float32 \(8,\), its header says int32 \(8,\)",
     ),
     "a dtype that is none": (
         rewritten(DATA, UP(dtype="O")),
-        "'mlp/up:kept' is said .*O",
+        "'mlp/up:kept' has the dtype O in its header",
     ),
     "an unknown dtype": (rewritten(DATA, UP(dtype="float3")), "float3"),
     "another shape": (rewritten(DATA, UP(shape=[3, 6])), "its header says .* \\(3,\\)"),
@@ -144,8 +123,76 @@ DAMAGED = {
 
 @pytest.mark.parametrize("data, reason", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_or_foreign_file_is_refused_with_the_reason(data, reason):
-    message = f"expected a file as bb.save writes it, got .*damaged.*{reason}.*copy, or"
+    message = f"expected a file as bb.save writes it, got .*damaged.*{reason}.*save it"
     with pytest.raises(ValueError, match=message):
+        loaded(data)
+
+
+U8 = {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}
+META = {"__metadata__": {"bbjax": "{}"}}
+LAYOUTS = {
+    "no JSON": (b"{", "Expecting property name"),
+    "no UTF-8": (b'{"\xff": 1}', "codec can't decode"),
+    "no object": (b"[]", "expected at most 1 argument|takes"),
+    "no number": (b"3", "no attribute"),
+    "metadata that are none": ({"__metadata__": None}, "not iterable"),
+    "a header of ours that is no text": (
+        {"__metadata__": {"bbjax": 3}, "w": U8},
+        "JSON object",
+    ),
+    "deep JSON": (b'{"__metadata__":' + b"[" * 10**5, "recursion"),
+    "a gap": ({**META, "w": U8 | {"data_offsets": [1, 2]}}, "'w' has bytes .*not from"),
+    "an overlap": ({**META, "v": U8, "w": U8}, "'w' has bytes .* to .*, not from"),
+    "a negative place": (
+        {**META, "w": U8 | {"data_offsets": [-1, 1]}},
+        "'w' has bytes",
+    ),
+    "backwards": ({**META, "w": U8 | {"data_offsets": [0, -1]}}, "'w' has bytes"),
+    "beyond the end": ({**META, "w": U8 | {"data_offsets": [0, 10**30]}}, "has bytes"),
+    "broken places": ({**META, "w": U8 | {"data_offsets": [0.0, 2.0]}}, "integer"),
+    "one place": ({**META, "w": U8 | {"data_offsets": [0]}}, "not enough values"),
+    "no place": ({**META, "w": {"dtype": "U8", "shape": [2]}}, "'data_offsets'"),
+    "no tensor": ({**META, "w": 3}, "not subscriptable"),
+    "an unknown dtype": ({**META, "w": U8 | {"dtype": "F3"}}, "unknown dtype 'F3'"),
+    "a shape too large": ({**META, "w": U8 | {"shape": [3]}}, "cannot reshape"),
+    "a huge shape": ({**META, "w": U8 | {"shape": [10**30]}}, "Maximum allowed dim"),
+    "a dtype too wide": ({**META, "w": U8 | {"dtype": "F32"}}, "buffer size"),
+    "data left": (
+        {**META, "w": U8 | {"shape": [1], "data_offsets": [0, 1]}},
+        "its tensors end at byte .* of ",
+    ),
+}
+
+
+@pytest.mark.parametrize("header, reason", LAYOUTS.values(), ids=LAYOUTS)
+def test_a_hostile_layout_is_refused_with_the_reason(header, reason):
+    with pytest.raises(ValueError, match=f"expected a file .*damaged.*{reason}"):
+        loaded(layout(header, b"ab"))
+
+
+@given(
+    places=st.lists(
+        st.tuples(
+            st.integers(-1, 9),
+            st.integers(-1, 9),
+            st.sampled_from([("U8", 1), ("I16", 2)]),
+        ),
+        max_size=3,
+    ),
+    size=st.integers(0, 9),
+)
+def test_a_layout_that_is_accepted_is_one_for_safetensors(places, size):
+    tensors = {
+        f"w{i}": {"dtype": code, "shape": [abs(b - a) // n], "data_offsets": [a, b]}
+        for i, (a, b, (code, n)) in enumerate(places)
+    }
+    data = layout({**META, **tensors}, bytes(size))
+    try:
+        safetensors.numpy.load(data)
+        reason = "'format'"  # that is next
+    except safetensors.SafetensorError:
+        reason = "byte|reshape|buffer"
+    with pytest.raises(ValueError, match=f"something else .*({reason})"):
         loaded(data)
 
 
@@ -185,7 +232,7 @@ def test_a_newer_version_asks_for_an_upgrade():
         seal=False,
     )
     message = (
-        "a file of version 1 or older, got .* of version 2, written by bbjax 9.9; up"
+        "a file .* of version 1 or older, got .* of version 2, written by bbjax 9.9; up"
     )
     with pytest.raises(ValueError, match=message):
         loaded(newer)
@@ -246,14 +293,17 @@ OTHER_UNITS = {
         bb.Units((bb.Kernel("w", (2, 2), fan_in=(0,), fan_out=(1,)),)),
         "w: missing in the file",
     ),
-    "a shape": (of_shape(3, 6), r"mlp/up: shape \(3, 5\) in the file, \(3, 6\) here"),
+    "a shape": (
+        of_shape(3, 6),
+        r"mlp/up: shape \(3, 5\) in the file, shape \(3, 6\) here",
+    ),
     "roles": (
         bb.Units((turned(UNITS["mlp/up"]),)),
         r"mlp/up: axes \[3, 5\] \['in', 'out'\] in the file, .* \['out', 'in'\] here",
     ),
     "actuators": (
         UNITS.select("up", actuator="out"),
-        r"mlp/up: actuators \('in',\) in the file, \('out',\) here",
+        r"mlp/up: actuators \('in',\) in the file, actuators \('out',\) here",
     ),
 }
 
@@ -299,7 +349,7 @@ def test_a_function_is_no_place_for_an_array():
 def test_a_dtype_that_jax_would_narrow_is_refused():
     like = {"w": jax.ShapeDtypeStruct((2,), np.float64)}
     with pytest.raises(
-        ValueError, match=r"w: float64 \(2,\) needs the .*jax_enable_x64"
+        ValueError, match=r"w: float64 .*file, float64 .* without .*jax_enable_x64"
     ):
         loaded(saved({"w": np.ones(2)}), like)
 

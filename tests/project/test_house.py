@@ -45,7 +45,6 @@ ALLOWED = {
     "jax._src": (),
     "flax": ADAPTERS,
     "optax": ("bbjax/training/transform.py", *ADAPTERS),
-    "safetensors": ("bbjax/files/params.py",),
     "matplotlib": DRAWING,
     "sklearn": DRAWING,
     "rich": DRAWING,
