@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks.claims.common import report as reports
+from benchmarks.common.text import finish
 
 CLAIMS = tuple(reports.HEADLINES)
 
@@ -59,7 +60,7 @@ def run(
     console.rule(f"{name}, {count} seeds")
     report = claim.run(count, small)
     report |= {"seeds": count, "command": command(name, seeds, small)}
-    report = reports.finish(name, report, started, place)
+    report = finish(name, report, started, place)
     if publish:
         reports.publish(name, report)
     _draw(name, report, place)

@@ -14,6 +14,7 @@ import pytest
 import bbjax as bb
 
 reports = pytest.importorskip("benchmarks.claims.common.report")
+text_of = pytest.importorskip("benchmarks.common.text")
 net = pytest.importorskip("benchmarks.claims.common.net")
 stats = pytest.importorskip("benchmarks.common.stats")
 methods = pytest.importorskip("benchmarks.claims.common.methods")
@@ -39,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("lenient")
 def test_every_claim_says_what_its_numbers_say(name):
     report = json.loads((reports.PLACE / f"{name}.json").read_text())
     page = reports.readme(name).read_text()
-    assert reports.put_in(page, reports.results(report)) == page
+    assert text_of.put_in(page, reports.results(report)) == page
     assert report["seeds"] >= 20 and report["command"] in page
     assert (reports.PLACE / f"{name}.png").exists()
     for _, verdict, number, test in report["verdicts"]:
@@ -51,23 +52,23 @@ def test_every_claim_says_what_its_numbers_say(name):
 def test_the_overview_shows_verdicts_of_every_claim():
     page = (ROOT / "benchmarks/claims/README.md").read_text()
     table = reports.overview(reports.saved())
-    assert reports.put_in(page, table) == page
+    assert text_of.put_in(page, table) == page
     assert set(reports.HEADLINES) == set(command.CLAIMS)
     assert all(f"({name}/README.md)" in table for name in command.CLAIMS)
 
 
 def test_a_part_goes_between_the_marks_and_nowhere_else():
-    text = f"a\n{reports.BEGIN}\nold\n{reports.END}\nb\n"
-    new = reports.put_in(text, "new")
-    assert new == f"a\n{reports.BEGIN}\nnew\n{reports.END}\nb\n"
+    text = f"a\n{text_of.BEGIN}\nold\n{text_of.END}\nb\n"
+    new = text_of.put_in(text, "new")
+    assert new == f"a\n{text_of.BEGIN}\nnew\n{text_of.END}\nb\n"
     with pytest.raises(ValueError, match="expected <!-- results -->"):
-        reports.put_in("no marks", "new")
+        text_of.put_in("no marks", "new")
 
 
 def test_reports_hold_plain_numbers():
     line = stats.Line(1.0, float("nan"), 3)
     held = {"a": np.float32(0.1), "b": [jnp.arange(2)], "c": line, 5: (math.inf,)}
-    found = reports.plain(held)
+    found = text_of.plain(held)
     assert found == {"a": 0.1, "b": [[0, 1]], "c": [1.0, None, 3], "5": [None]}
     assert json.loads(json.dumps(found)) == found
 

@@ -132,9 +132,10 @@ def test_every_page_says_what_the_results_say():
 @front_page
 def test_every_figure_of_the_front_page_comes_from_results():
     front = pytest.importorskip("benchmarks.front")
+    pages = pytest.importorskip("benchmarks.common.text")
     text = README.read_text(encoding="utf-8")
     for name in front.PAGES[README]:
-        begin, end = map(re.escape, front.claims.marks(name))
+        begin, end = map(re.escape, pages.marks(name))
         text, count = re.subn(f"{begin}.*?{end}", "", text, flags=re.DOTALL)
         assert count == 1
     text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
@@ -161,7 +162,8 @@ def test_results_of_something_else_than_the_demo_are_refused(tmp_path):
 
 def test_a_part_that_has_no_place_or_two_is_refused():
     front = pytest.importorskip("benchmarks.front")
-    begin, end = front.claims.marks("cost")
+    pages = pytest.importorskip("benchmarks.common.text")
+    begin, end = pages.marks("cost")
     page = f"a\n{begin}\nold\n{end}\nb"
     assert front.written(page, {"cost": "new"}) == f"a\n{begin}\nnew\n{end}\nb"
     for text in ("none", page + page):
