@@ -66,7 +66,7 @@ def text(name):
 def test_the_folder_holds_pairs():
     pairs = {f"{name}{form}" for name in NAMES for form in (".ipynb", ".py")}
     files = {path.name for path in FOLDER.iterdir() if path.is_file()}
-    assert NAMES and files == pairs | {"store_outputs.py"}
+    assert NAMES and files == pairs | {"GUIDE.md", "store_outputs.py"}
 
 
 @pytest.mark.parametrize("name", NAMES)

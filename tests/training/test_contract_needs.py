@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import bbjax as bb
+from bbjax.rules.parts import selection
 from tests.support.contract import (
     CASES,
     DENSITY,
@@ -83,7 +84,7 @@ def _toy(*needs):
         score = seen.magnitude
         if seen.grads is not None:
             score = jnp.abs(seen.grads)
-        return bb.rules.selection.best(seen, score, seen.budget)
+        return selection.best(seen, score, seen.budget)
 
     rule = bb.rules.Rule("toy", select, needs=needs)
     return bb.transform(MLP.units, rule, density=DENSITY, start=0)
