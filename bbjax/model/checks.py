@@ -1,7 +1,7 @@
-"""Masks and parameters on the host, for what works with their values, once.
+"""Checks of masks and parameters whose values are needed on the host.
 
-Shrinking, reports, files and comparisons are no part of a compiled program: they need
-arrays whose values are there.
+Shrinking, reports, files and comparisons read values. They cannot be part of a compiled
+program, where arrays are traced and have none.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
-Masks = Mapping[str, Any]
+Masks = Mapping[str, ArrayLike]
 
 
 def check_values(arrays: Mapping[str, Any], what: str) -> None:
-    """Refuses arrays without values.
+    """Raises an error if an array has no values.
 
     Args:
       arrays: by path.
-      what: they are, in the message.
+      what: a name for the arrays, for the message.
 
     Raises:
       TypeError: a traced array, or a shape alone.
@@ -35,7 +36,7 @@ def check_values(arrays: Mapping[str, Any], what: str) -> None:
 
 
 def check_by_path(masks: Any) -> None:
-    """Refuses what is no mapping by path.
+    """Raises an error if the masks are not a mapping by path.
 
     Raises:
       TypeError: if so.
@@ -48,15 +49,15 @@ def check_by_path(masks: Any) -> None:
 
 
 def on_host(masks: Masks) -> dict[str, np.ndarray]:
-    """Masks as numpy arrays, wherever they lie.
+    """Masks as numpy arrays.
 
     Args:
-      masks: by path, bool arrays of numpy or of JAX; sharded ones must be within reach
+      masks: by path, bool arrays of numpy or of JAX. All shards have to be on devices
         of this process.
 
     Raises:
-      TypeError: not masks by path, without values, or not bool.
-      ValueError: there is none.
+      TypeError: masks that are not by path, without values, or not bool.
+      ValueError: there are none.
 
     Example:
       >>> on_host({"w": [True, False]})["w"].dtype
@@ -68,8 +69,8 @@ def on_host(masks: Masks) -> dict[str, np.ndarray]:
     for path, mask in masks.items():
         if mask is None or isinstance(mask, Mapping):
             raise TypeError(
-                f"expected a bool mask at {path!r}, got {type(mask).__name__}; masks "
-                "stand by whole paths, as 'mlp/up'"
+                f"expected a bool mask at {path!r}, got {type(mask).__name__}; the key "
+                "of a mask is its whole path, as 'mlp/up'"
             )
     check_values(masks, "masks")
     found = {path: np.asarray(mask) for path, mask in masks.items()}

@@ -1,8 +1,9 @@
 """Groups: the axes of parameters that carry the same units, as frozen data.
 
-`units.graph` of a trace. A group is one set of units: the kernels that make them, the
-kernels that read them, and the parameters with an entry for each (biases, norms,
-running statistics). Where its size is fixed, the group says why.
+`bb.trace` returns them as `units.graph`. A group is one set of units. Its members are
+axes of the kernels that make the units, of the kernels that read them, and of
+parameters with an entry for each unit (biases, norms, running statistics). If the
+number of units cannot change, the group has the reason.
 
     group  units  made by        beside     read by        can shrink
     0      64     up[1]          bias[0]    down[0]        yes
@@ -15,7 +16,7 @@ dimensions, parts of a concatenation), and one group may be on two axes of a ker
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -36,9 +37,8 @@ class Member:
         are, else `"beside"`.
       shape: of the parameter.
       stack: axes of the layers of a scan, if each has units of its own.
-      units: which unit each entry of the axis is of, -1 for none: an axis may carry
-        several groups, and a unit has several entries where it is seen at several
-        positions.
+      units: the unit of each entry of the axis, -1 for entries of other groups. A unit
+        has several entries if the axis holds it at several positions.
     """
 
     path: str
@@ -76,7 +76,7 @@ class Group:
 
     @property
     def name(self) -> str:
-        """A member to call the group by: the first that makes the units."""
+        """The first member that makes the units, else that reads them, else of all."""
         lead = (*self.having("makes"), *self.having("reads"), *self.members)
         return str(lead[0])
 
@@ -116,6 +116,17 @@ class Graph:
     def __str__(self) -> str:
         head = ("group", "units", "made by", "beside", "read by", "can shrink")
         return table(head, [_row(n, group) for n, group in enumerate(self.groups)])
+
+
+def on_axes(values: np.ndarray, axes: Sequence[int], rank: int) -> np.ndarray:
+    """Values with one axis for each of `axes`, to broadcast to an array of that rank.
+
+    Example:
+      >>> on_axes(np.ones((2, 3)), (2, 0), rank=4).shape
+      (3, 1, 2, 1)
+    """
+    others = tuple(axis for axis in range(rank) if axis not in axes)
+    return np.expand_dims(np.transpose(values, np.argsort(axes)), others)
 
 
 def _row(number: int, group: Group) -> tuple[str, ...]:

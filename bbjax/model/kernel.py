@@ -1,22 +1,24 @@
-"""Kernels: which axes of a weight array are units, and who else knows those units.
+"""Kernels: the weight arrays that can be pruned, and the units on their axes.
 
-A *kernel* is a weight array that multiplies activations. Its axes play one of five
-roles, and everything bbjax does to it is written in these roles:
+A *kernel* is a weight array that multiplies activations. Each of its axes has one of
+five roles, and everything bbjax does to it is written in these roles:
 
     stack    layers of a scan, experts, ensembles: each slice has its own budget
-    group    groups of a grouped convolution: an edge never crosses them
+    group    groups of a grouped convolution: no edge joins two groups
     fan_in   contracted with input units
     fan_out  make output units
     spatial  positions of a convolution window: one edge is the whole slice
 
 `Kernel.edges(w)` is the *edge view* of a kernel: the same array with grouped axes
-split and spatial axes last, so that `(stack, group, in, out)` can be addressed by axis
-numbers without moving data. Reference: the layout follows Flax, `(in, out)` for dense
-kernels and `(*spatial, in, out)` for convolutions, but any other order works as well.
+split, so that `(stack, group, in, out)` can be addressed by axis numbers without moving
+data. The examples follow the layouts of Flax, `(in, out)` for dense kernels and
+`(*spatial, in, out)` for convolutions; any other order works as well.
 
-Output units have an index, row-major over `stack + out_units`. A `Layout` says how
-another array runs through it: digits `(size, stride)`, slowest first, index = sum of
-digit * stride. `flatten` of (H, W, C) before a dense kernel is ((H*W, 0), (C, 1)).
+Output units are numbered row-major over `stack + out_units`. A `Layout` maps the
+entries of another array, row-major, to these numbers. It is a list of digits
+`(size, stride)`, slowest first; the number is the sum of digit * stride. A stride of 0
+is for positions, which do not change the unit: `flatten` of (H, W, C) before a dense
+kernel is ((H*W, 0), (C, 1)).
 """
 
 from __future__ import annotations
@@ -38,16 +40,17 @@ class Link(NamedTuple):
 
     Attributes:
       path: the kernel whose output units they are.
-      layout: how the input units, row-major, run through the output units of the
-        same stack slice there; stride 0 for a mere position.
-      silent: sets of kernels and companions; where one of each set has lost all edges
-        into a unit, or its entry for it, the unit is 0 here. An empty set: nothing
-        makes it 0 that is known.
+      layout: maps the input units to the output units of that kernel, within the same
+        stack slice.
+      zero_if: sets of parameters, each a kernel or a companion. A parameter is off for
+        a unit if it has lost all edges into the unit, or its entry for the unit. If one
+        parameter of every set is off, the unit is 0 for every input. A set without
+        parameters: nothing is known to make the unit 0.
     """
 
     path: str
     layout: Layout
-    silent: tuple[tuple[str, ...], ...] = ((),)
+    zero_if: tuple[tuple[str, ...], ...] = ((),)
 
 
 class Companion(NamedTuple):
@@ -56,7 +59,7 @@ class Companion(NamedTuple):
     Attributes:
       path: of the parameter.
       shape: its shape.
-      layout: how its entries, row-major, run through `stack + out_units`.
+      layout: maps its entries to the units, numbered over `stack + out_units`.
     """
 
     path: str
@@ -94,12 +97,13 @@ class Kernel:
         the units one by one (bias, scale and bias of norms), in order of use.
       placed: the same, each with its shape and layout.
       links: for each kernel whose output units are this kernel's input units, which
-        input unit is which.
-      closed: whether nobody but linked kernels reads its output units: a unit can go
-        with its edges, in and out, and its companions, and nothing else changes.
-      leak: why not.
+        input unit is which output unit.
+      closed: whether every use of the output units is a link of some kernel. Then a
+        unit can be removed: without its edges, in and out, and without its entries in
+        the companions, the function computes what it does with the unit at 0.
+      why_not: why `closed` is False; empty if it is True or nothing is known.
       stream: paths of the kernels whose output units are added to these, index for
-        index: a unit of a stream goes in all of them or in none.
+        index. A unit of such a sum is removed from all of these kernels or from none.
 
     Example:
       >>> kernel = Kernel("w", (3, 4), fan_in=(0,), fan_out=(1,))
@@ -123,12 +127,12 @@ class Kernel:
     split: tuple[int, ...] = ()
     roles: tuple[str, ...] = ()
     bias: str = ""
-    # What follows is told apart by `==` alone: it need not be hashed at every call.
+    # These fields count for `==` but not for the hash, which every call computes.
     companions: tuple[str, ...] = dataclasses.field(default=(), hash=False)
     placed: tuple[Companion, ...] = dataclasses.field(default=(), hash=False)
     links: tuple[Link, ...] = dataclasses.field(default=(), hash=False)
     closed: bool = dataclasses.field(default=False, hash=False)
-    leak: str = dataclasses.field(default="", hash=False)
+    why_not: str = dataclasses.field(default="", hash=False)
     stream: tuple[str, ...] = dataclasses.field(default=(), hash=False)
 
     def __post_init__(self):
@@ -245,16 +249,20 @@ class Kernel:
         return self.sum_spatial(self.edges(mask).astype(jnp.int32)) > 0
 
     def over_spatial(self, per_edge: jax.Array) -> jax.Array:
-        """Gives a per-edge array size-1 window axes, so that it meets `edges(w)`."""
+        """A per-edge array with window axes of size 1, for sums with `edges(w)`."""
         axes = self._spatial_axes
         return jnp.expand_dims(per_edge, axes) if axes else per_edge
+
+    def full(self, per_edge: jax.Array) -> jax.Array:
+        """A per-edge array in the shape of the kernel, repeated along its window."""
+        return self.weights(jnp.broadcast_to(self.over_spatial(per_edge), self.split))
 
     def spread(self, per_unit: jax.Array, side: Side) -> jax.Array:
         """Puts a `stack + units` array on the edge view, size 1 on the other side.
 
         Args:
           per_unit: shape `stack_shape + in_units` or `stack_shape + out_units`.
-          side: `"inputs"` or `"outputs"`, which units `per_unit` speaks of.
+          side: `"inputs"` or `"outputs"`, the units of `per_unit`.
 
         Returns:
           Array that broadcasts against one of shape `edge_shape`.

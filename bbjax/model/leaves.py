@@ -1,10 +1,10 @@
-"""Leaves of a tree by path: how the transform meets any parameter tree.
+"""Leaves of a tree by path, to read and replace some of them.
 
 Parameters, updates and gradients are trees of any kind (dicts, NNX states, Equinox
-modules); kernels are known by path. Leaves that are not asked for are handed back
-untouched, as the very same objects. NNX modules, alone or in such a tree, are opened
-as their states, where an array that stands in several places is one leaf, and made
-again around what was replaced.
+modules). Kernels have the path of their leaf in such a tree. Leaves that are not
+replaced stay the very same objects. An NNX module, alone or inside a tree, is replaced
+by its state, in which an array that is used in several places is one leaf; afterwards
+the module is built again from the state.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import PyTreeDef
 
 from bbjax import adapters
-from bbjax.model.units import Kernel
+from bbjax.model.kernel import Kernel
 
 
 @dataclasses.dataclass
@@ -28,20 +29,20 @@ class Leaves:
 
     paths: list[str]
     leaves: list[Any]
-    structure: Any
-    closed: Callable[[Any], Any]
+    structure: PyTreeDef
+    rebuild: Callable[[Any], Any]
 
     @classmethod
     def of(cls, tree: Any) -> Leaves:
         """The leaves of a tree; subtrees without leaves are skipped."""
-        tree, closed = opened(tree)
+        tree, rebuild = opened(tree)
         keyed, structure = leaves_by_path(tree)
         paths, leaves = [path for path, _ in keyed], [leaf for _, leaf in keyed]
-        return cls(paths, leaves, structure, closed)
+        return cls(paths, leaves, structure, rebuild)
 
     @functools.cached_property
     def by_path(self) -> dict[str, int]:
-        """The number of each leaf; the last one's where paths repeat."""
+        """The number of each leaf; of the last one if a path occurs several times."""
         return {path: number for number, path in enumerate(self.paths)}
 
     def named(self) -> dict[str, Any]:
@@ -70,10 +71,10 @@ class Leaves:
         return leaf
 
     def bias_of(self, kernel: Kernel) -> jax.Array | None:
-        """The bias of a kernel's output units, `stack + units`, where the tree has it.
+        """The bias of a kernel's output units, of shape `stack + units`.
 
-        A tree in which other parts of the model are left out (`optax.masked`) may hold
-        the kernel alone.
+        None if the tree has no such bias: a tree with parts left out (`optax.masked`)
+        may have the kernel alone.
         """
         if not kernel.bias or kernel.bias not in self.by_path:
             return None
@@ -88,40 +89,46 @@ class Leaves:
         self.put_at(kernel.path, value)
 
     def at(self, path: str) -> Any:
-        """The leaf at a path that is there."""
+        """The leaf at a path of the tree."""
         return self.leaves[self.by_path[path]]
 
     def put_at(self, path: str, value: Any) -> None:
-        """Replaces the leaf at a path that is there."""
+        """Replaces the leaf at a path of the tree."""
         self.leaves[self.by_path[path]] = value
 
     def keep_at(self, path: str, mask: Any) -> None:
-        """Sets the leaf at a path that is there to 0 where a mask is False."""
+        """Sets the leaf at a path of the tree to 0 where a mask is False."""
         leaf = self.at(path)
         self.put_at(path, jnp.where(mask, leaf, jnp.zeros_like(leaf)))
 
     def tree(self) -> Any:
-        """The tree again, with what was replaced."""
-        return self.closed(jax.tree_util.tree_unflatten(self.structure, self.leaves))
+        """The tree, with the replaced leaves."""
+        return self.rebuild(jax.tree_util.tree_unflatten(self.structure, self.leaves))
 
 
 def opened(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """NNX modules as their states, other trees as they are; and a way back."""
+    """The tree with states in place of NNX modules, and the function to undo this."""
     nnx = adapters.loaded("nnx")
     return (tree, lambda tree: tree) if nnx is None else nnx.opened(tree)
 
 
-def leaves_by_path(tree: Any) -> tuple[list[tuple[str, Any]], Any]:
+def leaves_by_path(
+    tree: Any, is_leaf: Callable[[Any], bool] | None = None
+) -> tuple[list[tuple[str, Any]], PyTreeDef]:
     """Leaves of a tree with their `/`-joined paths, as Flax shows them; its structure.
 
-    NNX keeps arrays in variables, linen may box them with the names of mesh axes; what
-    these call their content is not part of a path.
+    NNX keeps arrays in variables, and linen may box them with the names of mesh axes.
+    The name of the array inside such a box is not part of a path.
+
+    Args:
+      tree: of any kind.
+      is_leaf: nodes that are leaves as a whole, as in `jax.tree.flatten`.
 
     Example:
       >>> leaves_by_path({"Dense_0": {"kernel": 1.0}})[0]
       [('Dense_0/kernel', 1.0)]
     """
-    keyed, structure = jax.tree_util.tree_flatten_with_path(tree)
+    keyed, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf)
     kinds = adapters.boxes()
     nodes, _ = jax.tree_util.tree_flatten_with_path(
         tree, is_leaf=lambda node: isinstance(node, kinds)

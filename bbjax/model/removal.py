@@ -1,16 +1,18 @@
-"""The unit graph at work: removing units, and sweeping what nobody hears.
+"""Removes units, and everything that becomes unused.
 
-`bb.trace` writes into every kernel who reads its units (`links`), which parameters have
-an entry for each of them (`companions`) and whether anybody else listens (`closed`).
-Here are the pure functions on that graph. With `keep` False for unit j of kernel P,
+Every kernel of a trace has the kernels whose output units it reads (`links`), the
+parameters with an entry for each of its output units (`companions`), and whether its
+output units have no other use than links (`closed`). The functions here work on that
+graph. Where `keep` is False for unit j of kernel P, they set to zero
 
-    P[:, j] = 0, companion[j] = 0        what the unit hears and says
-    C[i, :] = 0  for i with link(i) = j  who listens to it, in every reader C
+    P[:, j], companion[j]             its incoming edges and its own parameters
+    C[i, :] for i with link(i) = j    its outgoing edges, in every reading kernel C
 
-Backward sweep, last kernels first: a unit with no outgoing edge left in any reader, at
-any position, loses its incoming edges and its companions. Forward sweep, first kernels
-first: an edge from a unit that is 0 whatever the input says nothing. Reference: the
-sweep is that of NNrelief (Dekhovich et al., arXiv 2109.10795).
+The backward sweep goes from the last kernel to the first. A unit without an outgoing
+edge in any reader, at any position, is unused: it loses its incoming edges and its
+companions. The forward sweep goes from the first kernel to the last. It cuts the
+outgoing edges of units that are 0 for every input. Reference: the sweep is that of
+NNrelief (Dekhovich et al., arXiv 2109.10795).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from bbjax.model.kernel import Companion, Kernel, Layout, Link, Side
 from bbjax.model.leaves import Leaves
@@ -56,30 +59,30 @@ def consumers(units: Units) -> dict[str, tuple[tuple[str, Link], ...]]:
 
 # Removing units ------------------------------------------------------------------
 def remove_units(
-    params: Any, units: Units, keep: Mapping[str, Any], *, consumers: bool = True
+    params: Any, units: Units, keep: Mapping[str, ArrayLike], *, consumers: bool = True
 ) -> tuple[Any, Masks]:
-    """Sets to zero what units hear, what they say, and who listens to them.
+    """Sets the incoming edges, the companions and the outgoing edges of units to zero.
 
-    Afterwards the function computes what it did with the values of these units, as
-    their readers see them, forced to 0. Works under `jit`, with `keep` traced.
+    Afterwards the function computes what it did before with the values of these units
+    replaced by 0 in all their readers. Works under `jit`, with `keep` traced.
 
     Args:
       params: tree of parameters, as traced.
       units: from `bb.trace`.
       keep: by path of kernel, bool array of shape `stack_shape + out_units`, False for
-        units that go. Units of a stream (`Kernel.stream`) go where all its kernels let
-        them go.
-      consumers: whether their readers' edges go, too. Without, units that somebody
-        else reads can go as well: they say what their nonlinearity makes of 0.
+        units to remove. A unit that several kernels add to (`Kernel.stream`) is removed
+        if `keep` is False for it in all of them.
+      consumers: whether to cut the outgoing edges, too. If not, units of kernels that
+        are not closed can be given as well; their value becomes what their
+        nonlinearity makes of 0.
 
     Returns:
-      The parameters, and the masks by path of every parameter that was touched: bool
+      The parameters, and by path the masks of every parameter that was changed: bool
       arrays of the parameter's shape, True where kept.
 
     Raises:
-      ValueError: an unknown path, an array of another shape, a kernel whose units
-        cannot be removed, a stream of which a kernel is missing, a tree without a
-        parameter.
+      ValueError: an unknown path, an array of another shape, a kernel that is not
+        closed, a kernel of a stream without the others, a tree without a parameter.
       TypeError: an array that is not bool.
 
     Example:
@@ -106,7 +109,7 @@ def remove_units(
     return _zeroed(params, masks), masks
 
 
-def _check(units: Units, path: str, kept: Any) -> None:
+def _check(units: Units, path: str, kept: ArrayLike) -> None:
     shape = units[path].per_unit_shape("outputs") if path in units else None
     if shape is None:
         raise ValueError(
@@ -125,16 +128,16 @@ def _check(units: Units, path: str, kept: Any) -> None:
         )
 
 
-def _agreed(units: Units, keep: Mapping[str, Any]) -> dict[str, Any]:
-    """`keep`, with units of a stream kept where one of its kernels keeps them."""
+def _agreed(units: Units, keep: Mapping[str, ArrayLike]) -> dict[str, jax.Array]:
+    """`keep`, with units of a stream kept if one of its kernels keeps them."""
     agreed = {}
     for path, kept in keep.items():
         kernel = units[path]
         if not kernel.closed:
-            why = kernel.leak or "the trace does not say who reads them"
+            why = kernel.why_not or "the trace does not list their readers"
             raise ValueError(
                 f"expected kernels whose units can be removed, got {path!r}: {why}; "
-                "leave it out, or pass consumers=False to zero its own side alone"
+                "leave it out, or pass consumers=False to cut its own side alone"
             )
         missing = [other for other in kernel.stream if other not in keep]
         if missing:
@@ -149,23 +152,23 @@ def _agreed(units: Units, keep: Mapping[str, Any]) -> dict[str, Any]:
     return agreed
 
 
-def _cut_units(kernel: Kernel, kept: Any, masks: Masks, companions: bool) -> None:
+def _cut_units(kernel: Kernel, kept: ArrayLike, masks: Masks, companions: bool) -> None:
     """Cuts the incoming edges and the companions of units."""
     _cut(masks, kernel.path, _edge_mask(kernel, jnp.asarray(kept), "outputs"))
     for companion in kernel.placed if companions else ():
         _cut(masks, companion.path, _entries(jnp.asarray(kept), companion))
 
 
-def _cut_readers(units: Units, keep: Mapping[str, Any], masks: Masks) -> None:
+def _cut_readers(units: Units, keep: Mapping[str, ArrayLike], masks: Masks) -> None:
     """Cuts the outgoing edges of units, in every reader."""
     for path, readers in consumers(units).items():
         for reader, link in readers if path in keep else ():
-            heard = _to_inputs(keep[path], units[path], units[reader], link)
-            _cut(masks, reader, _edge_mask(units[reader], heard, "inputs"))
+            kept = _to_inputs(keep[path], units[path], units[reader], link)
+            _cut(masks, reader, _edge_mask(units[reader], kept, "inputs"))
 
 
-def _cut_companions(units: Units, keep: Mapping[str, Any], masks: Masks) -> None:
-    """Cuts companions where all kernels that they act on lose the unit."""
+def _cut_companions(units: Units, keep: Mapping[str, ArrayLike], masks: Masks) -> None:
+    """Cuts the entries of companions whose unit is cut in all its kernels."""
     acting: dict[str, list[tuple[Kernel, Companion]]] = {}
     for kernel in units.kernels:
         for companion in kernel.placed:
@@ -190,25 +193,27 @@ def _zeroed(params: Any, masks: Masks) -> Any:
 
 
 # Sweeping ------------------------------------------------------------------------
-def sweep(units: Units, masks: Mapping[str, Any], *, forward: bool = False) -> Masks:
-    """Cuts the edges of units that nobody hears (and of those that say nothing).
+def sweep(
+    units: Units, masks: Mapping[str, ArrayLike], *, forward: bool = False
+) -> Masks:
+    """Cuts the edges of unused units, and on request of units that are always 0.
 
-    One pass, last kernels first. What the function computes with masked parameters
-    does not change. Units that anybody but linked kernels reads are left alone.
+    One pass, from the last kernel to the first. The function of the masked parameters
+    does not change. Units of kernels that are not closed keep their edges.
 
     Args:
       units: from `bb.trace`.
       masks: by path of kernels and companions, bool arrays of the parameters' shapes,
-        True where kept; a parameter that is not there is kept whole.
-      forward: whether to cut first, first kernels first, the outgoing edges of units
-        that are 0 whatever the input: no incoming edge, no bias, and a nonlinearity
-        that leaves 0 at 0.
+        True where kept; a parameter without a mask is kept whole.
+      forward: whether to cut before, from the first kernel to the last, the outgoing
+        edges of units that are 0 for every input: units without an incoming edge and
+        without a bias, whose nonlinearity is 0 at 0.
 
     Returns:
-      New masks, of the same parameters and of those that lost something else.
+      New masks, of the same parameters and of others that lost entries.
 
     Raises:
-      ValueError: a mask that has not the shape of its kernel or companion.
+      ValueError: a mask without the shape of its kernel or companion.
 
     Example:
       >>> import bbjax as bb
@@ -222,17 +227,17 @@ def sweep(units: Units, masks: Mapping[str, Any], *, forward: bool = False) -> M
     swept = _checked(units, masks)
     if forward:
         for kernel in units.kernels:
-            _cut_silent(units, kernel, swept)
+            _cut_zero(units, kernel, swept)
     readers = consumers(units)
     for kernel in reversed(units.kernels):
         reading = readers[kernel.path]
         if kernel.closed and all(path in swept for path, _ in reading):
-            heard = [_heard(kernel, units[path], link, swept) for path, link in reading]
-            _cut_units(kernel, _any(heard), swept, companions=True)
+            used = [_used(kernel, units[path], link, swept) for path, link in reading]
+            _cut_units(kernel, _any(used), swept, companions=True)
     return swept
 
 
-def _checked(units: Units, masks: Mapping[str, Any]) -> Masks:
+def _checked(units: Units, masks: Mapping[str, ArrayLike]) -> Masks:
     shapes = {c.path: c.shape for k in units.kernels for c in k.placed}
     shapes |= {k.path: k.shape for k in units.kernels}
     for path, mask in masks.items():
@@ -244,36 +249,36 @@ def _checked(units: Units, masks: Mapping[str, Any]) -> Masks:
     return {path: jnp.asarray(mask) for path, mask in masks.items()}
 
 
-def _heard(kernel: Kernel, reader: Kernel, link: Link, masks: Masks) -> jax.Array:
+def _used(kernel: Kernel, reader: Kernel, link: Link, masks: Masks) -> jax.Array:
     """Units of a kernel with an edge left in one reader, `stack + out_units`."""
     edges = _left(reader, masks[reader.path], "inputs")
     flat = jnp.reshape(edges, (math.prod(reader.stack_shape), -1))
-    heard = _back(flat, link.layout)
-    return jnp.reshape(heard, kernel.per_unit_shape("outputs"))
+    used = _back(flat, link.layout)
+    return jnp.reshape(used, kernel.per_unit_shape("outputs"))
 
 
-def _cut_silent(units: Units, reader: Kernel, masks: Masks) -> None:
-    """Cuts the edges of a kernel from units that are 0 whatever the input."""
+def _cut_zero(units: Units, reader: Kernel, masks: Masks) -> None:
+    """Cuts the edges of a kernel from units that are 0 for every input."""
     for link in reader.links:
         beside = [units[other.path] for other in reader.links if _alike(link, other)]
-        if not all(any(p in masks for p in some) for some in link.silent):
+        if not all(any(p in masks for p in some) for some in link.zero_if):
             continue
-        speaks = [
-            jnp.logical_not(_any([_lost(beside, p, masks) for p in some if p in masks]))
-            for some in link.silent
+        nonzero = [
+            jnp.logical_not(_any([_off(beside, p, masks) for p in some if p in masks]))
+            for some in link.zero_if
         ]
         shape = units[link.path].per_unit_shape("outputs")
-        kept = jnp.reshape(_any(speaks), shape) if speaks else jnp.zeros(shape, bool)
-        heard = _to_inputs(kept, units[link.path], reader, link)
-        _cut(masks, reader.path, _edge_mask(reader, heard, "inputs"))
+        kept = jnp.reshape(_any(nonzero), shape) if nonzero else jnp.zeros(shape, bool)
+        inputs = _to_inputs(kept, units[link.path], reader, link)
+        _cut(masks, reader.path, _edge_mask(reader, inputs, "inputs"))
 
 
 def _alike(link: Link, other: Link) -> bool:
-    return (link.layout, link.silent) == (other.layout, other.silent)
+    return (link.layout, link.zero_if) == (other.layout, other.zero_if)
 
 
-def _lost(kernels: Sequence[Kernel], path: str, masks: Masks) -> jax.Array:
-    """Units, flat, without incoming edges, or whose entry of a companion is cut."""
+def _off(kernels: Sequence[Kernel], path: str, masks: Masks) -> jax.Array:
+    """Units, flat, without incoming edges, or whose entry in a companion is cut."""
     for kernel in kernels:
         if kernel.path == path:
             left = _left(kernel, masks[path], "outputs")
@@ -299,8 +304,7 @@ def _any(arrays: Sequence[jax.Array]) -> jax.Array:
 
 def _edge_mask(kernel: Kernel, kept: jax.Array, side: Side) -> jax.Array:
     """A mask of a kernel, from one entry per unit of a side."""
-    spread = kernel.over_spatial(kernel.spread(kept, side))
-    return kernel.weights(jnp.broadcast_to(spread, kernel.split))
+    return kernel.full(kernel.spread(kept, side))
 
 
 def _left(kernel: Kernel, mask: jax.Array, side: Side) -> jax.Array:
@@ -308,7 +312,9 @@ def _left(kernel: Kernel, mask: jax.Array, side: Side) -> jax.Array:
     return kernel.gather(kernel.edge_mask(mask), side) > 0
 
 
-def _to_inputs(kept: Any, kernel: Kernel, reader: Kernel, link: Link) -> jax.Array:
+def _to_inputs(
+    kept: ArrayLike, kernel: Kernel, reader: Kernel, link: Link
+) -> jax.Array:
     """From the output units of a kernel to the input units of a reader."""
     flat = jnp.reshape(jnp.asarray(kept), (math.prod(kernel.stack_shape), -1))
     shape = reader.per_unit_shape("inputs")
@@ -323,7 +329,7 @@ def _entries(kept: jax.Array, companion: Companion) -> jax.Array:
 
 # Layouts -------------------------------------------------------------------------
 def _through(flat: jax.Array, layout: Layout) -> jax.Array:
-    """Entries of `flat` (its last axis) in the order of a layout."""
+    """The entries of `flat`, along its last axis, that a layout maps to."""
     order = _by_stride(layout)
     lead = flat.shape[:-1]
     split = jnp.reshape(flat, (*lead, *(layout[i][0] for i in order)))
@@ -336,7 +342,7 @@ def _through(flat: jax.Array, layout: Layout) -> jax.Array:
 
 
 def _back(flat: jax.Array, layout: Layout) -> jax.Array:
-    """The inverse: an entry is True where it is at one position."""
+    """The inverse of `_through`: True where any position of the entry is True."""
     order = _by_stride(layout)
     lead = flat.shape[:-1]
     split = jnp.reshape(flat, (*lead, *(size for size, _ in layout)))
@@ -350,6 +356,6 @@ def _back(flat: jax.Array, layout: Layout) -> jax.Array:
 
 
 def _by_stride(layout: Layout) -> list[int]:
-    """Digits that move, slowest first."""
+    """Digits with a stride, slowest first."""
     moving = [i for i, (_, stride) in enumerate(layout) if stride]
     return sorted(moving, key=lambda i: -layout[i][1])

@@ -1,10 +1,10 @@
 """Units and kernels: where a model's edges are, as frozen data.
 
-`bb.trace` makes `Units`: the kernels of a model (`bbjax.model.kernel`), in order of
-first use, and the parameters that reach a multiplication in a way that cannot be
-measured. `select` chooses kernels, and the side that a budget counts, by a pattern on
-their paths; `+` joins selections. Frozen and hashable, so that a transform can be built
-from them once and for all.
+`bb.trace` returns `Units`: the kernels of a model (`bbjax.model.kernel`), in order of
+first use, and the parameters whose use in a multiplication cannot be measured. `select`
+chooses kernels, and the side that a budget counts, by a pattern on their paths; `+`
+joins selections. `Units` are frozen and hashable, so that a transform built from them
+does not change.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Units:
     Made by `bb.trace`; `select` chooses kernels and `+` joins selections.
 
     Attributes:
-      kernels: every kernel that `trace` understands, in order of first use.
-      problems: `(path, reason)` of parameters that reach a multiplication in a way
-        that cannot be measured or masked; selecting one of them is an error.
-      selection: what `select` chose; `None` until it is called.
+      kernels: every kernel that `trace` found, in order of first use.
+      problems: `(path, reason)` of parameters whose use in a multiplication cannot be
+        measured or masked; selecting one of them is an error.
+      selection: the chosen kernels; `None` until `select` is called.
       graph: which axes of which parameters carry the same units, and which of these
-        groups can shrink. Printed, a table. Two traces are equal whatever it says.
+        groups can shrink. Printed as a table. It does not count for `==`.
     """
 
     kernels: tuple[Kernel, ...]
@@ -115,17 +115,17 @@ class Units:
         return self.only(found, actuator)
 
     def only(self, paths: Iterable[str], actuator: Actuator = "in") -> Units:
-        """Chooses kernels by their very paths, whatever was chosen before.
+        """Chooses kernels by their exact paths, in place of an earlier choice.
 
         Args:
-          paths: of kernels; one that comes twice is chosen once.
+          paths: of kernels; a repeated path is chosen once.
           actuator: as for `select`.
 
         Returns:
           The same kernels with this selection, in the order of `paths`.
 
         Raises:
-          KeyError: a path that is no kernel's.
+          KeyError: a path without a kernel.
 
         Example:
           >>> units = Units((Kernel("mlp/up", (2, 3), fan_in=(0,), fan_out=(1,)),))
@@ -157,10 +157,10 @@ class Units:
 
     @property
     def selected(self) -> tuple[Selected, ...]:
-        """What a transform takes: the selection, or the default one.
+        """The selection for a transform, or the default one.
 
-        The default is every hidden kernel that a nonlinearity follows, actuator "in";
-        kernels whose units have a single incoming edge leave no choice and stay dense.
+        The default is every hidden kernel that a nonlinearity follows, actuator "in".
+        Kernels whose units have a single incoming edge stay dense.
         """
         if self.selection is not None:
             return self.selection

@@ -185,7 +185,7 @@ def test_refuses_units_that_somebody_else_reads():
     text = "'head': the function returns them; leave it out, or pass consumers=False"
     refused(ValueError, text, {"head": np.ones(2, bool)})
     bare = bb.Units((bb.Kernel("w", (2, 3), fan_in=(0,), fan_out=(1,)),))
-    with pytest.raises(ValueError, match="the trace does not say who reads them"):
+    with pytest.raises(ValueError, match="the trace does not list their readers"):
         graph.remove_units({"w": jnp.ones((2, 3))}, bare, {"w": np.ones(3, bool)})
 
 

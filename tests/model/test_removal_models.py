@@ -140,7 +140,7 @@ def test_linen_net_in_training_updates_statistics_of_its_own_units():
         return jnp.mean(h, axis=(0, 1, 2)), fn(params)
 
     kernel = bb.trace(means, variables["params"])["conv/kernel"]
-    assert kernel.leak == "the function returns them"
+    assert kernel.why_not == "the function returns them"
 
 
 def test_linen_residual_stream():

@@ -47,7 +47,7 @@ CLOSED = {
 def test_closed_kernels(name, lenient):
     _, units = zoo.built(name)
     assert {k.path for k in units.kernels if k.closed} == CLOSED[name]
-    assert all(bool(k.leak) != k.closed for k in units.kernels)
+    assert all(bool(k.why_not) != k.closed for k in units.kernels)
 
 
 def test_links_are_among_what_is_read(case):

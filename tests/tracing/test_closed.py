@@ -114,7 +114,7 @@ def _turned(h):
 def test_units_that_others_listen_to_are_not_closed(name):
     fn, why = OPEN[name]
     kernel = traced(fn, *SHAPES, tall=(10, 2))["up"]
-    assert not kernel.closed and why in kernel.leak
+    assert not kernel.closed and why in kernel.why_not
 
 
 def test_slices_in_another_order_are_not_linked():
@@ -143,7 +143,7 @@ def test_units_with_weights_of_their_own_are_not_closed():
 
     shapes = {"up": (4, 6), "pool": (6, 5), "down": (6, 2)}
     units = traced(fn, x=normal(64, 2, 5, 4), **shapes)
-    assert units["up"].leak == "dot_general mixes them"
+    assert units["up"].why_not == "dot_general mixes them"
 
 
 def test_what_decides_a_branch_listens():
@@ -153,7 +153,7 @@ def test_what_decides_a_branch_listens():
         return branch, relu(one) @ p["last"]
 
     kernel = traced(fn, one_unit=(4, 1), last=(1, 2))["one_unit"]
-    assert kernel.leak == "cond depends on them"
+    assert kernel.why_not == "cond depends on them"
 
 
 def test_a_carry_is_not_closed():
@@ -167,9 +167,9 @@ def test_one_open_kernel_opens_its_stream():
         return head(p, first + x @ p["other"]), first
 
     units = traced(fn, *SHAPES)
-    assert units["up"].leak == "the function returns them"
+    assert units["up"].why_not == "the function returns them"
     text = "they are added to 'up': the function returns them"
-    assert units["other"].leak == text and not units["other"].closed
+    assert units["other"].why_not == text and not units["other"].closed
 
 
 CLOSED = {
@@ -208,7 +208,7 @@ cubed.defvjp(lambda x: (x**3, x), lambda x, g: (3 * x * x * g,))
 @pytest.mark.parametrize("name", CLOSED)
 def test_units_that_kernels_alone_read_are_closed(name):
     kernel = traced(CLOSED[name], "up", "down", "table")["up"]
-    assert kernel.closed, kernel.leak
+    assert kernel.closed, kernel.why_not
 
 
 def test_a_block_used_again_on_its_own_stream_is_not_closed():

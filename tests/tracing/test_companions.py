@@ -154,7 +154,7 @@ def test_which_input_is_which_unit(name):
     units = traced(fn, "up", "down", wide=(12, 2))
     (link,) = units[reader].links
     assert (link.path, link.layout) == ("up", layout)
-    assert units["up"].closed and units["up"].leak == ""
+    assert units["up"].closed and units["up"].why_not == ""
 
 
 def test_a_link_for_every_kernel_that_is_read():
@@ -202,6 +202,6 @@ SILENT = {
 def test_what_makes_a_unit_silent(name):
     fn, silent = SILENT[name]
     units = traced(lambda p, x: fn(p, x) @ p["down"], *SHAPES)
-    assert {frozenset(s) for s in units["down"].links[0].silent} == {
+    assert {frozenset(s) for s in units["down"].links[0].zero_if} == {
         frozenset(s) for s in silent
     }

@@ -99,7 +99,7 @@ class _Graph:
             placed=placed,
             links=tuple(self.links[weight]),
             closed=not leak,
-            leak=leak,
+            why_not=leak,
             stream=tuple(self.paths[other] for other in stream),
         )
 
@@ -174,7 +174,7 @@ class _Graph:
             link = Link(
                 path=self.paths[weight],
                 layout=found[0].layout,
-                silent=tuple(sorted(set[tuple[str, ...]]().union(*silent))),
+                zero_if=tuple(sorted(set[tuple[str, ...]]().union(*silent))),
             )
             self.links[reader].append(link)
 
