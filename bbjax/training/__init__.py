@@ -7,6 +7,7 @@ refresh       how masks are chosen anew
 state         what the optimizer state holds, and how it is read
 initial       what it holds before the first update
 observations  checks of the activity and gradients that come with an update
+owners        finds the parameter of each leaf of an optimizer state
 moments       resets the moments of an optimizer for weights that regrew
 metrics       `bb.metrics`: figures of a state
 resume        restoring a state from a file

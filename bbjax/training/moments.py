@@ -1,15 +1,14 @@
-"""What an optimizer remembers of weights that have just come back.
+"""Resets the optimizer's moments of weights that regrow.
 
-Rules that let edges grow at 0 (RigL, SET) need the optimizer to forget what it gathered
-for these weights while they were pruned. The state of any optimizer is a tree in which
-copies of the parameter tree occur (`mu`, `nu`, `trace`, ...); an entry of such a copy
-belongs to the weight at the same place. Where `arrivals` is True, it takes the value
-that the optimizer gives to a new weight,
+Rules that let edges regrow at 0 (RigL, SET) need an optimizer without moments from
+before these weights were pruned. The moments of a weight are the entries at its place
+in copies of the parameter tree (`bbjax.training.owners`). Where `arrivals` is True,
+they get the value that the optimizer gives to a new weight,
 
     state <- where(arrivals, init(params), state)
 
 which is 0 for most moments, but not for all: Adagrad's sums and rprop's step sizes
-start above 0, and schedule-free keeps the weight itself. Everything else is untouched.
+start above 0, and schedule-free keeps the weight itself. Everything else is unchanged.
 Shapes: arrivals and such entries have the shape of their parameter. Reference: Evci et
 al. 2020, "Rigging the Lottery" (RigL); Mocanu et al. 2018 (SET).
 """
@@ -22,22 +21,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from bbjax.arrays import sharding
 from bbjax.model.leaves import leaves_by_path
-from bbjax.training.state import PruneState
+from bbjax.training.owners import Owners
 
 
 @dataclasses.dataclass(frozen=True)
 class MomentPaths:
-    """Which leaves of an optimizer state hold something of each weight.
+    """Which leaves of an optimizer state have an entry for each weight.
 
     Attributes:
       reset: by path of the parameter, the paths of the leaves that `reset_moments`
-        resets: copies of the parameter tree, of the parameter's shape.
-      left: paths of the other leaves that may remember weights, and that no function
-        of the tree alone can reset per weight: one number for a whole parameter, sums
-        over rows and columns, projections, parameters joined into one vector.
+        resets: those of copies of the parameter tree, of the parameter's shape.
+      left: paths of other leaves that may depend on past values of weights. They cannot
+        be reset per weight: one number for a whole parameter, sums over rows and
+        columns, projections, parameters joined into one vector.
     """
 
     reset: Mapping[str, tuple[str, ...]]
@@ -48,18 +48,19 @@ def reset_moments(
     state: Any,
     init: Callable[[Any], Any],
     params: Any,
-    arrivals: Mapping[str, jax.Array],
+    arrivals: Mapping[str, ArrayLike],
 ) -> Any:
-    """Makes an optimizer forget what it gathered for weights that come back.
+    """Resets the moments of an optimizer for weights that come back.
 
-    Works on the tree alone, so for any optimizer, at any depth of a chain, a partition,
-    `MultiSteps`, `inject_hyperparams`, and under `jit`, `vmap`, `scan` and `cond`. It
-    reads and writes the moments of the named parameters: call it where weights come
-    back, not in every step. What it leaves alone, `moment_paths` lists. Counters stay
-    as well: an optimizer that corrects the start-up bias of its moments by a common
-    count takes the moments of a new weight for settled ones. Adam's first step of such
-    a weight is up to `(1 - b1) / sqrt(1 - b2)` learning rates long, 3.2 by default;
-    AcProp divides by the moments of the step before, which are 0: clip its updates.
+    The tree of the state is all that it needs, so it works for any optimizer, at any
+    depth of a chain, a partition, `MultiSteps`, `inject_hyperparams`, and under `jit`,
+    `vmap`, `scan` and `cond`. It reads and writes the moments of the named parameters:
+    call it where weights come back, not in every step. `moment_paths` lists the leaves
+    that it does not reset. Counters stay, too. So an optimizer that corrects the
+    start-up bias of its moments by a common count does not correct that of a new
+    weight: Adam's first step of such a weight is up to `(1 - b1) / sqrt(1 - b2)`
+    learning rates long, 3.2 by default. AcProp divides by the moments of the step
+    before, which are 0: clip its updates.
 
     Args:
       state: of the optimizer, as `init` or `update` returned it.
@@ -70,9 +71,9 @@ def reset_moments(
         concrete or traced.
 
     Returns:
-      The state with the same structure, shapes, dtypes and shardings. Leaves that hold
-      nothing of the named parameters are the very same objects, a pruning state inside
-      included.
+      The state with the same structure, shapes, dtypes and shardings. Leaves without
+      moments of the named parameters are the very same objects, also those of a pruning
+      state.
 
     Raises:
       TypeError: arrivals are not bool.
@@ -88,21 +89,23 @@ def reset_moments(
       >>> [round(float(m), 3) for m in state[0].mu["w"]]
       [0.0, 0.1]
     """
-    arrivals = _checked(params, arrivals)
-    if not arrivals:
+    checked = _checked(params, arrivals)
+    if not checked:
         return state
-    keyed, structure = leaves_by_path(state)
-    fresh = _same_leaves(keyed, leaves_by_path(init(params))[0])
-    leaves = []
-    for (name, leaf), path in zip(keyed, _places(state, params), strict=True):
-        if path in arrivals and jnp.shape(leaf) == arrivals[path].shape:
-            leaf = _reset(leaf, fresh[name], arrivals[path])
-        leaves.append(leaf)
-    return jax.tree_util.tree_unflatten(structure, leaves)
+    fresh = _same_leaves(leaves_by_path(state)[0], leaves_by_path(init(params))[0])
+    owners = Owners(state, _shapes(params))
+
+    def changed(path: str, leaf: Any) -> Any:
+        name = owners.whole(path)
+        if name not in checked or jnp.shape(leaf) != checked[name].shape:
+            return leaf
+        return _reset(leaf, fresh[path], checked[name])
+
+    return owners.replaced(changed)
 
 
 def moment_paths(state: Any, params: Any) -> MomentPaths:
-    """Tells what `reset_moments` can reset in the state of an optimizer, and what not.
+    """Lists what `reset_moments` resets in the state of an optimizer, and what not.
 
     Args:
       state: of the optimizer; shapes suffice (`jax.eval_shape(tx.init, params)`).
@@ -120,89 +123,40 @@ def moment_paths(state: Any, params: Any) -> MomentPaths:
       >>> moment_paths(optax.novograd(0.1).init(params), params).left
       ('0/nu/w',)
     """
-    shapes = {path: jnp.shape(leaf) for path, leaf in leaves_by_path(params)[0]}
+    shapes = _shapes(params)
+    owners = Owners(state, shapes)
     reset: dict[str, list[str]] = {path: [] for path in shapes}
     left = []
-    places = _places(state, params)
-    for (name, leaf), path in zip(leaves_by_path(state)[0], places, strict=True):
-        if path in shapes and jnp.shape(leaf) == shapes[path]:
-            reset[path].append(name)
-        elif path in shapes or (path is None and _may_remember(leaf)):
-            left.append(name)
+    for path, leaf in owners.leaves:
+        name = owners.whole(path)
+        if name is not None and jnp.shape(leaf) == shapes[name]:
+            reset[name].append(path)
+        elif name is not None or _is_numbers(leaf):
+            left.append(path)
     return MomentPaths({path: tuple(r) for path, r in reset.items()}, tuple(left))
 
 
-# Which leaf belongs to which parameter -------------------------------------------
-_PRUNING = object()
-
-
-def _places(state: Any, params: Any) -> list[Any]:
-    """For each leaf of a state, the path of the parameter it belongs to, or None.
-
-    Leaves of a pruning state get a mark of their own.
-
-    Only copies of the whole parameter tree count. By the end of a path alone, the
-    moments of `block/w` would also be those of `w`.
-    """
-    known = [path for path, _ in leaves_by_path(params)[0]]
-
-    def stop(node):
-        return isinstance(node, PruneState) or bool(_as_copy(node, known))
-
-    places: list[Any] = []
-    for node in jax.tree_util.tree_leaves(state, is_leaf=stop):
-        if isinstance(node, PruneState):
-            places += [_PRUNING] * len(jax.tree_util.tree_leaves(node))
-        else:
-            places += _as_copy(node, known) or [None]
-    return places
-
-
-def _as_copy(node: Any, known: list[str]) -> list[str]:
-    """Paths of the leaves of a copy of the parameters; empty if `node` is none.
-
-    A copy may have holes, as a partition makes them: empty containers where parameters
-    are left out.
-    """
-    filled = jax.tree_util.tree_map(
-        lambda part: _Hole() if _is_empty(part) else part, node, is_leaf=_is_empty
-    )
-    keyed, _ = leaves_by_path(filled)
-    paths = [path for path, leaf in keyed if not isinstance(leaf, _Hole)]
-    holes = [path for path, leaf in keyed if isinstance(leaf, _Hole)]
-    missing = set(known).difference(paths)
-    for hole in holes:
-        missing = {m for m in missing if m != hole and not m.startswith(f"{hole}/")}
-    return paths if set(paths) <= set(known) and not missing else []
-
-
-class _Hole:
-    """Stands where a copy of the parameters has nothing."""
-
-
-def _is_empty(part: Any) -> bool:
-    return not jax.tree_util.tree_leaves(part)
-
-
-# One leaf ------------------------------------------------------------------------
-def _reset(old: Any, new: Any, arrived: jax.Array) -> jax.Array:
+def _reset(old: ArrayLike, new: ArrayLike, arrived: jax.Array) -> jax.Array:
     old, new = jnp.asarray(old), jnp.asarray(new)
     if new.dtype != old.dtype:
         new = new.astype(old.dtype)
     return jnp.where(sharding.match(arrived, old), sharding.match(new, old), old)
 
 
-def _may_remember(leaf: Any) -> bool:
-    """Whether a leaf is an array of numbers: PRNG keys and counts are none."""
+def _is_numbers(leaf: Any) -> bool:
+    """Whether a leaf is an array of real numbers, and no key, count or other state."""
     dtype = getattr(leaf, "dtype", None)
     return (
-        jnp.ndim(leaf) > 0 and dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
+        dtype is not None and jnp.ndim(leaf) > 0 and jnp.issubdtype(dtype, jnp.inexact)
     )
 
 
-# Checks --------------------------------------------------------------------------
-def _checked(params: Any, arrivals: Mapping[str, Any]) -> dict[str, jax.Array]:
-    shapes = {path: jnp.shape(leaf) for path, leaf in leaves_by_path(params)[0]}
+def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
+    return {path: jnp.shape(leaf) for path, leaf in leaves_by_path(params)[0]}
+
+
+def _checked(params: Any, arrivals: Mapping[str, ArrayLike]) -> dict[str, jax.Array]:
+    shapes = _shapes(params)
     checked = {path: jnp.asarray(arrived) for path, arrived in arrivals.items()}
     for path, arrived in checked.items():
         if path not in shapes:
