@@ -1,19 +1,29 @@
 """Shrinking: from masks to smaller arrays that compute the same.
 
-`known` and `reading` say what units add to every sum, whatever the input is, `plan`
-which can go, `folds` moves constants into biases, `cut` takes arrays apart, `proof`
-compares the function on smaller parameters with what it was, `sizes` the plan with that
-for arguments of other lengths, and `api` is `bb.shrink`.
+api           `bb.shrink`
+model         the traced function with its parameters
+reading       finds every sum over units, and what each unit adds to it
+constants     values of units that are the same for every input
+removal       chooses the units to remove; adds their constants to biases
+cut           cuts arrays to the units that stay
+proof         compares the programs on the old and on the smaller parameters
+sizes         compares the removal with that for arguments of other sizes
+costs         operations, parameters and bytes of a function
+result        `Shrunk`, with the report
+states        cuts optimizer states along
+rounds        `bb.shrink_rounds`
+stacks        `bb.unstack`
+unitwise      scores and masks of whole units (`bb.unitwise`)
 """
 
 from bbjax.shrinking.api import shrink
-from bbjax.shrinking.result import Change, Report, Shrunk
+from bbjax.shrinking.result import Change, ShrinkReport, Shrunk
 from bbjax.shrinking.rounds import ShrinkRound, shrink_rounds
 from bbjax.shrinking.stacks import unstack
 
 __all__ = [
     "Change",
-    "Report",
+    "ShrinkReport",
     "ShrinkRound",
     "Shrunk",
     "shrink",

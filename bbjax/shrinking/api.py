@@ -1,11 +1,13 @@
 """`bb.shrink`: masks become smaller arrays.
 
-    read the function's axes (`axes`)  ->  decide which units go (`plan`)
-        ->  cut (`cut`)  ->  trace again and compare (`proof`)
-        ->  plan for other sizes of the arguments, and compare (`sizes`)
+    trace the function, and follow its axes          (`model`)
+        ->  choose the units to remove               (`removal`)
+        ->  cut the parameters                       (`cut`)
+        ->  trace again, and compare the programs    (`proof`)
+        ->  choose again at other sizes of the arguments, and compare (`sizes`)
 
-A group that a comparison finds cannot change size is refused, by name, and the rest is
-decided anew. What is left computes what the masked model does.
+If a comparison fails, the groups that make the difference keep their size, and the
+units of the others are chosen again. The result computes what the masked model does.
 """
 
 from __future__ import annotations
@@ -13,8 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -22,37 +23,36 @@ import jax.numpy as jnp
 import numpy as np
 
 from bbjax import adapters
-from bbjax.model.checks import check_by_path, check_values, on_host
+from bbjax.model.checks import Masks, check_by_path, check_values, on_host
 from bbjax.model.leaves import Leaves
 from bbjax.shrinking import costs, proof, sizes
-from bbjax.shrinking.cut import cut, cuts, shape_of
-from bbjax.shrinking.model import Model
-from bbjax.shrinking.plan import Bools, Plan, plan
-from bbjax.shrinking.result import Change, Report, Shrunk
-from bbjax.tracing.axes.scans import scans_of_groups
+from bbjax.shrinking.cut import Cut, cut, cuts, shape_of
+from bbjax.shrinking.model import Array, Kept, TracedModel
+from bbjax.shrinking.removal import Removal, choose
+from bbjax.shrinking.result import Change, ShrinkReport, Shrunk
 from bbjax.tracing.call import Prepared, call, prepare, traced
 from bbjax.tracing.trace import followed
 
 
 def shrink(
-    fn: Callable[..., Any], params: Any, masks: Mapping[str, Any], *example_args: Any
+    fn: Callable[..., Any], params: Any, masks: Masks, *example_args: Any
 ) -> Shrunk:
-    """Removes units that nobody hears or that hear nobody, for real.
+    """Removes units without incoming or outgoing edges, and makes the arrays smaller.
 
-    A unit goes if its masks leave it no outgoing edge, or no incoming one: what it then
-    says is a constant, which moves into the next bias. So do units that a unit-level
-    rule has cut, with all that belongs to them, and what was needed for these alone.
-    Groups of units whose number something else decides stay whole (`units.graph` and
-    `Shrunk.report` say why).
+    A unit is removed if its masks leave no outgoing edge, or no incoming one. Without
+    incoming edges the value of a unit is a constant, which is added to the next bias.
+    Units that a unit-level rule has cut are removed with all their parameters, and so
+    are units that only removed units used. Groups of units whose number is decided by
+    something else stay whole (`units.graph` and `Shrunk.report` have the reasons).
 
     Args:
       fn: function of `(params, *example_args)` as for `bb.trace`. Its shapes have to
         come from the parameters: it is traced again on the smaller ones.
-      params: tree of parameters or `nnx.Module`. What belongs to units, like running
-        statistics, has to be in it, too.
+      params: tree of parameters or `nnx.Module`. It has to contain everything with an
+        entry per unit, also running statistics.
       masks: by path, bool arrays of the parameters' shapes, True where kept, as
-        `bb.masks` and `bb.prune` give them.
-      *example_args: arrays or `jax.ShapeDtypeStruct`s; what `fn` takes by name is bound
+        `bb.masks` and `bb.prune` return them.
+      *example_args: arrays or `jax.ShapeDtypeStruct`s; bind keyword arguments of `fn`
         to it by `functools.partial`. Batches and sequences may have other lengths
         later.
 
@@ -62,7 +62,7 @@ def shrink(
       `cut` for other trees.
 
     Raises:
-      ValueError: a path that is no parameter's, or a mask of another shape.
+      ValueError: a path without a parameter, or a mask of another shape.
       TypeError: a mask that is not bool; parameters or masks without values.
 
     Example:
@@ -70,46 +70,42 @@ def shrink(
       >>> def net(params, x):
       ...     return jax.nn.relu(x @ params["up"]) @ params["down"]
       >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
-      >>> heard = jnp.arange(8)[:, None] < 5
-      >>> masks = {"down": jnp.broadcast_to(heard, (8, 2))}
+      >>> used = jnp.arange(8)[:, None] < 5
+      >>> masks = {"down": jnp.broadcast_to(used, (8, 2))}
       >>> small = bb.shrink(net, params, masks, jnp.ones((4, 3)))
       >>> small.params["up"].shape, small.widths["up"]
       ((3, 5), (8, 5))
     """
-    fn = _free(fn)
+    linen = adapters.loaded("linen")
+    fn = fn if linen is None else linen.resized(fn)  # takes sizes of the parameters
     masked, checked = _masked(params, masks)
     this = call(fn, masked, example_args, {})
     prepared = traced(this)
-    model = _model(prepared, masked, checked)
-    others: list[Model] | None = None
+    model = TracedModel.of(prepared, masked, checked)
+    others: list[TracedModel] | None = None
     refused: dict[int, str] = {}
-    bound: dict[int, str] = {}
+    varying: dict[int, str] = {}
     while True:
-        made = plan(model, refused, bound)
-        attempt = _Attempt(fn, masked, example_args, model, made)
-        wrong = attempt.wrong()
+        removal = choose(model, refused, varying)
+        attempt = _Attempt(fn, masked, example_args, model, removal)
+        wrong = attempt.to_refuse()
         refused |= wrong
         if wrong:
             continue
-        if others is None and made.kept:
-            found = sizes.elsewhere(this, model)
-            others = [_model(other, masked, checked) for other in found]
+        if others is None and removal.kept:
+            found = sizes.at_other_sizes(this, model)
+            others = [TracedModel.of(other, masked, checked) for other in found]
         for other in others or ():
-            wrong |= sizes.differing(model, made, other, refused, bound)
+            wrong |= sizes.differing(model, removal, other, refused, varying)
         if not wrong:
             return attempt.result(checked, prepared, refused)
-        refused |= {w: why for w, why in wrong.items() if w in bound}
-        bound |= wrong
+        # First only constants are kept out of biases; then the group keeps its size.
+        refused |= {group: why for group, why in wrong.items() if group in varying}
+        varying |= wrong
 
 
-def _free(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with linen's layers free to take the sizes of their parameters."""
-    linen = adapters.loaded("linen")
-    return fn if linen is None else linen.resized(fn)
-
-
-def _masked(params: Any, masks: Mapping[str, Any]) -> tuple[Any, dict[str, np.ndarray]]:
-    """Parameters with zeros where masks say so, and the masks, checked."""
+def _masked(params: Any, masks: Masks) -> tuple[Any, dict[str, np.ndarray]]:
+    """Parameters with zeros where masks are False, and the masks, checked."""
     leaves = Leaves.of(params)
     check_values(leaves.named(), "parameters")
     check_by_path(masks)
@@ -129,76 +125,45 @@ def _masked(params: Any, masks: Mapping[str, Any]) -> tuple[Any, dict[str, np.nd
     return leaves.tree(), checked
 
 
-def _model(prepared: Prepared, masked: Any, masks: Mapping[str, np.ndarray]) -> Model:
-    found = followed(prepared)
-    leaves = Leaves.of(masked)
-    number = {path: i for i, path in enumerate(prepared.paths)}
-    return Model(
-        found.program,
-        prepared.paths,
-        [leaves.at(path) for path in prepared.paths],
-        {number[path]: mask for path, mask in masks.items()},
-        {number[k.path]: k for k in found.units.kernels},
-        {w: found.units.graph[n] for w, n in found.numbers.items()},
-        scans_of_groups(found.program),
-    )
-
-
 @dataclasses.dataclass
 class _Attempt:
-    """One plan, carried out."""
+    """A removal, and the function on the parameters that it leaves."""
 
     fn: Callable[..., Any]
     masked: Any
     args: tuple[Any, ...]
-    model: Model
-    plan: Plan
+    model: TracedModel
+    removal: Removal
 
-    def wrong(self) -> dict[int, str]:
-        """Groups that must keep their size after all, with the reason."""
-        kept = self.plan.kept
-        found = self.differences(kept) if kept else []
-        if not found:
-            return {}
-        alike: dict[str, list[int]] = {}  # layer after layer mostly does the same
-        for whole in kept:
-            name = re.sub(r"\d+(?!\d*\])", "#", self.model.groups[whole].name)
-            alike.setdefault(name, []).append(whole)
-        blamed: dict[int, str] = {}
-        for wholes in alike.values():
-            blamed |= self.culprits(wholes)
-        return blamed or dict.fromkeys(kept, found[0])
+    def to_refuse(self) -> dict[int, str]:
+        """Groups that must keep their size, with the reason."""
+        names = {number: group.name for number, group in self.model.groups.items()}
+        return proof.to_refuse(self.removal.kept, names, self.differences)
 
-    def culprits(self, wholes: Sequence[int]) -> dict[int, str]:
-        """Groups that make a difference, each by itself or all in the same way."""
-        found = self.differences({w: self.plan.kept[w] for w in wholes})
-        if not found or len(wholes) == 1:
-            return {w: found[0] for w in wholes if found}
-        first = self.differences({wholes[0]: self.plan.kept[wholes[0]]})
-        if first and len(found) == len(first) * len(wholes):
-            return dict.fromkeys(wholes, first[0])
-        half = len(wholes) // 2
-        both = self.culprits(wholes[:half]) | self.culprits(wholes[half:])
-        return both or dict.fromkeys(wholes, found[0])
-
-    def differences(self, kept: Bools) -> list[str]:
-        """Where the function on smaller parameters is not what it should be."""
+    def differences(self, kept: Kept) -> list[str]:
+        """Differences of the function on smaller parameters from the old one."""
         small = self.smaller(kept, _shape_of_cut)
         try:
             again = prepare(self.fn, small, self.args, {})
-        except Exception as error:  # whatever the user's function raises is the reason
+        except Exception as error:  # any error of the user's function is the reason
             text = str(error).strip().split("\n", 1)[0]
             return [f"the function cannot take fewer: {type(error).__name__}: {text}"]
         return proof.compare(self.model.program, kept, again.jaxpr)
 
-    def smaller(self, kept: Bools, how: Callable[..., Any] = cut) -> Any:
-        """The parameters without the units that go."""
+    def smaller(
+        self, kept: Kept, how: Callable[[Array, tuple[Cut, ...]], Any] = cut
+    ) -> Any:
+        """The parameters without the removed units."""
         leaves = Leaves.of(self.masked)
-        for leaf, bias in self.plan.biases.items():
+        for leaf, bias in self.removal.biases.items():
             leaves.put_at(self.model.paths[leaf], bias)
         for path, mine in cuts(self.model, kept).items():
             leaves.put_at(path, how(leaves.at(path), mine))
-        return _resized(leaves.tree())
+        params = leaves.tree()
+        nnx = adapters.loaded("nnx")
+        if nnx is not None:
+            nnx.resize(params)
+        return params
 
     def result(
         self,
@@ -206,76 +171,58 @@ class _Attempt:
         prepared: Prepared,
         refused: Mapping[int, str],
     ) -> Shrunk:
-        """What the user gets."""
-        params, mine = self.smaller(self.plan.kept), cuts(self.model, self.plan.kept)
+        """The smaller parameters, and what was removed."""
+        model, kept = self.model, self.removal.kept
+        params, mine = self.smaller(kept), cuts(model, kept)
         after = prepare(self.fn, params, self.args, {}) if mine else prepared
         small = Leaves.of(params)
-        left = {p: cut(mask, mine.get(p, ())) for p, mask in masks.items()}
-        for leaf in self.plan.biases:  # what units said that left has to stay
-            path = self.model.paths[leaf]
+        left = {path: cut(mask, mine.get(path, ())) for path, mask in masks.items()}
+        for leaf in self.removal.biases:  # constants of removed units are kept
+            path = model.paths[leaf]
             if path in left:
                 left[path] = left[path] | (np.asarray(small.at(path)) != 0)
-        report = Report(
-            _both(_count, self.model.arrays, [small.at(p) for p in self.model.paths]),
-            _both(costs.flops, prepared.jaxpr, after.jaxpr),
-            _both(_bytes, self.model.arrays, [small.at(p) for p in self.model.paths]),
+        arrays = [small.at(path) for path in model.paths]
+        report = ShrinkReport(
+            (costs.count(model.arrays), costs.count(arrays)),
+            (costs.flops(prepared.jaxpr), costs.flops(after.jaxpr)),
+            (costs.bytes_of(model.arrays), costs.bytes_of(arrays)),
             tuple(self.changes(refused)),
             tuple(self.draws()),
         )
         units = followed(after).units
         widths = {
-            k.path: _both(math.prod, k.out_units, units[k.path].out_units)
-            for k in self.model.kernels.values()
+            k.path: (math.prod(k.out_units), math.prod(units[k.path].out_units))
+            for k in model.kernels.values()
         }
         shapes = {
-            p: tuple(jnp.shape(a))
-            for p, a in zip(self.model.paths, self.model.arrays, strict=True)
+            path: tuple(jnp.shape(array))
+            for path, array in zip(model.paths, model.arrays, strict=True)
         }
         return Shrunk(params, left, widths, report, units, mine, shapes, self.fn)
 
     def changes(self, refused: Mapping[int, str]) -> Iterable[Change]:
         """Groups that lost units or keep idle ones, in the graph's order."""
-        for whole, group in self.model.groups.items():
-            kept = self.plan.kept.get(whole)
-            idle, why = self.plan.stayed.get(whole, (0, ""))
+        for number, group in self.model.groups.items():
+            kept = self.removal.kept.get(number)
+            idle, why = self.removal.idle.get(number, (0, ""))
             if kept is None and not idle:
                 continue
             after = group.size
             if kept is not None:
                 after = int(kept.reshape(-1, group.size)[0].sum())
-            yield Change(group.name, group.size, after, idle, refused.get(whole, why))
+            yield Change(group.name, group.size, after, idle, refused.get(number, why))
 
     def draws(self) -> Iterable[str]:
-        """Groups that got smaller, with random numbers for each unit."""
+        """Smaller groups with random numbers for each unit."""
         extents = self.model.program.extents
-        drawn = {w for d in self.model.program.drawn for w in extents.wholes(d)}
-        for whole, group in self.model.groups.items():
-            if whole in self.plan.kept and whole in drawn:
+        drawn = {g for d in self.model.program.drawn for g in extents.wholes(d)}
+        for number, group in self.model.groups.items():
+            if number in self.removal.kept and number in drawn:
                 yield group.name
 
 
-def _shape_of_cut(array: Any, mine: tuple[Any, ...]) -> Any:
-    """A parameter cut, without its values."""
+def _shape_of_cut(array: Array, mine: tuple[Cut, ...]) -> jax.ShapeDtypeStruct:
+    """The type of a parameter after a cut."""
     whole = jax.ShapeDtypeStruct(jnp.shape(array), array.dtype)
     shape = jax.eval_shape(functools.partial(cut, mine=mine), whole).shape
     return shape_of(array, shape)
-
-
-def _resized(params: Any) -> Any:
-    """Parameters, with NNX modules that know their new sizes."""
-    nnx = adapters.loaded("nnx")
-    if nnx is not None:
-        nnx.resize(params)
-    return params
-
-
-def _both(measure: Callable[[Any], int], before: Any, after: Any) -> tuple[int, int]:
-    return measure(before), measure(after)
-
-
-def _count(arrays: Iterable[Any]) -> int:
-    return sum(math.prod(jnp.shape(a)) for a in arrays)
-
-
-def _bytes(arrays: Iterable[Any]) -> int:
-    return sum(math.prod(jnp.shape(a)) * a.dtype.itemsize for a in arrays)

@@ -1,17 +1,29 @@
-"""What a function costs: floating point operations of its products, bytes of weights.
+"""Costs of a function: operations of its products, parameters, bytes of parameters.
 
 dot_general           2 * batch * rows * columns * contracted
 conv_general_dilated  2 * outputs * window * inputs per group
-scan                  length times its body;   cond: the dearest branch
-while                 one round: nobody knows how many there will be
+scan                  length times its body;   cond: the branch with the most
+while                 one round: the number of rounds is not in the program
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
+from bbjax.shrinking.model import Array
 from bbjax.tracing import jaxprs
+
+
+def count(arrays: Iterable[Array]) -> int:
+    """Number of entries in all arrays."""
+    return sum(math.prod(array.shape) for array in arrays)
+
+
+def bytes_of(arrays: Iterable[Array]) -> int:
+    """Bytes of all arrays."""
+    return sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays)
 
 
 def flops(jaxpr: Any) -> int:

@@ -1,60 +1,61 @@
-"""Cuts arrays to what is kept.
+"""Cuts arrays to the entries of the units that stay.
 
-Arrays of the shape of a parameter are cut as it is: parameters, masks, gradients,
-moments. Layers of a stack that keep units of their own are cut one by one, each to as
-many.
+Arrays of the shape of a parameter (masks, gradients, moments) are cut as the parameter
+is. Layers of a stack may keep different units; they are cut one by one, to the same
+size.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bbjax.shrinking.model import Model
-from bbjax.shrinking.plan import axis_kept
+from bbjax.model.groups import on_axes
+from bbjax.shrinking.model import Array, Kept, TracedModel
 
-# Along one axis of a parameter: its stack axes, and per layer which entries stay.
+# An axis of a parameter, the axes of its layers, and per layer the indices that stay.
 Cut = tuple[int, tuple[int, ...], np.ndarray]
 Cuts = dict[str, tuple[Cut, ...]]
+A = TypeVar("A", np.ndarray, jax.Array)
+Shapes = Mapping[str, tuple[int, ...]]
 
 
-def cuts(model: Model, kept: Mapping[int, np.ndarray]) -> Cuts:
+def cuts(model: TracedModel, kept: Kept) -> Cuts:
     """Cuts of every parameter that gets smaller, by path."""
     found: Cuts = {}
     for leaf, path in enumerate(model.paths):
         for axis in range(len(model.program.leaves[leaf])):
-            mine = axis_kept(model, leaf, axis, kept)
+            mine = model.kept_along(leaf, axis, kept)
             if mine is not None:
-                at, keep = mine
+                layers, keep = mine
                 indices = np.nonzero(keep)[-1].reshape(*keep.shape[:-1], -1)
-                found[path] = (*found.get(path, ()), (axis, at, indices))
+                found[path] = (*found.get(path, ()), (axis, layers, indices))
     return found
 
 
-def cut(array: Any, mine: tuple[Cut, ...]) -> Any:
+def cut(array: A, mine: tuple[Cut, ...]) -> A:
     """An array of a parameter's shape, cut as the parameter is.
 
-    Concrete arrays are cut on the host, which compiles nothing for new shapes, and go
-    back to their devices. Weakly typed ones (`jnp.full(n, 0.1)`) stay so.
+    Concrete arrays are cut on the host, where new shapes need no compilation, and then
+    put on their devices again. Weak types (`jnp.full(n, 0.1)`) stay weak.
     """
-    on_host = isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
-    if not on_host or array.weak_type:  # numpy knows no weak types
-        for axis, at, indices in mine:
-            array = _along(array, axis, at, indices)
+    traced = isinstance(array, jax.core.Tracer)
+    if not isinstance(array, jax.Array) or traced or array.weak_type:
+        for axis, layers, indices in mine:  # numpy has no weak types
+            array = _along(array, axis, layers, indices)
         return array
     found = cut(np.asarray(array), mine)
     sharding = resharded(array, found.shape)
     return jax.device_put(found, sharding or next(iter(array.devices())))
 
 
-def resharded(array: Any, shape: tuple[int, ...]) -> NamedSharding | None:
-    """The sharding of an array, for another shape: axes that still divide keep it."""
+def resharded(array: Array, shape: tuple[int, ...]) -> NamedSharding | None:
+    """The sharding of an array for another shape, on axes that it still divides."""
     sharding = getattr(array, "sharding", None)
     if not isinstance(sharding, NamedSharding):
         return None
@@ -67,8 +68,8 @@ def resharded(array: Any, shape: tuple[int, ...]) -> NamedSharding | None:
     return NamedSharding(sharding.mesh, PartitionSpec(*kept))
 
 
-def shape_of(array: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    """What an array would be with another shape, without its values."""
+def shape_of(array: Array, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """The type of an array with another shape."""
     return jax.ShapeDtypeStruct(
         shape,
         array.dtype,
@@ -77,12 +78,9 @@ def shape_of(array: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
     )
 
 
-def _along(array: Any, axis: int, at: tuple[int, ...], indices: np.ndarray) -> Any:
-    xp: Any = jnp if isinstance(array, jax.Array) else np
-    if not at:
+def _along(array: A, axis: int, layers: tuple[int, ...], indices: np.ndarray) -> A:
+    xp = array.__array_namespace__()
+    if not layers:
         return xp.take(array, indices, axis=axis)
-    lead = len(at)
-    moved = xp.moveaxis(array, (*at, axis), range(lead + 1))
-    spread = indices.reshape(*indices.shape, *[1] * (moved.ndim - lead - 1))
-    taken = xp.take_along_axis(moved, spread, axis=lead)
-    return xp.moveaxis(taken, range(lead + 1), (*at, axis))
+    spread = on_axes(indices, (*layers, axis), array.ndim)
+    return xp.take_along_axis(array, spread, axis=axis)

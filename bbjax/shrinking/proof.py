@@ -1,26 +1,28 @@
-"""Compares a function on smaller parameters with what it was: same steps, same numbers.
+"""Compares the programs of a function on the old and on smaller parameters.
 
-Sizes are not all that a function takes from its parameters' shapes: a mean divides by
-their number, attention by the root of it. So the function is traced again on the
-smaller shapes and the two programs are read side by side: same operations with the same
-settings and constants, and every array of the size that its kept units give. What
-differs names the groups that must keep their size.
+A function may use the shapes of its parameters for more than sizes: a mean divides by
+the number of units, attention by its root. So the function is traced again on the
+smaller shapes, and the two programs are compared step by step: the same operations,
+settings and constants, and every array of the size of its kept units. Groups that make
+a difference must keep their size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bbjax.shrinking.model import Kept
 from bbjax.tracing import jaxprs
-from bbjax.tracing.axes.extents import Dims
+from bbjax.tracing.axes.extents import Dim, Dims
 from bbjax.tracing.axes.program import Frame, Program
 
-# Settings that say sizes, which results say as well, or that are functions.
+# Settings that hold sizes, which the results have as well, or functions.
 _SIZES = frozenset(
     "shape new_sizes sizes limit_indices start_indices slice_sizes sharding "
     "out_sharding feature_group_count name jaxpr call_jaxpr branches cond_jaxpr "
@@ -30,17 +32,59 @@ _SIZES = frozenset(
 )
 
 
-def compare(program: Program, kept: Mapping[int, np.ndarray], small: Any) -> list[str]:
-    """Where a program on smaller parameters parts from what it should be.
+def to_refuse(
+    kept: Kept,
+    names: Mapping[int, str],
+    differences: Callable[[Kept], Sequence[str]],
+) -> dict[int, str]:
+    """Finds the groups that must keep their size, with the reason.
 
     Args:
-      program: on the parameters as they were.
-      kept: by group that loses units, which stay.
+      kept: by group that gets smaller, which units stay.
+      names: by group. Layers of one kind have names that differ in a number, and mostly
+        make the same differences: their groups are tried together.
+      differences: between the programs if only these groups get smaller.
+    """
+    found = differences(kept) if kept else []
+    if not found:
+        return {}
+    alike: dict[str, list[int]] = {}
+    for group in kept:
+        name = re.sub(r"\d+(?!\d*\])", "#", names[group])
+        alike.setdefault(name, []).append(group)
+    refused: dict[int, str] = {}
+    for groups in alike.values():
+        refused |= _culprits(groups, kept, differences)
+    return refused or dict.fromkeys(kept, found[0])
+
+
+def _culprits(
+    groups: Sequence[int], kept: Kept, differences: Callable[[Kept], Sequence[str]]
+) -> dict[int, str]:
+    """Groups that make a difference, each by itself or all in the same way."""
+    found = differences({group: kept[group] for group in groups})
+    if not found or len(groups) == 1:
+        return {group: found[0] for group in groups if found}
+    first = differences({groups[0]: kept[groups[0]]})
+    if first and len(found) == len(first) * len(groups):
+        return dict.fromkeys(groups, first[0])
+    half = len(groups) // 2
+    both = _culprits(groups[:half], kept, differences)
+    both |= _culprits(groups[half:], kept, differences)
+    return both or dict.fromkeys(groups, found[0])
+
+
+def compare(program: Program, kept: Kept, small: Any) -> list[str]:
+    """Compares a program with that on smaller parameters.
+
+    Args:
+      program: on the old parameters.
+      kept: by group that gets smaller, which units stay.
       small: closed jaxpr of the same function on the smaller parameters.
 
     Returns:
-      What differs, place by place, up to where the two take different steps; empty if
-      they are the same.
+      The differences, in order, up to the first different step; empty if there are
+      none.
     """
     comparison = _Comparison(program, kept)
     comparison.body(program.top, *jaxprs.opened(small))
@@ -48,12 +92,12 @@ def compare(program: Program, kept: Mapping[int, np.ndarray], small: Any) -> lis
 
 
 class _Comparison:
-    def __init__(self, program: Program, kept: Mapping[int, np.ndarray]):
+    def __init__(self, program: Program, kept: Kept):
         self.extents, self.kept = program.extents, kept
         self.found: list[str] = []
 
     def body(self, frame: Frame, small: Any, consts: tuple[Any, ...]) -> bool:
-        """Two occurrences of a jaxpr; whether they take the same steps."""
+        """Compares two jaxprs; whether they take the same steps."""
         for one, two in zip(frame.consts, consts, strict=False):
             if np.shape(one) != np.shape(two) or not _equal(one, two):
                 self.found.append("a constant of the function changes with it")
@@ -73,7 +117,7 @@ class _Comparison:
         return same
 
     def equation(self, frame, old, new, index, env) -> bool:
-        """Two equations; whether they are the same step."""
+        """Compares two equations; whether they are the same step."""
         name = old.primitive.name
         if new.primitive.name != name:
             why = f"the function does {new.primitive.name} where it did {name}"
@@ -85,7 +129,7 @@ class _Comparison:
             return False
         for one, two in zip(old.invars, new.invars, strict=True):
             if jaxprs.is_literal(one) and not _equal(one.val, two.val):
-                was, now = _said(one), _said(two)
+                was, now = _text(one), _text(two)
                 self.found.append(f"{name} takes the number {now} where it took {was}")
         for key in old.params:
             if key not in _SIZES and not _equal(old.params[key], new.params.get(key)):
@@ -99,7 +143,7 @@ class _Comparison:
         return True
 
     def sizes(self, frame, old, new) -> None:
-        """Shapes of the results of two equations."""
+        """Compares the shapes of the results of two equations."""
         for one, two in zip(old.outvars, new.outvars, strict=True):
             expected = self.shape(frame.dims[one])
             if expected != tuple(getattr(two.aval, "shape", ())):
@@ -110,7 +154,7 @@ class _Comparison:
                 self.found.append(why)
 
     def starts(self, frame, old, new) -> None:
-        """A slice has to begin at the entry that it began at."""
+        """Compares the first entries of two slices."""
         dims = frame.dims[old.invars[0]]
         begins = zip(
             dims, old.params["start_indices"], new.params["start_indices"], strict=True
@@ -120,17 +164,17 @@ class _Comparison:
                 self.found.append("slice begins at another unit")
 
     def shape(self, dims: Dims) -> tuple[int, ...]:
-        """Sizes of what is kept."""
+        """Sizes of an array after the removal."""
         return tuple(int(self.select(d).sum()) for d in dims)
 
-    def select(self, dim: Any) -> np.ndarray:
-        """Which entries are kept, in one layer: all have as many."""
+    def select(self, dim: Dim) -> np.ndarray:
+        """Which entries are kept, in one layer: all layers have as many."""
         found = self.extents.select(dim, self.kept)
         return found[(0,) * (found.ndim - 1)]
 
 
 def _wired(old: Sequence[Any], new: Sequence[Any], env: Mapping[Any, Any]) -> bool:
-    """Whether operands are those that they were."""
+    """Whether two steps have the same operands."""
     return len(old) == len(new) and all(
         jaxprs.is_literal(two) if jaxprs.is_literal(one) else env.get(one) is two
         for one, two in zip(old, new, strict=True)
@@ -143,7 +187,7 @@ def _frames(frame: Frame, index: int) -> list[Frame]:
 
 
 def _bodies(eqn: Any) -> list[tuple[Any, tuple[Any, ...]]]:
-    """Bodies in the order in which a frame has them."""
+    """Bodies of an equation, in the order of those of a frame."""
     if eqn.primitive.name == "cond":
         return [jaxprs.opened(b) for b in eqn.params["branches"]]
     if eqn.primitive.name == "while":
@@ -154,12 +198,12 @@ def _bodies(eqn: Any) -> list[tuple[Any, tuple[Any, ...]]]:
     return []
 
 
-def _said(literal: Any) -> str:
+def _text(literal: Any) -> str:
     return f"{np.asarray(literal.val).item():.6g}"
 
 
 def _equal(one: Any, two: Any) -> bool:
-    """Whether two settings are the same; functions are taken to be."""
+    """Whether two settings are the same; functions are not compared."""
     if one is two or callable(one):
         return True
     if jaxprs.is_jaxpr(one):
@@ -173,6 +217,6 @@ def _equal(one: Any, two: Any) -> bool:
 
 
 def _alike(one: np.ndarray, two: np.ndarray) -> bool:
-    """Whether two arrays are the same, NaN being NaN."""
+    """Whether two arrays are the same, with NaN equal to NaN."""
     same = one.shape == two.shape
     return same and bool(np.all((one == two) | ((one != one) & (two != two))))

@@ -1,7 +1,7 @@
-"""What shrinking gives: smaller parameters, what they lost, and the same for others.
+"""The result of shrinking: smaller parameters, and a report of what was removed.
 
-`Shrunk.cut` cuts any tree of the old parameters' structure along with them: gradients,
-moments, averaged weights.
+`Shrunk.cut` cuts any other tree of the old parameters' structure in the same way:
+gradients, moments, averaged weights.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from bbjax.model.leaves import Leaves
 from bbjax.model.units import Units
-from bbjax.shrinking.cut import Cuts, cut
+from bbjax.shrinking.cut import Cuts, Shapes, cut
 from bbjax.shrinking.states import cut_state
 
 
@@ -24,8 +25,8 @@ class Change(NamedTuple):
     Attributes:
       group: an axis that makes or carries the units, as in `units.graph`.
       before: number of units.
-      after: number that is left.
-      idle: units that do nothing and stay.
+      after: number of units left.
+      idle: units without effect that stay.
       why: why they stay.
     """
 
@@ -37,14 +38,14 @@ class Change(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class ShrinkReport:
     """What was removed, and what that saves.
 
     Attributes:
       params: number of parameters before and after.
       flops: floating point operations of products in one call, before and after.
       bytes: of the parameters, before and after.
-      changes: groups that lost units, or keep some that do nothing.
+      changes: groups that lost units, or keep some without effect.
       draws: groups that lost units and for which the function draws random numbers
         (dropout): it draws fewer now, and so others.
     """
@@ -67,8 +68,8 @@ class Report:
         ]
         if not self.changes:
             lines.append(
-                "nothing got smaller: no unit that can go is without edges to it or "
-                "from it (print(units.graph) says which can go); "
+                "nothing got smaller: every removable unit has edges, in and out "
+                "(print(units.graph) lists the groups that can shrink); "
                 "bb.unitwise.cut makes masks of whole units"
             )
         for change in self.changes:
@@ -89,34 +90,34 @@ class Shrunk:
     """A smaller model.
 
     Attributes:
-      params: the parameters, of the tree's kind that was given.
+      params: the parameters, a tree of the given kind.
       masks: by path, bool arrays of the new shapes: what stays pruned.
       widths: by path of kernel, its output units before and after.
       report: what was removed, and what that saves.
       units: the trace of the smaller model.
       cuts: by path, how parameters were cut.
       shapes: by path, the shapes that parameters had.
-      fn: the function, for these parameters.
+      fn: the function for these parameters.
     """
 
     params: Any = dataclasses.field(repr=False)
-    masks: dict[str, Any] = dataclasses.field(repr=False)
+    masks: dict[str, np.ndarray] = dataclasses.field(repr=False)
     widths: dict[str, tuple[int, int]]
-    report: Report
+    report: ShrinkReport
     units: Units = dataclasses.field(repr=False)
     cuts: Cuts = dataclasses.field(repr=False)
-    shapes: dict[str, tuple[int, ...]] = dataclasses.field(repr=False)
+    shapes: Shapes = dataclasses.field(repr=False)
     fn: Callable[..., Any] = dataclasses.field(repr=False)
 
     def cut(self, tree: Any) -> Any:
-        """A tree of the old parameters' structure and shapes, cut as they are.
+        """A tree of the old parameters' structure and shapes, cut as they were.
 
         Args:
           tree: gradients, moments, averages.
 
         Raises:
-          ValueError: the tree has not the paths or the shapes of the parameters that
-            were cut.
+          ValueError: the tree does not have the paths or shapes of the parameters
+            that were cut.
 
         Example:
           >>> import bbjax as bb, jax, jax.numpy as jnp
@@ -146,9 +147,9 @@ class Shrunk:
         return leaves.tree()
 
     def cut_state(self, opt_state: Any) -> Any:
-        """An optimizer state for the smaller parameters: training goes on.
+        """An optimizer state for the smaller parameters, to continue training.
 
-        Moments are cut as their parameters are, whatever the optimizer. A state of
+        Moments of any optimizer are cut as their parameters are. A state of
         `bb.transform` keeps its masks, averages and dormant weights; make the transform
         anew from `units` of the smaller model, with the same kernels selected.
 
@@ -158,7 +159,7 @@ class Shrunk:
 
         Raises:
           ValueError: a state without copies of the parameters, or with sums over them;
-            a pruning state that averages more than one number per unit.
+            a pruning state with averages of more than one number per unit.
           TypeError: an optimizer in place of its state.
 
         Example:

@@ -1,22 +1,23 @@
-"""Shrinks and trains in turn, for as long as it is good enough.
+"""Shrinks and trains in turn, as long as the score is high enough.
 
-    masks = choose(params, units)      which units go, by any rule
+    masks = choose(params, units)      units to remove, by any rule
     small = shrink(fn, params, masks)
-    params = train(small)              fine-tune what is left
-    score(params) < least              the round before is the last one
+    params = train(small)              fine-tunes the smaller model
+    score(params) < least              the round before was the last one
 
-A third of the units at once does more harm than a tenth, three times, with training
-between. Reference: the loop is the usual one of structured pruning (Li et al., Pruning
-Filters for Efficient ConvNets, 2017).
+Removing a tenth of the units three times, with training between, does less harm than
+removing a third at once. Reference: the loop is the usual one of structured pruning (Li
+et al., Pruning Filters for Efficient ConvNets, 2017).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from bbjax.model.checks import Masks
 from bbjax.model.leaves import Leaves
 from bbjax.model.units import Units
 from bbjax.oneshot.rounds import rounds
@@ -30,8 +31,8 @@ class ShrinkRound(NamedTuple):
     Attributes:
       number: of the round, from 1.
       params: after training.
-      small: what shrinking gave; its `params` are those before training.
-      score: what the caller's scorer says of `params`; None without one.
+      small: the result of `bb.shrink`; its `params` are those before training.
+      score: of `params`; None without a function for it.
     """
 
     number: int
@@ -43,35 +44,35 @@ class ShrinkRound(NamedTuple):
 def shrink_rounds(
     fn: Callable[..., Any],
     params: Any,
-    choose: Callable[[Any, Units], Mapping[str, Any]],
+    choose: Callable[[Any, Units], Masks],
     train: Callable[[Shrunk], Any],
     *example_args: Any,
     iterations: int,
     score: Callable[[Any], float] | None = None,
     least: float | None = None,
 ) -> Iterator[ShrinkRound]:
-    """Shrinks and trains in turn, one round at a time; stop when it is enough.
+    """Shrinks and trains in turn, one round at a time; stop when it is small enough.
 
     Args:
       fn: as for `bb.shrink`.
       params: trained parameters.
       choose: from parameters and their trace to masks, e.g. with `bb.unitwise.cut`.
-      train: from the smaller model to trained parameters of its shapes. Masks that stay
-        (`small.masks`) hold with `bb.hold`.
+      train: from the smaller model to trained parameters of its shapes. `bb.hold` keeps
+        what is pruned (`small.masks`) at 0.
       *example_args: as for `bb.shrink`.
-      iterations: most rounds, at least 1.
+      iterations: the largest number of rounds, at least 1.
       score: of trained parameters, e.g. accuracy on a held-out split.
-      least: lowest score that is good enough. The first round below it is not given,
-        and the last one; a score that is NaN is below any.
+      least: lowest score that is good enough. The first round with a lower score, or
+        with NaN, ends the iteration and is not returned.
 
     Returns:
-      An iterator; each `ShrinkRound` is made when it is asked for. It ends early where
-      nothing gets smaller any more.
+      An iterator that makes one `ShrinkRound` at a time. It ends early if nothing gets
+      smaller.
 
     Raises:
       TypeError: `iterations` is no int; a score is no number.
-      ValueError: less than 1; `least` without `score`; `train` returned something else
-        than parameters of the smaller model's shapes.
+      ValueError: `iterations` below 1; `least` without `score`; `train` returned
+        something else than parameters of the smaller model's shapes.
 
     Example:
       >>> import bbjax as bb, jax, jax.numpy as jnp
@@ -112,7 +113,7 @@ def shrink_rounds(
 
 
 def _checked(trained: Any, small: Shrunk) -> Any:
-    """Trained parameters, refused if they are not those of the smaller model."""
+    """Trained parameters, if they have the shapes of the smaller model."""
     shapes, expected = (
         {path: jnp.shape(leaf) for path, leaf in Leaves.of(tree).named().items()}
         for tree in (trained, small.params)

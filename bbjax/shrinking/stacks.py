@@ -1,8 +1,8 @@
-"""Layers of a scan, one by one.
+"""Turns the stacked layers of a scan into a list of layers.
 
-A scan gives all layers one shape, so `bb.shrink` takes as many units from every layer
-as the one that can lose fewest, each its own: what is left over does nothing. A loop
-over layers has no such limit. `unstack` takes a stack apart for it:
+A scan gives all layers one shape. So `bb.shrink` removes as many units from every layer
+as from the layer that can lose fewest; the other layers keep units without effect. A
+loop over layers has no such limit. `unstack` makes the list of layers for it:
 
     {"layers": {"up": (3, 8, 32)}}   ->   {"layers": [{"up": (8, 32)}, ... three times]}
 """
@@ -15,14 +15,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from bbjax.model.checks import check_by_path
+from bbjax.model.checks import Masks, check_by_path
 
 
 def unstack(
-    params: Any, masks: Mapping[str, Any], path: str, axis: int = 0
-) -> tuple[Any, dict[str, Any]]:
-    """Parameters and masks with a stack of layers as a list of layers.
+    params: Any, masks: Masks, path: str, axis: int = 0
+) -> tuple[Any, dict[str, ArrayLike]]:
+    """Parameters and masks with a list of layers in place of a stack of layers.
 
     Args:
       params: nested dicts.
@@ -31,13 +32,13 @@ def unstack(
       axis: of the layers.
 
     Returns:
-      The parameters with a list of dicts at `path`, and the masks, those of the stack
-      by path and number of the layer.
+      The parameters with a list of dicts at `path`, and the masks. The path of a mask
+      of the stack now has the number of the layer after `path`.
 
     Raises:
       ValueError: nothing at the path, or arrays or masks with different numbers of
         layers.
-      TypeError: masks that are none.
+      TypeError: masks that are not by path.
 
     Example:
       >>> params = {"layers": {"up": jnp.ones((2, 3, 4))}}
@@ -71,7 +72,7 @@ def unstack(
         )
     count = counts.pop()
     layers = [_layer(outer, i, axis) for i in range(count)]
-    found: dict[str, Any] = {}
+    found: dict[str, ArrayLike] = {}
     for name, mask in masks.items():
         if not name.startswith(f"{path}/"):
             found[name] = mask

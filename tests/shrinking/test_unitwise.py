@@ -166,7 +166,7 @@ def test_sizes_that_hardware_likes(units, density, multiple_of, stay):
         (
             {"down[1]": 8},
             ValueError,
-            r"multiples for groups that can shrink, got \['d",
+            r"multiples of groups that can shrink, got some of \['d",
         ),
     ],
 )

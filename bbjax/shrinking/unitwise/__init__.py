@@ -1,10 +1,10 @@
 """Whole units: scores for every unit of every group, and masks without the lowest.
 
-A group of `units.graph` is one set of units on many axes. Here a unit goes with all of
-it, so that `bb.shrink` makes the model smaller by exactly what was cut:
+A group of `units.graph` is one set of units on many axes. Here a unit is cut on all of
+them, so that `bb.shrink` removes exactly the units that were cut:
 
     scores = bb.unitwise.group_magnitude(units, params)     one array per group
-    masks  = bb.unitwise.cut(units, scores, density=0.5)    half of every group goes
+    masks  = bb.unitwise.cut(units, scores, density=0.5)    cuts half of every group
     small  = bb.shrink(fn, params, masks, *args)
 
 Scores are float64 numpy arrays of shape `layers + (units,)` by the name of the group,

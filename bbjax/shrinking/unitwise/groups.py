@@ -1,4 +1,4 @@
-"""The groups that can shrink, and what arrays say of their units."""
+"""The groups that can shrink, and sums of arrays over what belongs to a unit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bbjax.model.units import Units
 
 
 def free_groups(units: Units) -> dict[str, Group]:
-    """The groups that can shrink, by name; a name that comes twice gets a number.
+    """The groups that can shrink, by name; a repeated name gets a number.
 
     Example:
       >>> import bbjax as bb, jax, jax.numpy as jnp
@@ -36,7 +36,7 @@ def free_groups(units: Units) -> dict[str, Group]:
 
 
 def of_units(group: Group, member: Member, array: np.ndarray) -> np.ndarray:
-    """Sums of an array over all that is a unit's, `layers + (units,)`."""
+    """Sums of a parameter's entries for each unit, `layers + (units,)`."""
     lead = (*member.stack, member.axis)
     moved = np.moveaxis(array, lead, range(len(lead)))
     flat = moved.reshape(*moved.shape[: len(lead)], -1).sum(axis=-1)

@@ -1,8 +1,8 @@
-"""Scores: what every unit of a group is worth.
+"""Scores of the units of every group.
 
 References: group magnitude as in DepGraph (Fang et al., arXiv 2301.12900); activity as
-in Fine-Pruning (arXiv 2602.18507) and APoZ (arXiv 1607.03250); traffic is Budgeted
-Broadcast's (arXiv 2510.01263), for units that speak to all or to none.
+in Fine-Pruning (arXiv 2602.18507) and APoZ (arXiv 1607.03250); traffic is that of
+Budgeted Broadcast (arXiv 2510.01263), for units that keep all their edges or none.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from bbjax.model.checks import check_values, on_host
-from bbjax.model.groups import Group, Member
+from bbjax.model.checks import Masks, check_values, on_host
+from bbjax.model.groups import Group, Member, on_axes
 from bbjax.model.leaves import Leaves
 from bbjax.model.units import Units
 from bbjax.shrinking.unitwise.groups import free_groups, of_units
@@ -24,18 +24,18 @@ Scores = dict[str, np.ndarray]
 
 
 def group_magnitude(units: Units, params: Any) -> Scores:
-    """Mean square norm of all that belongs to a unit, wherever it is.
+    """Mean square norm of all parameters of a unit.
 
     For every parameter with an axis of the group, the squared norm of the unit's slice
-    over its mean in the group (so that large arrays do not outvote small ones); then
-    the mean of these. 1 is an average unit.
+    over the mean of these norms in the group, so that large and small arrays count the
+    same; then the mean over the parameters. An average unit has score 1.
 
     Args:
       units: from `bb.trace`.
       params: the parameters that were traced.
 
     Raises:
-      ValueError: a parameter that is not there, or has another shape.
+      ValueError: a parameter that is missing, or has another shape.
       TypeError: parameters without values (traced, or shapes).
 
     Example:
@@ -79,11 +79,11 @@ def activity(
     stats: Mapping[str, Any],
     statistic: Literal["mean_abs", "mean_square", "on_rate", "max_abs"] = "mean_abs",
 ) -> Scores:
-    """Activity of every unit, as measured behind the kernels that make it.
+    """Activity of every unit, as measured on the outputs of the kernels that make it.
 
-    Fine-Pruning removes units of the lowest `"mean_abs"`; with `"on_rate"` these are
-    the units with the highest share of zeros after a ReLU, as APoZ removes them. Where
-    several kernels make the units of a group, the largest activity counts.
+    Fine-Pruning removes the units with the lowest `"mean_abs"`. The units with the
+    lowest `"on_rate"` have the largest share of zeros after a ReLU; APoZ removes these.
+    If several kernels make the units of a group, the largest activity counts.
 
     Args:
       units: from `bb.trace`.
@@ -127,17 +127,18 @@ def activity(
 
 
 def traffic(
-    units: Units, stats: Mapping[str, Any], masks: Mapping[str, Any] | None = None
+    units: Units, stats: Mapping[str, Any], masks: Masks | None = None
 ) -> Scores:
-    """Budgeted Broadcast for whole units: minus the traffic `a * k`, so busy ones go.
+    """Budgeted Broadcast for whole units: minus the traffic `a * k`.
 
-    `k` counts the edges that listen to a unit, of all readers. A unit that is never on
-    has no traffic and nothing to say; its score is lowest.
+    The units with the most traffic have the lowest scores. `k` is the number of
+    outgoing edges of a unit, in all kernels that read it. A unit that is never on has
+    no traffic and no effect; its score is `-inf`.
 
     Args:
       units: from `bb.trace`.
       stats: from `bb.calibrate`, with `on_rate`.
-      masks: by path; edges that are cut already do not count.
+      masks: by path; edges that are already cut do not count.
 
     Raises:
       ValueError: a kernel without on-rates, or a mask of another shape.
@@ -177,13 +178,9 @@ def traffic(
 def _of_outputs(
     units: Units, group: Group, member: Member, values: np.ndarray
 ) -> np.ndarray:
-    """Mean over what a unit of a group is several outputs of (dimensions of a head)."""
+    """Mean over the outputs that one unit of a group has (dimensions of a head)."""
     kernel = units[member.path]
     axes = (*kernel.stack, *kernel.fan_out)
-    order = np.argsort(axes)
-    shape = [kernel.shape[a] for a in axes]
-    spread = np.transpose(values.astype(np.float64).reshape(shape), order)
-    others = [a for a in range(len(kernel.shape)) if a not in axes]
-    full = np.expand_dims(spread, others)
-    ones = np.ones_like(full)
-    return of_units(group, member, full) / of_units(group, member, ones)
+    each = values.astype(np.float64).reshape([kernel.shape[a] for a in axes])
+    full = on_axes(each, axes, len(kernel.shape))
+    return of_units(group, member, full) / of_units(group, member, np.ones_like(full))

@@ -1,0 +1,384 @@
+"""Values of units that are the same for every input.
+
+For a group of units on an axis of an array, `UnitValues` has one entry per unit:
+
+    known[j]     all entries of unit j are `value[j]`, for every input
+    lasting[j]   and training cannot change this: it follows from masks and from
+                 constants of the function alone
+
+A masked column is 0, and lasting. The value of a unit without incoming edges is
+`relu(bias[j])`: known, but not lasting. Zero times anything is known only if the zero
+is lasting. A scale that is 0 now, as in the last norm of a residual block, can learn.
+
+Operations: a move keeps what is known. A join keeps what is the same in all operands. A
+sum of equal entries is their value times their number. An operation entry by entry is
+computed where its operands are known. Nothing is known of other results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from bbjax.tracing import jaxprs
+from bbjax.tracing.axes.extents import Dims, Extents
+
+Bind = Callable[..., ArrayLike]
+Tag = tuple[str, int]
+
+
+class UnitValues(NamedTuple):
+    """What is known of the units of one group: arrays with one entry per unit."""
+
+    value: np.ndarray
+    known: np.ndarray
+    lasting: np.ndarray
+
+    def only(self, some: np.ndarray) -> UnitValues:
+        """What is known of some of the units alone."""
+        return UnitValues(self.value, self.known & some, self.lasting & some)
+
+    @property
+    def zero(self) -> np.ndarray:
+        """Units that are known to be 0."""
+        return self.known & (self.value == 0)
+
+    @property
+    def pruned(self) -> np.ndarray:
+        """Units that are 0, and that training cannot change."""
+        return self.zero & self.lasting
+
+
+class Parameter(NamedTuple):
+    """A parameter that was only moved or cast: its values, and its mask if it has one.
+
+    Values are computed only for parameters with one entry per unit.
+    """
+
+    value: Callable[[], np.ndarray]
+    mask: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What is known of one array.
+
+    Attributes:
+      by: values by group of units; groups that are on two axes are left out.
+      number: the value of all entries, if they are one constant of the function.
+      parameter: if the array is one.
+      tag: `("leaf", number)` if the array is that parameter, moved or broadcast;
+        `("sum", number)` if it is the result of that product.
+    """
+
+    by: dict[int, UnitValues] = dataclasses.field(default_factory=dict)
+    number: np.ndarray | None = None
+    parameter: Parameter | None = None
+    tag: Tag | None = None
+
+    def entries(self, group: int, size: int) -> UnitValues | None:
+        """What is known of the units of a group."""
+        if group in self.by:
+            return self.by[group]
+        if self.number is None:
+            return None
+        yes = np.ones(size, bool)
+        return UnitValues(np.broadcast_to(self.number, (size,)), yes, yes)
+
+
+NOTHING = Known()
+
+
+def single_axes(extents: Extents, dims: Dims) -> dict[int, int]:
+    """The axis of each group that is on one axis alone."""
+    axes: dict[int, list[int]] = {}
+    for axis, dim in enumerate(dims):
+        for group in extents.wholes(dim):
+            axes.setdefault(group, []).append(axis)
+    return {group: found[0] for group, found in axes.items() if len(found) == 1}
+
+
+def on_axis(
+    extents: Extents, known: Known, dims: Dims, axis: int, group: int
+) -> UnitValues | None:
+    """What is known of the units of a group on one axis of an array."""
+    if known.parameter is not None:
+        return _of_parameter(extents, known.parameter, dims, axis, group)
+    if single_axes(extents, dims).get(group) != axis:
+        return None
+    return known.entries(group, extents.size((group,)))
+
+
+def by_group(extents: Extents, known: Known, dims: Dims) -> Known:
+    """What is known of a parameter, by group, for operations other than moves."""
+    if known.parameter is None:
+        return known
+    found = {}
+    for group, axis in single_axes(extents, dims).items():
+        entries = _of_parameter(extents, known.parameter, dims, axis, group)
+        if entries is not None:
+            found[group] = entries
+    return Known(found)
+
+
+def _of_parameter(
+    extents: Extents, parameter: Parameter, dims: Dims, axis: int, group: int
+) -> UnitValues | None:
+    shape = tuple(map(extents.size, dims))
+    at = extents.positions(dims[axis], group)
+    mine = at >= 0
+    size = extents.size((group,))
+    one_each = int(np.prod(shape)) == size  # one entry per unit
+    if parameter.mask is None and not one_each:
+        return None
+    cut = np.zeros(size, bool)
+    if parameter.mask is not None:
+        others = tuple(i for i in range(len(shape)) if i != axis)
+        masked = np.asarray(~parameter.mask.any(axis=others))
+        cut[:] = True
+        np.logical_and.at(cut, at[mine], masked[mine])
+    if not one_each:
+        return UnitValues(np.zeros(size, np.float32), cut, cut) if cut.any() else None
+    value = np.asarray(parameter.value()).reshape(-1)
+    if np.iscomplexobj(value):
+        return UnitValues(np.zeros(size, value.dtype), cut, cut)
+    ordered = np.zeros(size, value.dtype)
+    ordered[at[mine]] = value[mine]
+    return UnitValues(np.where(cut, 0, ordered), np.ones(size, bool), cut)
+
+
+def join(one: Known, two: Known) -> Known:
+    """What is known of an array that is one of two."""
+    both = {}
+    for group in one.by.keys() | two.by.keys():
+        size = len((one.by.get(group) or two.by[group]).value)
+        found = common([k.entries(group, size) for k in (one, two)])
+        if found is not None:
+            both[group] = found
+    same = one.number is not None and two.number is not None
+    return Known(both, one.number if same and one.number == two.number else None)
+
+
+def common(entries: Sequence[UnitValues | None]) -> UnitValues | None:
+    """What is known of units with entries in several arrays; None if nothing."""
+    found = entries[0] if entries else None
+    for other in entries[1:]:
+        if found is None or other is None:
+            return None
+        both = found._replace(lasting=found.lasting & other.lasting)
+        found = both.only(other.known & (found.value == other.value))
+    return found if found is not None and found.known.any() else None
+
+
+# Entry by entry ------------------------------------------------------------------
+def elementwise(
+    name: str,
+    bind: Bind,
+    knowns: Sequence[Known],
+    groups: Mapping[int, int],
+    dtypes: Sequence[np.dtype],
+) -> Known:
+    """What is known of the result of an operation that acts entry by entry.
+
+    Args:
+      name: of the primitive.
+      bind: the operation, for arrays of one axis.
+      knowns: what is known of the operands.
+      groups: sizes of the groups on the axes of the result.
+      dtypes: of the operands, and of the result.
+    """
+    numbers = [k.number for k in knowns]
+    if all(n is not None for n in numbers):
+        return Known(number=np.asarray(bind(*(jnp.asarray(n) for n in numbers))))
+    found = {}
+    for group, size in groups.items():
+        entries = [
+            None if e is None else e._replace(value=np.asarray(e.value, dtype))
+            for e, dtype in zip(
+                (k.entries(group, size) for k in knowns), dtypes[:-1], strict=True
+            )
+        ]
+        result = _zeros(name, entries, size, dtypes[-1])
+        if all(e is not None for e in entries):
+            result = _computed(bind, [e for e in entries if e is not None], result)
+        if result.known.any():
+            found[group] = result
+    return Known(found)
+
+
+def _zeros(
+    name: str, entries: Sequence[UnitValues | None], size: int, dtype: np.dtype
+) -> UnitValues:
+    """Units that are 0, or the same, if only some operands are known."""
+    no = np.zeros(size, bool)
+    nothing = UnitValues(np.zeros(size, dtype), no, no)
+    pruned = [no if e is None else e.pruned for e in entries]
+    if name == "mul":
+        either = pruned[0] | pruned[1]
+        return UnitValues(nothing.value, either, either)
+    if name == "div":
+        return UnitValues(nothing.value, pruned[0], pruned[0])
+    if name == "select_n":
+        return common(entries[1:]) or nothing
+    return nothing
+
+
+def _computed(
+    bind: Bind, entries: Sequence[UnitValues], found: UnitValues
+) -> UnitValues:
+    """The result where all operands are known."""
+    known = np.logical_and.reduce([e.known for e in entries])
+    if any(np.iscomplexobj(e.value) for e in (found, *entries)):
+        return found  # only zeros are followed
+    if not (known & ~found.known).any():
+        return found
+    lasting = np.logical_and.reduce([e.lasting for e in entries])
+    value = np.asarray(bind(*(jnp.asarray(e.value) for e in entries)))
+    fine = known & ~np.isnan(np.asarray(value, np.float64))
+    return UnitValues(
+        np.where(found.known, found.value, value).astype(value.dtype),
+        found.known | fine,
+        found.lasting | (lasting & fine),
+    )
+
+
+# Other operations ----------------------------------------------------------------
+def _sizes(eqn: Any, axes: Sequence[int]) -> int:
+    return int(np.prod([eqn.invars[0].aval.shape[a] for a in axes]))
+
+
+def _window(eqn: Any) -> int:
+    """Entries in a window; 0 where windows at the border have fewer."""
+    padded = any(tuple(p) != (0, 0) for p in eqn.params["padding"])
+    padded |= any(d != 1 for d in eqn.params.get("base_dilation") or ())
+    return 0 if padded else int(np.prod(eqn.params["window_dimensions"]))
+
+
+# How many entries of one value are summed; 0 where it is not always as many.
+COUNTED: dict[str, Callable[[Any], int]] = {
+    "reduce_sum": lambda eqn: _sizes(eqn, eqn.params["axes"]),
+    "reduce_window_sum": _window,
+    "cumsum": lambda eqn: 0,
+}
+
+
+def times(known: Known, count: int) -> Known:
+    """A sum of equal entries."""
+    found = {}
+    for group, e in known.by.items():
+        value = np.where(e.zero, e.value, e.value * np.asarray(count, e.value.dtype))
+        found[group] = e._replace(value=value).only(e.known if count else e.zero)
+    return Known(found)
+
+
+def picked(eqn: Any, known: Known) -> Known:
+    """Entries picked by index; where there is none, NaN or a value to fill in."""
+    fill = eqn.params.get("fill_value")
+    if fill is None or np.isnan(np.asarray(fill, np.complex128)):
+        return known  # a row of NaN makes everything that reads it NaN
+    return Known({group: e.only(e.value == fill) for group, e in known.by.items()})
+
+
+def only(known: Known, groups: Collection[int], number: bool = False) -> Known:
+    """What is known of some groups, and, if asked for, the value of all entries."""
+    by = {g: e for g, e in known.by.items() if g in groups and e.known.any()}
+    return Known(by, known.number if number else None)
+
+
+def joined(extents, frame, eqn, ins, groups) -> Known:
+    """Entries of several operands; a unit may have entries in some of them alone."""
+    dims = [
+        extents.shape(np.shape(a.val)) if jaxprs.is_literal(a) else frame.dims[a]
+        for a in eqn.invars
+    ]
+    many = eqn.primitive.name in ("concatenate", "stack")
+    count = len(ins) if many else 2
+    operands = list(zip(ins, dims, strict=True))[:count]
+    found = {}
+    for group, size in groups.items():
+        holders = [k for k, d in operands if group in single_axes(extents, d)]
+        having = [k.entries(group, size) for k in holders]
+        if eqn.primitive.name == "pad" and _pads(eqn, extents, dims[0], group):
+            having.append(ins[1].entries(group, size))
+        entries = common(having)
+        if entries is not None:
+            found[group] = entries
+    return Known(found)
+
+
+def _pads(eqn: Any, extents: Extents, dims: Dims, group: int) -> bool:
+    """Whether padding adds entries to the units of a group."""
+    axis = single_axes(extents, dims).get(group)
+    config = eqn.params["padding_config"]
+    return any(tuple(c) != (0, 0, 0) for i, c in enumerate(config) if i != axis)
+
+
+def either(one: UnitValues | None, two: UnitValues) -> UnitValues:
+    """Zeros of one of two factors."""
+    if one is None:
+        return two
+    return UnitValues(one.value, one.known | two.known, one.lasting | two.lasting)
+
+
+def constant(value: ArrayLike) -> Known:
+    """What is known of a constant of the function: its value, if it is one number."""
+    if np.ndim(value) == 0 and jnp.issubdtype(jnp.result_type(value), jnp.number):
+        return Known(number=np.asarray(value))
+    return NOTHING
+
+
+def layer_of(known: Known, step: int | None) -> Known:
+    """What is known of one layer of a stacked operand."""
+    if known.parameter is None or step is None:
+        return NOTHING
+    value, mask = known.parameter
+    sliced = Parameter(lambda: value()[step], None if mask is None else mask[step])
+    return Known(parameter=sliced, tag=known.tag)
+
+
+def moved(eqn: Any, parameter: Parameter) -> Parameter:
+    """A parameter after a move or a cast."""
+    name, params = eqn.primitive.name, eqn.params
+    aval = eqn.outvars[0].aval
+
+    def move(array: np.ndarray) -> np.ndarray:
+        if name == "transpose":
+            return np.transpose(array, params["permutation"])
+        return np.reshape(array, aval.shape)
+
+    mask = None if parameter.mask is None else move(parameter.mask)
+    value = parameter.value
+    return Parameter(lambda: move(np.asarray(value())).astype(aval.dtype), mask)
+
+
+def binding(eqn: Any) -> Callable[..., Any]:
+    """The operation of an equation, for arrays of one axis."""
+    params = {k: None if k == "sharding" else v for k, v in eqn.params.items()}
+    return lambda *arrays: eqn.primitive.bind(*arrays, **params)
+
+
+def contracted(eqn: Any) -> list[tuple[int, int]]:
+    """Pairs of axes that a product sums over."""
+    numbers = eqn.params["dimension_numbers"]
+    if eqn.primitive.name == "dot_general":
+        return list(zip(*numbers[0], strict=True))
+    return [(numbers.lhs_spec[1], numbers.rhs_spec[1])]
+
+
+def why_no_bias(eqn: Any) -> str:
+    """Why the bias of the reading kernel cannot hold the sum of a constant unit."""
+    params = eqn.params
+    if eqn.primitive.name == "dot_general":
+        return ""
+    if params["feature_group_count"] > 1 or params["batch_group_count"] > 1:
+        return "the reading convolution is grouped"
+    if any(tuple(p) != (0, 0) for p in params["padding"]):
+        return "the reading convolution pads, so that they add less at the border"
+    if any(d != 1 for d in params["lhs_dilation"]):
+        return "the reading convolution is transposed"
+    return ""
