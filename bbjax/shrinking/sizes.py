@@ -49,18 +49,16 @@ def at_other_sizes(this: Call, model: TracedModel) -> Iterator[Prepared]:
         return _traced(this, {axis: 2 * size[axis] for axis in axes})
 
     free, shared = _tied(model)
-    numbered = [(2 + n, axis) for n, axes in enumerate(free) for axis in axes]
-    every = _traced(this, {axis: times * size[axis] for times, axis in numbered})
+    times = {axis: 2 + n for n, axes in enumerate(free) for axis in axes}
+    every = _traced(this, {axis: n * size[axis] for axis, n in times.items()})
     if every is not None:
         yield every
     for axes in shared if every is not None else free + shared:
-        shorter = {axis: (size[axis] + 1) // 2 for axis in axes}
-        changed = {axis: n for axis, n in shorter.items() if n != size[axis]}
-        found = longer(axes) or _traced(this, shorter if changed else {})
+        shorter = {axis: (size[axis] + 1) // 2 for axis in axes if size[axis] > 1}
+        found = longer(axes) or _traced(this, shorter)
         # Other axes may have to change as well: those as long (square images), or all.
-        others = [axis for _, axis in numbered]
-        alike = [axis for axis in others if size[axis] == size[axes[0]]]
-        found = found or longer([*axes, *alike]) or longer([*axes, *others])
+        alike = [axis for axis in times if size[axis] == size[axes[0]]]
+        found = found or longer([*axes, *alike]) or longer([*axes, *times])
         if found is not None:
             yield found
 
@@ -122,7 +120,7 @@ def differing(
       model: of the example arguments.
       removal: chosen for it.
       other: the model at other sizes.
-      refused: groups for which the removal was chosen.
+      refused: as given to `choose`.
       varying: likewise.
     """
     numbers = {_identity(group): number for number, group in other.groups.items()}

@@ -1,7 +1,8 @@
-"""Removing units: the rest computes what it did with those units silenced by hand."""
+"""Removing units: the rest computes what it did with these units set to 0 by hand."""
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,8 +33,8 @@ def choices(name, seed=0):
     return keep
 
 
-def silenced(name, keep):
-    """What the net computes with units silenced where they are read."""
+def zeroed(name, keep):
+    """What the net computes with units set to 0 where they are read."""
     net, _ = traced(name)
     gates = {g[0]: jnp.asarray(keep[g[0]], jnp.float32) for g in net.groups}
     spread = {p: v if v.ndim > 1 else v[None] for p, v in gates.items()}
@@ -42,18 +43,16 @@ def silenced(name, keep):
     return net.fn(net.params, net.x, spread)
 
 
-def assert_same(got, want, name=""):
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=name)
+assert_same = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_a_removed_unit_is_a_silent_unit(name):
+def test_a_removed_unit_is_a_unit_at_zero(name):
     net, units = traced(name)
     keep = choices(name)
     pruned, masks = graph.remove_units(net.params, units, keep)
     got = net.fn(pruned, net.x, {})
-    assert_same(got, silenced(name, keep))
+    assert_same(got, zeroed(name, keep))
     changed = (
         jax.tree.leaves(got)[0] - jax.tree.leaves(net.fn(net.params, net.x, {}))[0]
     )
@@ -120,7 +119,7 @@ def test_works_under_jit_with_a_traced_choice(name):
     assert_same(jitted(net.params, keep), graph.remove_units(net.params, units, keep))
 
 
-def test_units_of_a_stream_go_where_all_its_kernels_let_them_go():
+def test_a_unit_of_a_stream_is_removed_if_all_its_kernels_allow_it():
     net, units = traced("residual")
     keep = {p: np.ones(5, bool) for p in ("embed", "down0", "down1")}
     keep["embed"][:3], keep["down0"][1:4], keep["down1"][1:] = False, False, False
@@ -135,7 +134,7 @@ def test_the_side_of_the_producer_alone():
     keep = np.array([True, False, True, True, False, True])
     pruned, masks = graph.remove_units(net.params, units, {"up": keep}, consumers=False)
     assert set(masks) == {"up", "bias"}
-    assert_same(net.fn(pruned, net.x, {}), silenced("mlp", {"up": keep}))
+    assert_same(net.fn(pruned, net.x, {}), zeroed("mlp", {"up": keep}))
     last = np.array([True, False, True])
     pruned, masks = graph.remove_units(
         net.params, units, {"down": last}, consumers=False
@@ -181,7 +180,7 @@ def refused(error, text, keep, params=None, **options):
         graph.remove_units(params or net.params, units, keep, **options)
 
 
-def test_refuses_units_that_somebody_else_reads():
+def test_refuses_units_with_other_uses():
     text = "'head': the function returns them; leave it out, or pass consumers=False"
     refused(ValueError, text, {"head": np.ones(2, bool)})
     bare = bb.Units((bb.Kernel("w", (2, 3), fan_in=(0,), fan_out=(1,)),))

@@ -1,10 +1,10 @@
-"""Random programs: whatever a function does, what is called closed can go.
+"""Random programs: units of closed kernels can be removed, whatever a function does.
 
 A program is a list of operations on arrays of one shape, each reading results before
 it. Kernels and parameters are used several times, units are added, gated, turned and
 mixed; the trace has to be right about all of it. Two properties:
 
-    who has no reader left may say anything      other weights, same result
+    units without readers may have any value     other weights, same result
     sweeping masks changes no result             forward and backward
 """
 
@@ -118,7 +118,7 @@ def assert_same(program, one, other):
     )
 
 
-def test_who_has_no_reader_left_may_say_anything():
+def test_units_without_readers_may_have_any_value():
     removed = 0
     for seed in range(300):
         program, rng = drawn(seed)
@@ -127,13 +127,13 @@ def test_who_has_no_reader_left_may_say_anything():
         for kernel in units.kernels:
             if kernel.closed:
                 removed += 1
-                masks, loud = removal(units, kernel, params, other, rng)
-                assert_same(program, {**params, **loud}, masked(params, masks))
+                masks, changed = removal(units, kernel, params, other, rng)
+                assert_same(program, {**params, **changed}, masked(params, masks))
     assert removed > 100
 
 
 def removal(units, kernel, params, other, rng):
-    """Masks of a removal, and what the units that went may say afterwards."""
+    """Masks of a removal, and other weights of the removed units."""
     group = (kernel.path, *kernel.stream)
     kept = rng.random(UNITS) < 0.5
     keep = {n: kept.reshape(units[n].out_units) for n in group}

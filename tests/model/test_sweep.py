@@ -1,7 +1,8 @@
-"""The sweeps: what is cut was never heard, or never said anything."""
+"""The sweeps: what is cut was unused, or always 0."""
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,17 +28,16 @@ def masked(params, masks):
 
 
 def some(name, seed, share):
-    """Random masks: single entries, and everything that one unit says."""
+    """Random masks: single entries, and all outgoing edges of one unit."""
     _, units = traced(name)
     rng, masks = np.random.default_rng(seed), {}
     for kernel in units.kernels:
         mask = rng.random(kernel.shape) < share
         for link in kernel.links:
             gone = rng.integers(units[link.path].unit_count("in"))
-            heard = (index(link.layout) != gone).reshape(kernel.in_units)
-            heard = np.broadcast_to(heard, kernel.per_unit_shape("inputs"))
-            spread = kernel.over_spatial(kernel.spread(jnp.asarray(heard), "inputs"))
-            mask &= np.broadcast_to(spread, kernel.split).reshape(kernel.shape)
+            kept = (index(link.layout) != gone).reshape(kernel.in_units)
+            kept = np.broadcast_to(kept, kernel.per_unit_shape("inputs"))
+            mask &= np.asarray(kernel.full(kernel.spread(jnp.asarray(kept), "inputs")))
         masks[kernel.path] = mask
         for companion in kernel.placed:
             masks[companion.path] = rng.random(companion.shape) < share
@@ -59,10 +59,8 @@ def test_a_sweep_only_cuts_and_changes_nothing_that_is_computed(name, forward):
             cut += int(np.sum(mask)) - int(np.sum(swept[path]))
         before = net.fn(masked(net.params, masks), net.x, {})
         after = net.fn(masked(net.params, swept), net.x, {})
-        for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-        again = sweep(swept)
-        assert all(np.array_equal(again[n], swept[n]) for n in swept)
+        chex.assert_trees_all_close(before, after, rtol=1e-5, atol=1e-5)
+        chex.assert_trees_all_equal(sweep(swept), swept)
     assert cut > 0
 
 
@@ -90,7 +88,7 @@ def deep(p, x, curve=relu):
 
 
 def test_backward_reaches_through_layers():
-    """Unit 2 of a is read by unit 1 of b alone, which nobody reads."""
+    """Unit 2 of a is read by unit 1 of b alone, which is unused."""
     only = np.zeros((5, 6), bool)
     only[2, [0, 2, 3, 4, 5]] = True
     found = swept(deep, DEEP, c=1, b=only)
@@ -106,7 +104,7 @@ def test_backward_leaves_a_unit_with_one_edge():
     assert lost(found["a"]) == [] and found["bias"].all()
 
 
-def test_a_unit_is_heard_at_any_position():
+def test_a_unit_is_used_at_any_position():
     """Of a flatten: a unit goes when the edges of all its positions are cut."""
     net, units = traced("flattened")
     mask = np.ones((6, 4, 2), bool)
@@ -117,7 +115,7 @@ def test_a_unit_is_heard_at_any_position():
     np.testing.assert_array_equal(found["bias"], ~gone)
 
 
-def test_a_unit_is_heard_by_any_reader():
+def test_a_unit_is_used_by_any_reader():
     _, units = traced("two_readers")
     left, right = np.ones((6, 3), bool), np.ones((6, 2), bool)
     left[[1, 2]], right[[2, 3]] = False, False
@@ -137,7 +135,7 @@ def test_layers_of_a_scan_are_swept_one_by_one():
     np.testing.assert_array_equal(found["bias"], ~gone)
 
 
-def test_units_that_somebody_else_reads_stay():
+def test_units_with_other_uses_stay():
     def net(p, x):
         h = relu(x @ p["up"])
         return h @ p["down"], h
@@ -147,11 +145,11 @@ def test_units_that_somebody_else_reads_stay():
 
 
 @pytest.mark.parametrize("curve", [relu, jnp.tanh, jax.nn.gelu, jax.nn.silu, jnp.abs])
-def test_forward_follows_a_unit_that_says_nothing(curve):
+def test_forward_follows_a_unit_that_is_always_zero(curve):
     net = functools.partial(deep, curve=curve)
     column = (slice(None), 2)
     assert lost(swept(net, DEEP, True, a=column, bias=2)["b"], 0) == [2]
-    assert lost(swept(net, DEEP, True, a=column)["b"], 0) == []  # it says its bias
+    assert lost(swept(net, DEEP, True, a=column)["b"], 0) == []  # its value is its bias
     assert lost(swept(net, DEEP, True, bias=2)["b"], 0) == []
     assert lost(swept(net, DEEP, False, a=column, bias=2)["b"], 0) == []
 
@@ -167,7 +165,7 @@ def test_forward_leaves_what_makes_something_of_0(curve):
     ("curve", "gone"), [(jax.nn.silu, [1, 2]), (jax.nn.sigmoid, [2])]
 )
 def test_forward_and_backward_through_a_gate(curve, gone):
-    """One factor that is 0 is enough; then nobody hears the other."""
+    """One factor that is 0 is enough; then the other one is unused."""
 
     def net(p, x):
         return (curve(x @ p["gate"]) * (x @ p["up"])) @ p["down"]

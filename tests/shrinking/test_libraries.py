@@ -111,7 +111,7 @@ class Linen(nn.Module):
         return nn.Dense(3, name="head")(x)
 
 
-def test_a_linen_model_takes_smaller_parameters_and_says_its_features():
+def test_a_linen_model_takes_smaller_parameters_and_lists_its_features():
     module, label = Linen(), jnp.array([1, 4])
     variables = module.init(jax.random.key(0), IMAGE, label)
     masks, small = halved(module.apply, variables, IMAGE, label)

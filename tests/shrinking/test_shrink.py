@@ -1,5 +1,6 @@
-"""What leaves, what stays and why: every rule of shrinking on a net made for it."""
+"""What is removed, what stays and why: every rule of shrinking on a net made for it."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,23 +44,21 @@ def mlp(p, x):
 MLP = drawn(up=(3, 6), b=(6,), down=(6, 4), c=(4,))
 
 
-# What leaves ---------------------------------------------------------------------
-def test_a_unit_that_nobody_hears_leaves_with_all_that_is_its_own():
+# What is removed -----------------------------------------------------------------
+def test_an_unused_unit_is_removed_with_all_its_parameters():
     small = bb.shrink(mlp, MLP, cut(MLP, down=[1, 4]), X)
-    kept = [0, 2, 3, 5]
-    np.testing.assert_array_equal(small.params["up"], MLP["up"][:, np.array(kept)])
-    np.testing.assert_array_equal(small.params["b"], MLP["b"][np.array(kept)])
-    np.testing.assert_array_equal(small.params["down"], MLP["down"][np.array(kept)])
-    np.testing.assert_array_equal(small.params["c"], MLP["c"])
+    kept = np.array([0, 2, 3, 5])
+    own = {"up": MLP["up"][:, kept], "b": MLP["b"][kept], "down": MLP["down"][kept]}
+    chex.assert_trees_all_equal(small.params, MLP | own)
     assert small.widths == {"up": (6, 4), "down": (4, 4)}
 
 
-def test_a_unit_that_hears_nothing_says_a_constant_which_moves_into_the_bias():
+def test_a_unit_without_input_is_a_constant_which_moves_into_the_bias():
     masks = cut(MLP, up=np.s_[:, 2])
     small = bb.shrink(mlp, MLP, masks, X)
     assert small.widths["up"] == (6, 5)
-    said = np.tanh(np.float64(MLP["b"][2])) * np.float64(MLP["down"][2])
-    np.testing.assert_allclose(small.params["c"], MLP["c"] + said, rtol=1e-6)
+    added = np.tanh(np.float64(MLP["b"][2])) * np.float64(MLP["down"][2])
+    np.testing.assert_allclose(small.params["c"], MLP["c"] + added, rtol=1e-6)
     same(mlp, MLP, masks, small, X)
 
 
@@ -84,7 +83,7 @@ def test_without_a_bias_a_constant_keeps_its_unit():
     assert change.why == "no bias is added to the product that reads them"
 
 
-def test_a_companion_cut_along_makes_the_unit_silent():
+def test_a_unit_without_input_and_bias_is_zero():
     def fn(p, x):
         return jnp.tanh(add(x @ p["up"], p["b"])) @ p["down"]
 
@@ -100,31 +99,31 @@ def deep(p, x):
     return x @ p["w4"]
 
 
-def test_what_was_needed_for_a_unit_alone_leaves_with_it():
+def test_units_that_removed_units_alone_used_are_removed():
     params = drawn(w0=(3, 5), w1=(5, 5), w2=(5, 5), w3=(5, 5), w4=(5, 2))
     masks = cut(params, w4=[0, 1], w3=np.s_[2:, 2:])
-    # w3 units 2, 3, 4 hear 0 and 1 of w2 alone; w2's 2, 3, 4 are then heard by nobody.
+    # Units 2, 3, 4 of w3 read 0 and 1 of w2 alone, so 2, 3, 4 of w2 are unused.
     small = bb.shrink(deep, params, masks, X)
     widths = {n: after for n, (_, after) in small.widths.items()}
     assert widths == {"w0": 5, "w1": 5, "w2": 2, "w3": 3, "w4": 2}
     same(deep, params, masks, small, X)
 
 
-def test_what_hears_only_units_that_leave_says_a_constant_too():
+def test_a_unit_that_reads_removed_units_alone_is_a_constant_too():
     def fn(p, x):
         h = jnp.tanh(add(x @ p["w0"], p["b0"]))
         h = jnp.tanh(add(h @ p["w1"], p["b1"]))
         return add(h @ p["w2"], p["b2"])
 
     params = drawn(w0=(3, 4), b0=(4,), w1=(4, 4), b1=(4,), w2=(4, 2), b2=(2,))
-    # Unit 0 of w0 hears nothing; unit 3 of w1 hears it alone.
+    # Unit 0 of w0 has no input; unit 3 of w1 reads it alone.
     masks = cut(params, w0=np.s_[:, 0], w1=np.s_[1:, 3])
     small = bb.shrink(fn, params, masks, X)
     assert small.widths == {"w0": (4, 3), "w1": (4, 3), "w2": (2, 2)}
     same(fn, params, masks, small, X)
 
 
-def test_one_unit_stays_where_all_could_leave():
+def test_one_unit_stays_where_all_could_be_removed():
     small = bb.shrink(mlp, MLP, cut(MLP, down=np.s_[:]), X)
     assert small.widths["up"] == (6, 1)
     (change,) = small.report.changes
@@ -132,7 +131,7 @@ def test_one_unit_stays_where_all_could_leave():
     same(mlp, MLP, cut(MLP, down=np.s_[:]), small, X)
 
 
-def test_a_scale_that_merely_is_zero_can_learn_and_stays():
+def test_a_scale_that_is_zero_now_can_learn_and_stays():
     def fn(p, x):
         return jnp.tanh((x @ p["up"]) * p["scale"][None]) @ p["down"]
 
@@ -143,7 +142,7 @@ def test_a_scale_that_merely_is_zero_can_learn_and_stays():
     assert small.widths["up"] == (6, 5)
 
 
-def test_weights_that_merely_are_zero_can_learn_and_stay():
+def test_weights_that_are_zero_now_can_learn_and_stay():
     params = {**MLP, "down": MLP["down"].at[1].set(0.0)}
     assert bb.shrink(mlp, params, {}, X).widths["up"] == (6, 6)
 
@@ -173,8 +172,8 @@ def test_a_constant_passes_a_convolution_without_padding():
     masks = cut(CONV, a=np.s_[..., 2])
     small = bb.shrink(fn, CONV, masks, IMAGE)
     assert small.widths["a"] == (4, 3)
-    said = jax.nn.sigmoid(CONV["b"][2]) * CONV["c"][:, :, 2].sum(axis=(0, 1))
-    np.testing.assert_allclose(small.params["d"], CONV["d"] + said, rtol=1e-5)
+    added = jax.nn.sigmoid(CONV["b"][2]) * CONV["c"][:, :, 2].sum(axis=(0, 1))
+    np.testing.assert_allclose(small.params["d"], CONV["d"] + added, rtol=1e-5)
     same(fn, CONV, masks, small, IMAGE)
 
 
@@ -227,7 +226,7 @@ def test_a_number_that_follows_from_the_size_keeps_it():
     assert change.why == "div takes the number 2 where it took 2.44949"
 
 
-def test_a_size_that_the_function_knows_by_heart_keeps_its_group_alone():
+def test_a_size_that_is_written_into_the_function_keeps_its_group_alone():
     def fn(p, x):
         h = jnp.tanh(x @ p["a"]).reshape(5, 2, 3)
         h = jnp.tanh(jnp.einsum("bhk,hkd->bd", h, p["b"]))
@@ -279,8 +278,8 @@ def test_what_makes_a_difference_is_found_among_many_layers():
 
     params = [drawn(q=(3, 6), k=(3, 6), up=(3, 8), down=(8, 3)) for _ in range(4)]
     mask = np.arange(6)[None] < np.full((3, 1), 4)
-    heard = np.broadcast_to(np.arange(8)[:, None] < 5, (8, 3))
-    masks = {f"{i}/q": mask for i in range(4)} | {f"{i}/down": heard for i in range(4)}
+    used = np.broadcast_to(np.arange(8)[:, None] < 5, (8, 3))
+    masks = {f"{i}/q": mask for i in range(4)} | {f"{i}/down": used for i in range(4)}
     small = bb.shrink(fn, params, masks, X)
     assert {c.group: c.after for c in small.report.changes} == {
         f"{i}/{name}[1]": after
@@ -333,7 +332,7 @@ def test_constants_of_the_function_keep_their_size():
     assert small.report.changes[0].why == why
 
 
-def test_noise_is_drawn_anew_and_the_report_says_so():
+def test_noise_is_drawn_anew_and_the_report_lists_it():
     def fn(p, x):
         h = jnp.tanh(x @ p["up"])
         keep = jax.random.bernoulli(jax.random.key(0), 0.5, h.shape)
@@ -402,8 +401,9 @@ def test_a_constant_of_one_layer_goes_into_the_bias_of_that_layer():
     assert small.params["layers"]["up"].shape == (3, 3, 5)
     old, new = STACK["layers"], small.params["layers"]
     for number, gone in enumerate([1, 4, 0]):
-        said = jnp.tanh(old["b"][number, gone]) * old["down"][number, gone]
-        np.testing.assert_allclose(new["c"][number], old["c"][number] + said, rtol=1e-5)
+        added = jnp.tanh(old["b"][number, gone]) * old["down"][number, gone]
+        want = old["c"][number] + added
+        np.testing.assert_allclose(new["c"][number], want, rtol=1e-5)
     close(scanned(masked(STACK, masks), X), scanned(small.params, X))
 
 
@@ -434,7 +434,7 @@ def test_the_report_counts_parameters_bytes_and_operations():
     assert lines[-1] == "up[1]: 6 -> 4 units"
 
 
-def test_the_report_says_why_nothing_got_smaller():
+def test_the_report_has_the_reason_why_nothing_got_smaller():
     half = np.arange(24).reshape(6, 4) % 2 == 0  # no unit loses all
     small = bb.shrink(mlp, MLP, {"down": half}, X)
     assert "nothing got smaller: every removable unit has edges, in" in str(
@@ -457,11 +457,11 @@ def test_operations_of_convolutions_scans_and_branches():
 
 def test_nothing_to_remove_gives_the_parameters_back():
     small = bb.shrink(mlp, MLP, {}, X)
-    assert jax.tree.map(jnp.shape, small.params) == jax.tree.map(jnp.shape, MLP)
+    chex.assert_trees_all_equal_shapes(small.params, MLP)
     assert small.cuts == {} and small.report.changes == ()
 
 
-def test_the_smaller_model_knows_its_units_and_can_shrink_again():
+def test_the_smaller_model_has_its_units_and_can_shrink_again():
     small = bb.shrink(mlp, MLP, cut(MLP, down=[1, 4]), X)
     assert small.units["up"].shape == (3, 4) and small.units.graph[0].size == 4
     again = bb.shrink(mlp, small.params, cut(small.params, down=[0]), X)

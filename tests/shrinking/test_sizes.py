@@ -13,8 +13,8 @@ from tests.shrinking.test_zoo import close, masked
 
 WHY = "what they add depends on the sizes of the arguments"
 PARAMS = drawn(u=(6, 8), b=(8,), d=(8, 4), e=(4,))
-DEAF = {"u": np.broadcast_to(np.arange(8) < 4, (6, 8))}  # units 4 to 7 hear nothing
-SILENT = int((np.asarray(PARAMS["b"])[4:] <= 0).sum())  # of these, by a ReLU
+MASKS = {"u": np.broadcast_to(np.arange(8) < 4, (6, 8))}  # units 4 to 7 have no input
+ZERO = int((np.asarray(PARAMS["b"])[4:] <= 0).sum())  # of these are 0 after a ReLU
 
 
 def drawn_x(*shape):
@@ -70,11 +70,11 @@ def right_everywhere(fn, small, params, masks, lengths=(1, 2, 5, 9), batches=(1,
 @pytest.mark.parametrize("name", DEPENDING)
 def test_constants_that_depend_on_a_size_keep_their_units(name, length):
     fn = DEPENDING[name]
-    small = bb.shrink(fn, PARAMS, DEAF, drawn_x(2, length, 6))
-    right_everywhere(fn, small, PARAMS, DEAF)
+    small = bb.shrink(fn, PARAMS, MASKS, drawn_x(2, length, 6))
+    right_everywhere(fn, small, PARAMS, MASKS)
     left = small.widths["u"][1]
-    zero = name == "logarithm of the length" and length == 1  # says 0, here alone
-    assert left == (8 if zero else 8 - SILENT)
+    zero = name == "logarithm of the length" and length == 1  # 0 at this length alone
+    assert left == (8 if zero else 8 - ZERO)
     assert [c.why for c in small.report.changes] == [WHY]
 
 
@@ -83,30 +83,30 @@ def test_constants_that_depend_on_a_size_keep_their_units(name, length):
 @pytest.mark.parametrize("name", FREE)
 def test_other_constants_move_into_the_bias(name, length):
     fn = FREE[name]
-    small = bb.shrink(fn, PARAMS, DEAF, drawn_x(2, length, 6))
-    right_everywhere(fn, small, PARAMS, DEAF)
+    small = bb.shrink(fn, PARAMS, MASKS, drawn_x(2, length, 6))
+    right_everywhere(fn, small, PARAMS, MASKS)
     if name != "masked mean":
         assert small.widths["u"] == (8, 4)
 
 
 @pytest.mark.usefixtures("lenient")
-def test_masks_alone_say_enough_for_units_that_nobody_hears():
+def test_unused_units_are_removed_whatever_their_constant():
     fn = DEPENDING["sum over the sequence"]
-    masks = DEAF | {"d": np.broadcast_to(np.arange(8)[:, None] != 5, (8, 4))}
+    masks = MASKS | {"d": np.broadcast_to(np.arange(8)[:, None] != 5, (8, 4))}
     small = bb.shrink(fn, PARAMS, masks, drawn_x(2, 5, 6))
     right_everywhere(fn, small, PARAMS, masks)
-    silent = {4, 5, 6, 7} & {5, *np.flatnonzero(np.asarray(PARAMS["b"]) <= 0)}
-    assert small.widths["u"] == (8, 8 - len(silent))
+    zero = {4, 5, 6, 7} & {5, *np.flatnonzero(np.asarray(PARAMS["b"]) <= 0)}
+    assert small.widths["u"] == (8, 8 - len(zero))
 
 
 @pytest.mark.usefixtures("lenient")
 def test_a_size_that_the_function_cannot_change_is_no_hindrance():
-    def fn(p, x):  # whoever calls it has 5 steps
+    def fn(p, x):  # always 5 steps
         return read(p, hidden(p, x.reshape(-1, 5, 6)).sum(1))
 
-    small = bb.shrink(fn, PARAMS, DEAF, drawn_x(2, 5, 6))
+    small = bb.shrink(fn, PARAMS, MASKS, drawn_x(2, 5, 6))
     assert small.widths["u"] == (8, 4)
-    right_everywhere(fn, small, PARAMS, DEAF, lengths=[5])
+    right_everywhere(fn, small, PARAMS, MASKS, lengths=[5])
 
 
 @pytest.mark.usefixtures("lenient")
@@ -116,9 +116,9 @@ def test_sequences_may_only_be_shorter():
     def fn(p, x):  # positions for 5 steps at most
         return read(p, hidden(p, x + p["at"][: x.shape[1]]).sum(1))
 
-    small = bb.shrink(fn, params, DEAF, drawn_x(2, 5, 6))
-    right_everywhere(fn, small, params, DEAF, lengths=[1, 3, 5])
-    assert small.widths["u"] == (8, 8 - SILENT)
+    small = bb.shrink(fn, params, MASKS, drawn_x(2, 5, 6))
+    right_everywhere(fn, small, params, MASKS, lengths=[1, 3, 5])
+    assert small.widths["u"] == (8, 8 - ZERO)
 
 
 @pytest.mark.usefixtures("lenient")
@@ -133,9 +133,9 @@ def test_shorter_sequences_may_not_divide_over_devices(kind):
     over = NamedSharding(mesh, PartitionSpec(None, "time"))
     with jax.set_mesh(mesh):
         x = jax.device_put(drawn_x(2, 6, 6), over)
-        small = bb.shrink(fn, params, DEAF, x)
-    right_everywhere(fn, small, params, DEAF, lengths=[1, 3, 6])
-    assert small.widths["u"] == (8, 8 - SILENT)
+        small = bb.shrink(fn, params, MASKS, x)
+    right_everywhere(fn, small, params, MASKS, lengths=[1, 3, 6])
+    assert small.widths["u"] == (8, 8 - ZERO)
 
 
 @pytest.mark.usefixtures("lenient")
@@ -148,11 +148,11 @@ def test_axes_that_only_change_together(width):
             raise ValueError(f"expected another shape than {x.shape}")
         return read(p, hidden(p, x).sum((1, 2)))
 
-    small = bb.shrink(fn, PARAMS, DEAF, drawn_x(2, 4, 4 * width, 6))
-    assert small.widths["u"] == (8, 8 - SILENT)
+    small = bb.shrink(fn, PARAMS, MASKS, drawn_x(2, 4, 4 * width, 6))
+    assert small.widths["u"] == (8, 8 - ZERO)
     for size in (2, 4, 6):
         x = drawn_x(3, size, size * width, 6)
-        close(fn(masked(PARAMS, DEAF), x), fn(small.params, x))
+        close(fn(masked(PARAMS, MASKS), x), fn(small.params, x))
 
 
 @pytest.mark.usefixtures("lenient")
@@ -164,8 +164,8 @@ def test_arguments_of_one_size_change_together():
         return jnp.mean((read(p, hidden(p, x).mean(1)) - y) ** 2)
 
     x, y = drawn_x(3, 6), drawn_x(3)
-    assert bb.shrink(fn, PARAMS, DEAF, x, y).widths["u"][1] >= 8 - SILENT
-    small = bb.shrink(loss, PARAMS, DEAF, drawn_x(3, 5, 6), drawn_x(3, 4))
+    assert bb.shrink(fn, PARAMS, MASKS, x, y).widths["u"][1] >= 8 - ZERO
+    small = bb.shrink(loss, PARAMS, MASKS, drawn_x(3, 5, 6), drawn_x(3, 4))
     assert small.widths["u"] == (8, 4)
 
 
@@ -174,4 +174,4 @@ def test_arguments_of_one_size_change_together():
 def test_rounding_of_means_is_no_dependence(dtype):
     params = jax.tree.map(lambda a: a.astype(dtype), PARAMS)
     x = drawn_x(2, 7, 6).astype(dtype)
-    assert bb.shrink(FREE["mean"], params, DEAF, x).widths["u"] == (8, 4)
+    assert bb.shrink(FREE["mean"], params, MASKS, x).widths["u"] == (8, 4)

@@ -1,5 +1,6 @@
 """Training goes on after shrinking as the masked model would have gone on."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,8 +72,7 @@ def test_training_goes_on_with_any_optimizer(name):
     assert small.widths == {"a/w": (12, 6), "b/w": (8, 4), "c/w": (2, 2)}
     cut = small.cut_state(state)[0]
     inner = OPTIMIZERS[name]
-    expected = jax.tree.map(jnp.shape, inner.init(small.params))
-    assert jax.tree.map(jnp.shape, cut) == expected
+    chex.assert_trees_all_equal_shapes(cut, inner.init(small.params))
     old, _ = steps(tx, p, state, 4)
     new, _ = steps(inner, small.params, cut, 4)
     close(small.cut(old), new)
@@ -116,15 +116,12 @@ def test_a_pruning_state_goes_on_with_its_masks_means_and_dormant_weights():
         optax.adam(0.01),
         bb.transform(small.units.select("b/w"), density=0.5, start=1),
     )
-    same = jax.tree.structure(again.init(small.params)) == jax.tree.structure(cut)
-    assert same
-    shapes = jax.tree.map(jnp.shape, again.init(small.params))
-    assert jax.tree.map(jnp.shape, cut) == shapes
+    chex.assert_trees_all_equal_shapes(cut, again.init(small.params))
     observed_of[id(again)] = jax.value_and_grad(
         bb.observe(loss, small.units.select("b/w")), has_aux=True
     )
     new, state = trained(again, small.params, cut, 2)
-    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(new))
+    chex.assert_tree_all_finite(new)
     zeros = jnp.where(bb.masks(state)["b/w"], 0.0, new["b"]["w"])
     assert not zeros.any()
 
@@ -161,8 +158,7 @@ def test_a_field_that_is_called_like_a_parameter_is_no_copy_of_it():
     masks = {"d": np.broadcast_to(np.arange(6)[:, None] < 3, (6, 2))}
     small = bb.shrink(field_like_a_parameter, p, masks, X)
     state = small.cut_state(tx.init(p))
-    shapes = jax.tree.map(jnp.shape, tx.init(small.params))
-    assert jax.tree.map(jnp.shape, state) == shapes
+    chex.assert_trees_all_equal_shapes(state, tx.init(small.params))
     grads = jax.grad(field_like_a_parameter)(small.params, X)
     tx.update(grads, state, small.params)
 
@@ -208,7 +204,7 @@ def test_rounds_end_before_the_score_is_too_low():
     assert [r.score for r in rounds] == [9, 7]
 
 
-def test_rounds_end_where_nothing_leaves():
+def test_rounds_end_where_nothing_is_removed():
     rounds = bb.shrink_rounds(
         loss, params(), lambda p, units: {}, tune, X, Y, iterations=9
     )
@@ -270,25 +266,21 @@ def shrunk_variables():
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
-def test_the_optimizer_may_know_a_part_of_the_tree(name):
+def test_the_optimizer_may_have_a_part_of_the_tree(name):
     p, small = shrunk_variables()
     tx = OPTIMIZERS[name]
     _, state = steps(tx, p, tx.init(p), 3)
     cut = small.cut_state(state)
-    assert jax.tree.map(jnp.shape, cut) == jax.tree.map(
-        jnp.shape, tx.init(small.params["params"])
-    )
+    chex.assert_trees_all_equal_shapes(cut, tx.init(small.params["params"]))
     for one, two in zip(jax.tree.leaves(state), jax.tree.leaves(cut), strict=True):
         if one.shape == (12,):  # the bias of `a`: which units stay is known from it
             kept = np.asarray(small.cuts["params/a/b"][0][2])
             np.testing.assert_array_equal(np.asarray(one)[kept], two)
     new, _ = steps(tx, small.params["params"], cut, 2)
-    assert jax.tree.map(jnp.shape, new) == jax.tree.map(
-        jnp.shape, small.params["params"]
-    )
+    chex.assert_trees_all_equal_shapes(new, small.params["params"])
 
 
-def test_a_pruning_state_may_know_a_part_of_the_tree():
+def test_a_pruning_state_may_have_a_part_of_the_tree():
     p, small = shrunk_variables()
     units = bb.trace(loss, p, X, Y).select("b/w")
     tx = optax.chain(optax.adam(0.01), bb.transform(units, density=0.5, start=0))
@@ -302,8 +294,8 @@ def test_a_pruning_state_may_know_a_part_of_the_tree():
     np.testing.assert_array_equal(bb.masks(cut)["b/w"], expected)
     smaller = bb.trace(loss, small.params["params"], X, Y).select("b/w")
     again = optax.chain(optax.adam(0.01), bb.transform(smaller, density=0.5, start=0))
-    fresh = jax.tree.map(jnp.shape, jax.tree.leaves(again.init(small.params["params"])))
-    assert jax.tree.map(jnp.shape, jax.tree.leaves(cut)) == fresh
+    fresh = jax.tree.leaves(again.init(small.params["params"]))
+    chex.assert_trees_all_equal_shapes(jax.tree.leaves(cut), fresh)
 
 
 def test_a_parameter_may_be_called_like_a_field_of_the_state():
@@ -320,11 +312,8 @@ def test_a_parameter_may_be_called_like_a_field_of_the_state():
     tx = optax.adam(0.01)
     grads = jax.grad(lambda p: (net(p, x) ** 2).sum())(p)
     _, state = tx.update(grads, tx.init(p), p)
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        small.cut_state(state)[0].mu,
-        small.cut(state[0].mu),
-    )
+    mu = small.cut_state(state)[0].mu
+    chex.assert_trees_all_equal(mu, small.cut(state[0].mu))
 
 
 def test_states_of_other_parameters_are_refused():
@@ -367,7 +356,7 @@ def test_trees_of_other_shapes_are_refused():
         small.cut(small.params)
 
 
-def test_a_shrunk_model_says_what_it_is_in_short():
+def test_a_shrunk_model_prints_no_arrays():
     p = params()
     assert "Array" not in repr(bb.shrink(loss, p, unit_masks(p), X, Y))
 

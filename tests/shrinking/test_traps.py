@@ -1,9 +1,10 @@
 """Where what looks constant or useless is not, and where one thing is read twice.
 
-Each of these functions once fooled a reading of it. `same` compares with the masked
-model; `kept` says how many units of `u` must be left.
+Each of these functions was once read wrongly. `checked` compares the smaller model with
+the masked one; `widths["u"]` is how many units of `u` there were and must be left.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,7 +78,7 @@ def test_a_carry_that_starts_at_zero_does_not_stay_there():
     assert checked(fn, params, masks, X).widths["w"] == (6, 5)
 
 
-def test_units_that_left_first_stay_gone():
+def test_units_that_were_removed_first_stay_removed():
     def fn(p, x):
         z = jnp.tanh(x @ p["z"])
         h = jnp.tanh(z @ p["u"] + p["b"][None])
@@ -189,7 +190,7 @@ def test_a_kernel_read_twice_alike_has_one_bias_for_both():
     assert checked(fn, params, cut(params, u=np.s_[:, 1]), X).widths["u"] == (6, 5)
 
 
-def test_a_kernel_that_hears_other_constants_at_its_second_use_keeps_its_units():
+def test_a_kernel_that_reads_other_constants_at_its_second_use_keeps_its_units():
     def fn(p, x):
         h = hidden(p, x)
         return (h @ p["d"] + p["c"][None]) - (jnp.cos(h) @ p["d"] + p["c"][None])
@@ -200,7 +201,7 @@ def test_a_kernel_that_hears_other_constants_at_its_second_use_keeps_its_units()
     assert small.report.changes[0].why == why
 
 
-def test_what_a_unit_said_stays_in_a_bias_that_was_pruned():
+def test_the_constant_of_a_unit_stays_in_a_bias_that_was_pruned():
     def fn(p, x):
         return hidden(p, x) @ p["d"] + p["c"][None]
 
@@ -222,7 +223,7 @@ def test_complex_constants_are_left_alone():
     assert checked(fn, params, cut(params, d=[1]), X).widths["u"] == (6, 5)
 
 
-def test_rows_that_are_filled_in_say_something_else():
+def test_rows_that_are_filled_in_have_other_values():
     def fn(p, x):
         h = jnp.exp(x @ p["u"] + p["b"][None])
         h = jnp.take(h, jnp.array([0, 7]), axis=0, mode="fill", fill_value=0.0)
@@ -268,7 +269,7 @@ def test_pairs_of_units_with_themselves_stay():
 
 
 @pytest.mark.parametrize("how", ["set", "add", "max"])
-def test_units_that_say_where_something_goes_stay(how):
+def test_units_that_are_used_as_indices_stay(how):
     def fn(p, x):
         h = jnp.floor(jnp.abs(x @ p["u"]) * 3).astype(int)
         places = getattr(jnp.zeros(30).at[h], how)(1.0)
@@ -346,7 +347,7 @@ def test_both_branches_are_read(branch):
     params = drawn(u=(3, 6), d=(6, 2), e=(6, 2))
     name = "de"[branch]
     one = checked(fn, params, cut(params, **{name: [1]}), X)
-    assert one.widths["u"] == (6, 6)  # the other branch hears it
+    assert one.widths["u"] == (6, 6)  # the other branch reads it
     both = checked(fn, params, cut(params, d=[1, 2], e=[1, 3]), X)
     assert both.widths["u"] == (6, 5)
 
@@ -453,8 +454,7 @@ def test_a_memory_of_several_steps_is_cut_step_by_step(lenient):
     small = bb.shrink(fn, params, cut(params, d=[1]), X)
     tx = optax.scale_by_lbfgs(memory_size=4)
     found = small.cut_state(tx.init(params))
-    expected = jax.tree.map(jnp.shape, tx.init(small.params))
-    assert jax.tree.map(jnp.shape, found) == expected
+    chex.assert_trees_all_equal_shapes(found, tx.init(small.params))
 
 
 def test_a_name_inside_a_longer_one_is_another_parameter():

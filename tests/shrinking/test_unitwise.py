@@ -1,5 +1,6 @@
 """Whole units: scores against arithmetic by hand, and cuts that shrink exactly so."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,7 +76,7 @@ def test_traffic_is_minus_on_rate_times_edges(params, units, stats):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_units_over_their_traffic_budget_go(units, stats):
+def test_units_over_their_traffic_budget_are_cut(units, stats):
     score = bb.unitwise.traffic(units, stats)
     budget = float(np.median(-score["up[1]"]))
     masks = bb.unitwise.cut(units, score, least=-budget)
@@ -84,12 +85,12 @@ def test_units_over_their_traffic_budget_go(units, stats):
     assert 0 < kept.sum() < 6
 
 
-def test_a_unit_that_is_never_on_goes_first(units, stats):
-    silent = jax.tree.map(lambda a: a, stats)
+def test_a_unit_that_is_never_on_is_cut_first(units, stats):
+    changed = jax.tree.map(lambda a: a, stats)
     rate = np.asarray(stats["up"].outputs.on_rate).copy()
     rate[2] = 0.0
-    object.__setattr__(silent["up"].outputs, "on_rate", jnp.asarray(rate))
-    masks = bb.unitwise.cut(units, bb.unitwise.traffic(units, silent), 5 / 6)
+    object.__setattr__(changed["up"].outputs, "on_rate", jnp.asarray(rate))
+    masks = bb.unitwise.cut(units, bb.unitwise.traffic(units, changed), 5 / 6)
     assert masks["up"].all(axis=0).tolist() == [True, True, False, True, True, True]
 
 
@@ -97,9 +98,8 @@ def test_all_that_belongs_to_a_unit_is_cut(params, units):
     scores = {"up[1]": np.array([3.0, 1.0, 2.0, 6.0, 5.0, 4.0])}
     masks = bb.unitwise.cut(units, scores, 0.5)
     kept = np.array([False, False, False, True, True, True])
-    np.testing.assert_array_equal(masks["up"], np.broadcast_to(kept, (3, 6)))
-    np.testing.assert_array_equal(masks["b"], kept)
-    np.testing.assert_array_equal(masks["down"], np.broadcast_to(kept[:, None], (6, 4)))
+    columns, rows = np.tile(kept, (3, 1)), np.tile(kept[:, None], 4)
+    chex.assert_trees_all_equal(masks, {"up": columns, "b": kept, "down": rows})
 
 
 def test_equal_scores_stay_in_order_of_index(units):

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import operator
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -290,11 +291,7 @@ def test_arrived_weights_start_anew_and_no_other_bit_changes(name):
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.alone])
 def test_an_arrived_weight_goes_on_as_one_that_never_had_a_gradient(name):
     (_, *mine), (_, *theirs) = runs(name)
-    for a, b in zip(mine, theirs, strict=True):
-        for path in a:
-            np.testing.assert_allclose(
-                a[path], b[path], rtol=1e-5, atol=1e-7, err_msg=path
-            )
+    chex.assert_trees_all_close(mine, theirs, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -374,7 +371,7 @@ def test_a_path_that_ends_like_another_is_another():
     assert (float(mu["w"][0]), float(mu["block"]["w"][0])) == (0.0, pytest.approx(0.1))
 
 
-def test_a_part_of_the_parameters_is_told_by_its_holes():
+def test_a_part_of_the_parameters_is_found_by_its_holes():
     params = {"w": jnp.ones(3), "block": {"w": jnp.ones(3)}}
     tx = optax.partition(
         {"a": optax.trace(0.9), "b": ADAM}, {"w": "a", "block": {"w": "b"}}

@@ -9,7 +9,7 @@ from bbjax.model.kernel import Kernel
 from bbjax.tracing.axes.program import Program
 from bbjax.tracing.axes.scans import scans_of_groups, stack_axes
 
-UNHEARD = "no product runs over them"
+UNUSED = "no product runs over them"
 
 
 def graph(
@@ -54,7 +54,7 @@ def graph(
     for whole in wholes:
         fixed = extents.why_fixed(whole)
         if not fixed and whole not in heard:
-            fixed = UNHEARD
+            fixed = UNUSED
         layers = tuple(map(extents.size, scans.get(whole, ())))
         size = extents.size((whole,))
         groups.append(Group(size, tuple(members[whole]), fixed, layers))
