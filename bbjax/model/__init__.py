@@ -6,6 +6,7 @@ groups        sets of units and the axes of parameters that carry them
 leaves        the leaves of any parameter tree, by path
 removal       removes units, and everything that becomes unused (`bb.graph`)
 checks        checks of masks and parameters on the host
+numbers       checks of numbers: their kind and their range
 text          plain text: tables and shapes
 version       the version of this library
 """

@@ -2,10 +2,10 @@
 
 transform     `bb.transform`, `bb.wrap`, `bb.hold`
 arguments     checks of what they are given
+options       their settings, in one record
 pruner        what one update does
 refresh       how masks are chosen anew
 state         what the optimizer state holds, and how it is read
-initial       what it holds before the first update
 observations  checks of the activity and gradients that come with an update
 owners        finds the parameter of each leaf of an optimizer state
 moments       resets the moments of an optimizer for weights that regrew
