@@ -11,11 +11,9 @@ import numpy as np
 
 from bbjax.model.checks import check_values
 from bbjax.model.groups import Group, on_axes
-from bbjax.model.numbers import check_int
+from bbjax.model.numbers import INT32, check_int
 from bbjax.model.units import Units
 from bbjax.shrinking.unitwise.groups import free_groups
-
-_MOST = 2**31 - 1
 
 
 def cut(
@@ -72,7 +70,7 @@ def cut(
     steps = dict.fromkeys(known, 1)
     steps |= _each(multiple_of, known, "multiples of groups that can shrink")
     for name, step in steps.items():
-        check_int("multiple_of", step, 1, _MOST, f"got it for the units of {name!r}")
+        check_int("multiple_of", step, 1, INT32, f"got it for the units of {name!r}")
     if least is not None:
         counts = {n: (s >= least).sum(axis=-1).max() for n, s in scores.items()}
     elif scope == "global":
