@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bbjax as bb
-from tests.files.test_fixtures import FIXTURES, KERNELS, OF_KERNELS
 from tests.support.files import flipped
+from tests.support.fixtures import FIXTURES, KERNELS, OF_KERNELS
 
 DATA = (FIXTURES / "masks_v1_units.npz").read_bytes()
 

@@ -1,7 +1,6 @@
 """Parameters as files: they come back bit for bit, and small where they are sparse."""
 
 import collections
-import io
 import json
 import os
 import subprocess
@@ -24,22 +23,17 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import bbjax as bb
-from tests.support.files import header_of
+from tests.support.files import (
+    MASKS,
+    PARAMS,
+    UNITS,
+    assert_same,
+    bits,
+    header_of,
+    loaded,
+    saved,
+)
 
-UP = bb.Kernel("mlp/up", (3, 5), fan_in=(0,), fan_out=(1,), hidden=True)
-DOWN = bb.Kernel("mlp/down", (5, 2), fan_in=(0,), fan_out=(1,))
-UNITS = bb.Units((UP, DOWN))
-MASKS = {
-    "mlp/up": np.arange(15).reshape(3, 5) % 2 == 0,
-    "mlp/down": np.arange(10).reshape(5, 2) % 3 == 0,
-}
-PARAMS = {
-    "mlp": {
-        "up": np.arange(1, 16, dtype=np.float32).reshape(3, 5) * MASKS["mlp/up"],
-        "down": np.arange(1, 11, dtype=np.float32).reshape(5, 2) * MASKS["mlp/down"],
-    },
-    "bias": np.arange(5, dtype=np.float32),
-}
 DTYPES = (
     *("bool", "int2", "int4", "int8", "int16", "int32", "int64"),
     *("uint2", "uint4", "uint8", "uint16", "uint32", "uint64"),
@@ -49,27 +43,6 @@ DTYPES = (
     "float4_e2m1fn",
 )
 both = pytest.mark.parametrize("packed", [True, False], ids=["packed", "dense"])
-
-
-def saved(params=PARAMS, masks=None, units=None, extra=None, **options):
-    file = io.BytesIO()
-    bb.save(file, params, masks, units, extra, **options)
-    return file.getvalue()
-
-
-def loaded(data, like=None, units=None, **options):
-    return bb.load(io.BytesIO(data), like, units, **options)
-
-
-def bits(array):
-    array = np.asarray(array)
-    return array.dtype, array.shape, array.tobytes()
-
-
-def assert_same(mine, theirs):
-    assert jax.tree.structure(mine) == jax.tree.structure(theirs)
-    for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
-        assert bits(a) == bits(b)
 
 
 # Round trips ---------------------------------------------------------------------

@@ -15,8 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bbjax as bb
-from tests.files.test_params import MASKS, PARAMS, UNITS, assert_same, loaded, saved
-from tests.support.files import entry_of, flipped, layout, rewritten
+from tests.support.files import (
+    MASKS,
+    PARAMS,
+    UNITS,
+    assert_same,
+    entry_of,
+    flipped,
+    layout,
+    loaded,
+    rewritten,
+    saved,
+)
 
 DATA = saved(PARAMS, MASKS, UNITS.select("."), {"step": 7})
 DENSE = saved(PARAMS, MASKS, packed=False)

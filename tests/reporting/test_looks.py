@@ -16,15 +16,8 @@ from rich.console import Console
 import bbjax as bb
 from bbjax.reporting import charts, masks, words
 from bbjax.reporting.data import Picture
-from tests.reporting.test_page import (
-    Page,
-    contrast,
-    decoded,
-    schemes,
-    squeezed,
-    terminal,
-)
-from tests.reporting.test_report import MASK, by_hand, reported
+from tests.support.pages import Page, contrast, decoded, schemes, squeezed, terminal
+from tests.support.reports import MASK, by_hand, reported
 from tests.support.runs import activity, dense, select
 
 SIDES = ("input", "output")

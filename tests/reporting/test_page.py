@@ -8,8 +8,6 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as xml
-import zlib
-from html.parser import HTMLParser
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,50 +17,11 @@ from rich.console import Console
 import bbjax as bb
 from bbjax.reporting import charts, formats, masks, words
 from bbjax.reporting.data import Picture
-from tests.reporting.test_report import MASK, UNITS, reported
+from tests.support.pages import Page, contrast, decoded, schemes, squeezed, terminal
+from tests.support.reports import MASK, UNITS, reported
 from tests.support.runs import activity, dense, select
 
 NASTY = "<b>\"w\" & 'v'</b>"
-
-
-class Page(HTMLParser):
-    """Elements with their attributes, text, and that every element is closed."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.found, self.text, self.rows = [], [], "", []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_startendtag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-
-    def handle_starttag(self, tag, attrs):
-        assert len({name for name, _ in attrs}) == len(attrs)
-        self.found.append((tag, dict(attrs)))
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.text += data + " "
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.found if name == tag]
-
-
-def squeezed(text):
-    return re.sub(r"\s+", " ", text)
-
-
-def terminal(report, width=180, **options):
-    file = io.StringIO()
-    report.show(Console(file=file, width=width), **options)
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module", params=["mlp", "both", "conv", "stack"])
@@ -119,21 +78,6 @@ def test_both_schemes_and_print_have_a_style(found):
     used = set(re.findall(r"var\((--[a-z-]+)\)", text))
     light, dark = (set(re.findall(r"(--[a-z-]+):", part)) for part in schemes(text))
     assert used <= light and dark <= light and used - {"--rule"} <= dark | {"--rule"}
-
-
-def schemes(text):
-    return re.findall(r":root \{(.*?)\}", text, re.DOTALL)[:2]
-
-
-def luminance(colour):
-    parts = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
-    return linear @ [0.2126, 0.7152, 0.0722]
-
-
-def contrast(one, other):
-    high, low = sorted((luminance(one), luminance(other)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize("scheme", [0, 1])
@@ -301,28 +245,6 @@ def test_other_files_are_refused(tmp_path):
 
 
 # Pictures ------------------------------------------------------------------------
-def decoded(data):
-    """Levels of a palette PNG without filters, and the opacity of each."""
-    assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    chunks, at = {}, 8
-    while at < len(data):
-        size = int.from_bytes(data[at : at + 4], "big")
-        kind, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + size]
-        check = int.from_bytes(data[at + 8 + size : at + 12 + size], "big")
-        assert check == zlib.crc32(kind + body)
-        chunks[kind] = body
-        at += 12 + size
-    width, height = np.frombuffer(chunks[b"IHDR"][:8], ">u4").tolist()
-    depth, colour, *rest = chunks[b"IHDR"][8:]
-    assert colour == 3 and rest == [0, 0, 0]
-    lines = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8)
-    lines = lines.reshape(height, -1)
-    assert (lines[:, 0] == 0).all()
-    bits = np.unpackbits(lines[:, 1:], axis=1)[:, : width * depth]
-    pixels = bits.reshape(height, width, depth) @ (1 << np.arange(depth)[::-1])
-    return pixels, np.frombuffer(chunks[b"tRNS"], np.uint8)
-
-
 @pytest.mark.parametrize("shape", [(6, 4), (1, 1), (3, 17)])
 def test_png_of_single_edges(shape):
     mask = np.random.default_rng(1).random(shape) < 0.5

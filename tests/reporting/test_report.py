@@ -1,6 +1,5 @@
 """Reports: every figure against numpy, every kind of source, unknown figures."""
 
-import functools
 import json
 import math
 
@@ -17,35 +16,9 @@ from bbjax.activity.statistics import Activity
 from bbjax.reporting import Report
 from bbjax.reporting.figures import block_means, evenly, histogram
 from tests.support import zoo
-from tests.support.contract import CASES, RULES, chain, jitted, shared, train
-from tests.support.runs import activity, dense, packed, select, statistics
-
-KERNEL = dense(6, 4)
-UNITS = bb.Units((KERNEL,))
-MASK = np.array(
-    [
-        [1, 1, 0, 0],
-        [1, 0, 0, 0],
-        [1, 1, 0, 1],
-        [0, 0, 0, 0],
-        [1, 0, 0, 1],
-        [1, 0, 0, 0],
-    ],
-    bool,
-)
-
-
-@functools.cache
-def trained(case, rule="log_odds", steps=5):
-    """The state of a chain after some updates, and the parameters."""
-    tx, update = shared(rule, case)
-    params = CASES[case].params()
-    return train(update, CASES[case], params, tx.init(params), range(steps))
-
-
-def reported(case, rule="log_odds", **more):
-    params, state = trained(case, rule)
-    return bb.report(state, CASES[case].units, params=params, **more)
+from tests.support.contract import CASES, RULES, chain, jitted, shared
+from tests.support.reports import KERNEL, MASK, UNITS, by_hand, reported, trained
+from tests.support.runs import activity, dense, select, statistics
 
 
 def of(found, path, side):
@@ -123,24 +96,6 @@ METRICS = {
     "balance_slope": "slope",
     "balance_r2": "r2",
 }
-
-
-def by_hand(degree, rate, layers=1):
-    """A report on units of these degrees and on-rates, with a fan of 20."""
-    units = len(degree) // layers
-    kernel = bb.Kernel("w", (layers, 20, units), stack=(0,), fan_in=(1,), fan_out=(2,))
-    if layers == 1:
-        kernel = dense(20, units)
-    tx = bb.transform(select(kernel), density=0.9)
-    state = tx.init({"w": jnp.zeros(kernel.shape)})
-    degree = np.reshape(degree, (layers, units))
-    mask = (np.arange(20)[:, None] < degree[:, None]).reshape(kernel.shape)
-    means = dict(state.bb_means["w"])
-    shape = kernel.per_unit_shape("outputs")
-    means["outputs.on_rate"] = jnp.reshape(jnp.asarray(rate, jnp.float32), shape)
-    means["outputs.weight"] = jnp.ones(shape)
-    held = {"bb_masks": {"w": packed(kernel, mask)}, "bb_means": {"w": means}}
-    return bb.report(state._replace(**held))
 
 
 def test_a_planted_line_is_found_with_its_intercept():

@@ -10,7 +10,7 @@ from flax import nnx
 
 import bbjax as bb
 from bbjax.shrinking.unitwise.groups import free_groups
-from tests.shrinking.test_zoo import close, masked
+from tests.support.smaller import close, masked, same
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
@@ -22,10 +22,6 @@ def halved(fn, params, *args):
     units = bb.trace(fn, params, *args)
     masks = bb.unitwise.cut(units, bb.unitwise.group_magnitude(units, params), 0.5)
     return masks, bb.shrink(fn, params, masks, *args)
-
-
-def same(fn, params, masks, small, *args):
-    close(fn(masked(params, masks), *args), small.fn(small.params, *args))
 
 
 class Net(nnx.Module):

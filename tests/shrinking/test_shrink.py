@@ -8,32 +8,11 @@ import pytest
 from jax import lax
 
 import bbjax as bb
-from tests.shrinking.test_zoo import close, masked
+from tests.support.smaller import close, cut, drawn, masked, same
 from tests.support.zoo_shrink import add, conv
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((5, 3)), jnp.float32)
 IMAGE = jnp.asarray(np.random.default_rng(1).standard_normal((2, 6, 6, 3)), jnp.float32)
-
-
-def drawn(**shapes):
-    rng = np.random.default_rng(2)
-    return {
-        n: jnp.asarray(rng.standard_normal(s), jnp.float32) for n, s in shapes.items()
-    }
-
-
-def cut(params, **where):
-    """Masks that are False at some indices."""
-    masks = {}
-    for name, index in where.items():
-        mask = np.ones(params[name].shape, bool)
-        mask[index] = False
-        masks[name] = mask
-    return masks
-
-
-def same(fn, params, masks, small, *args):
-    close(fn(masked(params, masks), *args), small.fn(small.params, *args))
 
 
 def mlp(p, x):

@@ -8,8 +8,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bbjax as bb
-from tests.shrinking.test_shrink import drawn
-from tests.shrinking.test_zoo import close, masked
+from tests.support.smaller import close, drawn, masked
 
 WHY = "what they add depends on the sizes of the arguments"
 PARAMS = drawn(u=(6, 8), b=(8,), d=(8, 4), e=(4,))

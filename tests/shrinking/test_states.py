@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import bbjax as bb
-from tests.shrinking.test_zoo import close, masked
+from tests.support.smaller import close, masked
 
 pytestmark = pytest.mark.usefixtures("lenient")  # Optax promotes types
 

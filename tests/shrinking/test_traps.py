@@ -15,8 +15,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bbjax as bb
-from tests.shrinking.test_shrink import cut, drawn
-from tests.shrinking.test_zoo import close, masked
+from tests.support.smaller import close, cut, drawn, masked
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((5, 3)), jnp.float32)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import bbjax as bb
-from tests.shrinking.test_zoo import close, masked
 from tests.support import zoo_shrink
+from tests.support.smaller import close, masked
 
 HARD = {model.name: model for model in zoo_shrink.HARD}
 

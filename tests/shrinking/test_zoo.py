@@ -13,6 +13,7 @@ import pytest
 import bbjax as bb
 from bbjax.model.leaves import Leaves
 from tests.support import zoo, zoo_shrink
+from tests.support.smaller import close, masked
 
 SEEDS = [0, 1, *(pytest.param(s, marks=pytest.mark.slow) for s in range(2, 5))]
 # Draws of dropout are of other shapes, and so others: compared without.
@@ -38,13 +39,6 @@ def random_masks(units, seed, rate=0.4):
     return masks
 
 
-def masked(params, masks):
-    leaves = Leaves.of(params)
-    for path, mask in masks.items():
-        leaves.keep_at(path, mask)
-    return leaves.tree()
-
-
 def with_gradients(fn, params, args):
     leaves, tree = jax.tree.flatten(params)
     given = {i: a for i, a in enumerate(leaves) if isinstance(a, jax.Array)}
@@ -61,17 +55,6 @@ def with_gradients(fn, params, args):
     run = jax.value_and_grad(run, has_aux=True, allow_int=True)
     (_, out), grads = jax.jit(run)(given)
     return out, rebuilt(grads)
-
-
-def close(one, two):
-    pairs = list(zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True))
-    pairs = [(a, b) for a, b in pairs if isinstance(a, jax.Array)]
-    pairs = [(a, b) for a, b in pairs if jnp.issubdtype(a.dtype, jnp.floating)]
-    pairs = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs]
-    most = max(np.abs(a).max(initial=0) for a, _ in pairs)
-    for a, b in pairs:
-        assert a.shape == b.shape
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * most)
 
 
 def scalar(out):

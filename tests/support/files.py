@@ -1,9 +1,50 @@
-"""Saved files, taken apart and made again with changes by safetensors itself."""
+"""Files of a small model, and files taken apart and made again with changes."""
 
+import io
 import json
 import zlib
 
+import jax
+import numpy as np
 import safetensors.numpy
+
+import bbjax as bb
+
+UP = bb.Kernel("mlp/up", (3, 5), fan_in=(0,), fan_out=(1,), hidden=True)
+DOWN = bb.Kernel("mlp/down", (5, 2), fan_in=(0,), fan_out=(1,))
+UNITS = bb.Units((UP, DOWN))
+MASKS = {
+    "mlp/up": np.arange(15).reshape(3, 5) % 2 == 0,
+    "mlp/down": np.arange(10).reshape(5, 2) % 3 == 0,
+}
+PARAMS = {
+    "mlp": {
+        "up": np.arange(1, 16, dtype=np.float32).reshape(3, 5) * MASKS["mlp/up"],
+        "down": np.arange(1, 11, dtype=np.float32).reshape(5, 2) * MASKS["mlp/down"],
+    },
+    "bias": np.arange(5, dtype=np.float32),
+}
+
+
+def saved(params=PARAMS, masks=None, units=None, extra=None, **options):
+    file = io.BytesIO()
+    bb.save(file, params, masks, units, extra, **options)
+    return file.getvalue()
+
+
+def loaded(data, like=None, units=None, **options):
+    return bb.load(io.BytesIO(data), like, units, **options)
+
+
+def bits(array):
+    array = np.asarray(array)
+    return array.dtype, array.shape, array.tobytes()
+
+
+def assert_same(mine, theirs):
+    assert jax.tree.structure(mine) == jax.tree.structure(theirs)
+    for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
+        assert bits(a) == bits(b)
 
 
 def header_of(data):

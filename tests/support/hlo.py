@@ -20,6 +20,10 @@ from typing import NamedTuple
 _HEAD = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .* \{$")
 _WHILE = re.compile(r"= (?P<carry>.*?) while\(.*body=%?(?P<body>[\w.\-]+)")
 _NAME = re.compile(r"[\w.\-]+")
+_COLLECTIVE = re.compile(
+    r"= (?P<type>.*?) (?P<op>all-gather|all-reduce|all-to-all|collective-permute|"
+    r"reduce-scatter|collective-broadcast|ragged-all-to-all)(-start)?\("
+)
 _ARRAY = re.compile(r"(pred|[a-z]+)(\d*)\w*\[([\d,]*)\]")
 
 
@@ -77,3 +81,12 @@ def refresh(hlo: str) -> str:
         for body in bodies
     )
     return outermost
+
+
+def collectives(hlo: str) -> list[tuple[str, int]]:
+    """The collectives of a compiled program: pairs of a name and a size in bytes."""
+    return [
+        (match["op"], size)
+        for match in _COLLECTIVE.finditer(hlo)
+        for size in sizes(match["type"])
+    ]

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import re
 
 import jax
 import numpy as np
@@ -12,7 +11,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import bbjax as bb
-from tests.support import hlo
 from tests.support.contract import (
     CASES,
     RULES,
@@ -23,6 +21,7 @@ from tests.support.contract import (
     same,
     shared,
 )
+from tests.support.hlo import collectives
 
 pytestmark = pytest.mark.skipif(
     jax.device_count() < 8, reason="needs 8 devices: XLA_FLAGS of tests/conftest.py"
@@ -79,21 +78,6 @@ def _same_shardings(first, second):
         assert a.sharding.is_equivalent_to(b.sharding, a.ndim), (
             f"{name}: {a.sharding} became {b.sharding}"
         )
-
-
-_COLLECTIVE = re.compile(
-    r"= (?P<type>.*?) (?P<op>all-gather|all-reduce|all-to-all|collective-permute|"
-    r"reduce-scatter|collective-broadcast|ragged-all-to-all)(-start)?\("
-)
-
-
-def collectives(text):
-    """The collectives of a compiled program: pairs of a name and a size in bytes."""
-    return [
-        (match["op"], size)
-        for match in _COLLECTIVE.finditer(text)
-        for size in hlo.sizes(match["type"])
-    ]
 
 
 def test_collectives_are_read_off_the_program():

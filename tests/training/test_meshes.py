@@ -20,6 +20,7 @@ import pytest
 import bbjax as bb
 from tests.support import hlo
 from tests.support.contract import same
+from tests.support.hlo import collectives
 from tests.support.lattice import (
     BATCH,
     COUNTS,
@@ -37,7 +38,6 @@ from tests.support.lattice import (
     train,
     weights,
 )
-from tests.training.test_contract_mesh import collectives
 
 pytestmark = pytest.mark.skipif(
     jax.device_count() < 8, reason="needs 8 devices: XLA_FLAGS of tests/conftest.py"

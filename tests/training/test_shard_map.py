@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 import bbjax as bb
 from tests.support import hlo
+from tests.support.hlo import collectives
 from tests.support.lattice import (
     BATCH,
     Placed,
@@ -30,7 +31,6 @@ from tests.support.lattice import (
     train,
     weights,
 )
-from tests.training.test_contract_mesh import collectives
 
 pytestmark = pytest.mark.skipif(
     jax.device_count() < 8, reason="needs 8 devices: XLA_FLAGS of tests/conftest.py"
