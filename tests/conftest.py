@@ -23,10 +23,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 # JAX reads the variables above when it is first imported.
-import gc
 import itertools
 import random
-import resource
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +33,8 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+
+from tests.support.memory import Memory
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -52,6 +52,12 @@ hypothesis.settings.load_profile("bbjax")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Bounds the memory of this process; `benchmarks/conftest.py` comes here, too."""
+    if not config.pluginmanager.hasplugin("memory"):
+        config.pluginmanager.register(Memory(), "memory")
+
+
 def _seed(request: pytest.FixtureRequest) -> int:
     """A seed of the test's own, the same in any order and on any worker."""
     return zlib.crc32(request.node.nodeid.encode())
@@ -62,15 +68,6 @@ def seeded(request: pytest.FixtureRequest) -> None:
     """Seeds the global generators of numpy and Python before every test."""
     random.seed(_seed(request))
     np.random.seed(_seed(request))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def bounded_memory() -> Iterator[None]:
-    """Forgets compiled programs once a worker has grown large."""
-    yield
-    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 3 * 2**20:  # KiB
-        jax.clear_caches()
-        gc.collect()
 
 
 @pytest.fixture
