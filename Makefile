@@ -12,7 +12,7 @@ DEMO_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo notebooks notebook-outputs test test-optimized test-slow lint types \
-	doctest check clean
+	wheel doctest check clean
 
 help: ## list the targets; durations are for 2 CPU cores
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | \
@@ -48,6 +48,9 @@ lint: $(VENV)/.installed-dev ## check style and formatting, seconds
 
 types: $(VENV)/.installed-dev ## check types, less than a minute
 	$(PY) -m mypy
+
+wheel: $(VENV)/.installed-dev ## install the wheel alone, check it and its types, 2 minutes
+	$(PY) -m pytest -m slow tests/project/test_wheel.py
 
 doctest: $(VENV)/.installed-test ## run the examples of docstrings and README, a few minutes
 	JAX_PLATFORMS=cpu MPLBACKEND=Agg $(PY) -m pytest --doctest-modules bbjax

@@ -31,6 +31,7 @@ The packages, in the order of the story; each imports only those above it:
 
 import importlib
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from bbjax import activity, rules
 from bbjax.activity import on
@@ -64,6 +65,10 @@ from bbjax.training.moments import moment_paths, reset_moments
 from bbjax.training.resume import restore_target
 from bbjax.training.state import degrees_of, masks, on_rates
 from bbjax.training.transform import hold, transform, wrap
+
+if TYPE_CHECKING:
+    from bbjax.adapters import linen as linen
+    from bbjax.adapters import nnx as nnx
 
 __all__ = [
     "Kernel",

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from bbjax import adapters
 from bbjax.activity.observe import Where, observe
 from bbjax.activity.on import On, positive
+from bbjax.activity.statistics import Activity
 from bbjax.model.units import Units
 
 
@@ -29,7 +30,7 @@ def value_and_grad(
     on: On = positive,
     needs: Sequence[str] = (),
     wrt: Any = None,
-) -> Callable[..., Any]:
+) -> Callable[..., tuple[Any, Any, dict[str, Activity]]]:
     """A function that returns the loss, its gradients and the activity of the units.
 
     Args:

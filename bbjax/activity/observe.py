@@ -35,7 +35,7 @@ def observe(
     where: Where = None,
     on: On = positive,
     needs: Sequence[str] = (),
-) -> Callable[..., Any]:
+) -> Callable[..., tuple[Any, Any]]:
     """A function that also returns the activity of the units.
 
     Args:
