@@ -1,12 +1,15 @@
 """House rules that a machine can check, read off the source without running it.
 
 Packages and the direction of their imports, sizes, import cycles, which file may use
-which foreign library, docstrings; and what the package shows.
+which foreign library, docstrings; what the package shows; what tests import.
 """
 
 import ast
 import fnmatch
 import importlib
+import pydoc
+import re
+import subprocess
 import sys
 import tokenize
 from graphlib import CycleError, TopologicalSorter
@@ -260,6 +263,46 @@ def test_no_module_is_hidden_by_a_function_of_its_name(name):
 
 
 def test_drawings_are_reached_through_their_package():
-    import bbjax.reporting
+    program = "import bbjax.reporting; bbjax.reporting.draw_graph"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
-    assert callable(bbjax.reporting.draw_graph)
+
+# What help shows -----------------------------------------------------------------
+FIVE_LINES = """
+    units = bb.trace(loss_fn, params, batch)
+    tx = optax.chain(optax.adamw(3e-4), bb.transform(units, density=0.25))
+
+    @jax.jit
+    def train_step(params, opt_state, batch):
+        loss, grads, activity = bb.value_and_grad(loss_fn, units)(params, batch)
+        updates, opt_state = tx.update(grads, opt_state, params, activity=activity)
+        return optax.apply_updates(params, updates), opt_state, loss
+"""
+
+
+def test_help_begins_with_the_five_lines():
+    _, described = pydoc.plain(pydoc.render_doc(bbjax)).split("DESCRIPTION", 1)
+    words = FIVE_LINES.split()
+    assert described.split()[: len(words)] == words
+
+
+def test_help_maps_the_packages_in_order():
+    text = pydoc.plain(pydoc.render_doc(bbjax)).split("PACKAGE CONTENTS")[0]
+    rows = re.findall(r"^ +([a-z]+)  +(\S.*?)  +(\S.*)$", text, re.MULTILINE)
+    assert rows[0] == ("package", "what it is about", "main names")
+    assert [name for name, _, _ in rows[1:]] == PACKAGES
+    for package, _, names in rows[1:]:
+        if package != "demo":
+            assert set(names.split(", ")) <= set(dir(bbjax)), package
+
+
+# Tests ---------------------------------------------------------------------------
+@pytest.mark.parametrize("folder", ["tests", "benchmarks"])
+def test_tests_import_no_other_test_file(folder):
+    """What several of them use is in `tests/support`."""
+    wrong = []
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and ".test_" in f".{node.module}":
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.module}")
+    assert not wrong, "\n".join(wrong)
