@@ -29,6 +29,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import chex
 import hypothesis
 import jax
 import numpy as np
@@ -65,7 +66,8 @@ def _seed(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture(autouse=True)
 def seeded(request: pytest.FixtureRequest) -> None:
-    """Seeds the global generators of numpy and Python before every test."""
+    """Seeds numpy and Python, and sets the counts of traces to 0, before every test."""
+    chex.clear_trace_counter()
     random.seed(_seed(request))
     np.random.seed(_seed(request))
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,7 @@ def test_batch_norm_and_dropout(getkey):
     opt_state = tx.init(params)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
+    @chex.assert_max_traces(n=1)
     def train_step(params, opt_state, state, rng, batch):
         observed = bb.observe(loss_fn, units, has_aux=True)
         (loss, (state, activity)), grads = jax.value_and_grad(observed, has_aux=True)(
@@ -57,9 +59,7 @@ def test_batch_norm_and_dropout(getkey):
         )
         losses.append(float(loss))
         if step == 0:  # running means, which do not depend on the key
-            for a, b in zip(*map(jax.tree.leaves, (state, plain)), strict=True):
-                np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+            chex.assert_trees_all_close(state, plain, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(params["up"]["w"] != 0, bb.masks(opt_state)["up/w"])
     assert np.count_nonzero(params["up"]["w"]) == round(DENSITY * 8 * 24)
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
-    assert train_step._cache_size() == 1

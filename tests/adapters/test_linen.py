@@ -4,6 +4,7 @@ import subprocess
 import sys
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -128,9 +129,7 @@ def test_without_extra_arguments_it_is_the_train_state_of_flax(batch, getkey):
     assert state.step == flax_state.step == 2
     for field in ("params", "opt_state"):
         mine, theirs = getattr(state, field), getattr(flax_state, field)
-        assert jax.tree.structure(mine) == jax.tree.structure(theirs)
-        for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
-            np.testing.assert_array_equal(a, b)
+        chex.assert_trees_all_equal(mine, theirs)
 
 
 def test_a_field_is_replaced_and_everything_else_reaches_the_optimizer():
@@ -206,7 +205,7 @@ def test_gradients_overwrite_what_flax_says_they_overwrite(getkey):
     for _ in range(6):
         state, grads = train_step(state)
         np.testing.assert_array_equal(state.params[name]["scale"], grads[name]["scale"])
-    assert jax.tree.structure(state.params) == jax.tree.structure(params)
+    chex.assert_trees_all_equal_structs(state.params, params)
     kernel = state.params["params"]["up"]
     np.testing.assert_array_equal(kernel != 0, bb.masks(state)["params/up"])
     assert np.count_nonzero(kernel) == round(DENSITY * kernel.size)
@@ -256,5 +255,4 @@ def test_names_of_mesh_axes_are_not_part_of_a_path(batch):
         found[partitioned] = plain, masks, units.paths, bb.linen.features(small)
     assert found[True][3] == {"params/layers_0": 12, "params/layers_2": 3}
     assert found[True][2:] == found[False][2:]
-    for one, two in zip(found[True][:2], found[False][:2], strict=True):
-        jax.tree.map(np.testing.assert_array_equal, one, two)
+    chex.assert_trees_all_equal(found[True][:2], found[False][:2])

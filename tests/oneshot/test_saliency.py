@@ -4,18 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chex import assert_trees_all_close as close
 
 import bbjax as bb
 from bbjax.oneshot.saliency import hessian_gradient, prune_by_flow, synaptic_flow
 from bbjax.rules import snip, synflow
 from tests.support.runs import dense
-
-
-def close(tree, other, **tolerance):
-    assert jax.tree.structure(tree) == jax.tree.structure(other)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, **tolerance), tree, other
-    )
 
 
 # Hessian times gradient -----------------------------------------------------------

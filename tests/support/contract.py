@@ -12,6 +12,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -376,18 +377,12 @@ def compilations() -> Iterator[Compilations]:
 
 # Comparing -----------------------------------------------------------------------
 def same(first: Any, second: Any) -> None:
-    """The same tree with the same bits."""
-    assert jax.tree.structure(first) == jax.tree.structure(second)
-    for (key, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(second), strict=True
-    ):
-        assert a.dtype == b.dtype, key
-        np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(key))
+    """The same tree with the same shapes, dtypes and values."""
+    chex.assert_trees_all_equal_shapes_and_dtypes(first, second)
+    chex.assert_trees_all_equal(first, second)
 
 
-def kinds(tree: Any) -> Any:
-    """Tree, shapes and dtypes."""
-    return jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
+same_kinds = chex.assert_trees_all_equal_shapes_and_dtypes
 
 
 def check_exact(case: Case, state: Any, rule: str, density: float = DENSITY) -> None:

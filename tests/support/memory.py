@@ -20,7 +20,7 @@ import pytest
 
 MB = 2**20
 LARGE = 800 * MB  # forget at the end of a module
-VERY_LARGE = 1200 * MB  # forget after the test; one test adds at most 250 MB
+VERY_LARGE = 1100 * MB  # forget after the test; one test adds at most 250 MB
 
 
 def forget() -> None:

@@ -4,6 +4,7 @@ An error leaves the state as it was; the transform works after it. Activity that
 finite is one of them outside jit; see `test_not_finite.py` for inside.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -335,7 +336,7 @@ def test_an_error_names_the_remedy_and_changes_nothing(name):
     before = jax.tree.map(np.array, state)
     with pytest.raises(ValueError, match=text):
         use(tx, state, **given)
-    jax.tree.map(np.testing.assert_array_equal, before, state)
+    chex.assert_trees_all_equal(before, state)
 
 
 def test_a_transform_works_after_an_error():

@@ -2,6 +2,7 @@
 
 import inspect
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +33,7 @@ def test_map_params(rule, case):
     params = CASES[case].params()
     state = tx.init(params)
     moved = optax.tree.map_params(tx, lambda x: x + 1, state)
-    assert jax.tree.structure(moved) == jax.tree.structure(state)
+    chex.assert_trees_all_equal_structs(moved, state)
     for name in ("bb_masks", "bb_means", "bb_churn"):
         same(optax.tree.get(moved, name), optax.tree.get(state, name))
     same(optax.tree.get(moved, "trace"), jax.tree.map(jnp.ones_like, params))
@@ -170,7 +171,7 @@ def test_zeros_survive_every_optimizer(optimizer, lenient):
     params = MLP.params()
 
     def each(n, params, state):
-        assert all(np.isfinite(x).all() for x in params.values())
+        chex.assert_tree_all_finite(params)
         if n >= START:
             check_exact(MLP, state, "log_odds")
             check_zeros(params, state, "log_odds")

@@ -1,5 +1,6 @@
 """What every rule must pass: single updates, and updates in a row."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,11 +20,11 @@ from tests.support.contract import (
     compilations,
     eager,
     jitted,
-    kinds,
     mostly_slow,
     pairs,
     pruner,
     same,
+    same_kinds,
     shared,
     train,
 )
@@ -55,11 +56,10 @@ def test_budget_zeros_and_state_at_every_step(rule, case):
     tx, update = shared(rule, case)
     case = CASES[case]
     params = case.params()
-    state = tx.init(params)
-    before = kinds(state)
+    state = before = tx.init(params)
 
     def each(n, params, state):
-        assert kinds(state) == before
+        same_kinds(state, before)
         if n < START:  # nothing is pruned before
             assert all(mask.all() for mask in bb.masks(state).values())
             return
@@ -103,8 +103,7 @@ def test_state_is_stable_under_scan(rule):
         updates, state = update(grads, looped[1], looped[0], activity)
         looped = optax.apply_updates(looped[0], updates), state
     same(bb.masks(scanned[1]), bb.masks(looped[1]))
-    for a, b in zip(jax.tree.leaves(scanned), jax.tree.leaves(looped), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+    chex.assert_trees_all_close(scanned, looped, rtol=1e-6, atol=1e-7)
     check_exact(MLP, scanned[1], rule)
 
 
@@ -123,7 +122,7 @@ def test_state_is_stable_under_cond(rule, case):
         )
 
     state = tx.init(params)
-    assert kinds(jax.eval_shape(either, True, state)[1]) == kinds(state)
+    same_kinds(jax.eval_shape(either, True, state)[1], state)
 
 
 CHANGES = [{"regrow": False}, {"rescale": True}, {"dormant_dtype": jnp.bfloat16}]
@@ -139,11 +138,11 @@ def test_eval_shape_of_init_and_update(rule, case, changes):
     case = CASES[case]
     tx, params = pruner(RULES[rule], case, **changes), case.params()
     state = tx.init(params)
-    assert kinds(jax.eval_shape(tx.init, params)) == kinds(state)
+    same_kinds(jax.eval_shape(tx.init, params), state)
     updates, new = jax.eval_shape(
         jitted(tx), params, state, params, case.gradient(params, case.batch(0))[1]
     )
-    assert kinds((updates, new)) == kinds((params, state))
+    same_kinds((updates, new), (params, state))
 
 
 @mostly_slow()
@@ -151,10 +150,10 @@ def test_eval_shape_of_init_and_update(rule, case, changes):
 def test_half_precision_is_kept(rule, dtype):
     tx, params = chain(RULES[rule]), MLP.params(dtype=dtype)
     state = tx.init(params)
-    before = kinds((params, state))
+    before = params, state
 
     def each(n, params, state):
-        assert kinds((params, state)) == before
+        same_kinds((params, state), before)
         if n >= 1:
             check_exact(MLP, state, rule)
             check_zeros(params, state, rule)
@@ -234,8 +233,7 @@ def test_compiled_and_eager_agree(rule):
     plain = train(eager(tx), MLP, *before, range(1, 2))
     same(bb.masks(compiled[1]), bb.masks(plain[1]))
     check_zeros(*plain, rule)
-    for a, b in zip(jax.tree.leaves(compiled), jax.tree.leaves(plain), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+    chex.assert_trees_all_close(compiled, plain, rtol=1e-6, atol=1e-7)
 
 
 def _permuted(activity, order):

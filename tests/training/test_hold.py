@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import bbjax as bb
-from tests.support.contract import MLP
+from tests.support.contract import MLP, same_kinds
 
 
 def pruned(density=0.3):
@@ -92,8 +92,7 @@ def test_state_is_one_bit_per_entry_and_stable():
     params = MLP.params()
     state = tx.init(params)
     _, new = jax.eval_shape(tx.update, params, state, params)
-    kinds = lambda t: jax.tree.map(lambda x: (x.shape, x.dtype), t)  # noqa: E731
-    assert kinds(new) == kinds(state)
+    same_kinds(new, state)
     assert state.bb_masks["up"].size == 12 * 24 // 8 and not state.bb_dormant
 
 

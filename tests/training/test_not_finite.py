@@ -1,5 +1,6 @@
 """Values that are not finite must not destroy masks, dormant weights or training."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +37,7 @@ def test_a_weight_that_is_not_finite_keeps_masks_and_dormant_weights(bad, regrow
     w, state = updated(tx, tx.init({"w": W}), W, jnp.zeros_like(W))
     mask, dormant = bb.masks(state), state.bb_dormant
     sick, state = updated(tx, state, w.at[0, 0].set(bad), jnp.zeros_like(W))
-    jax.tree.map(np.testing.assert_array_equal, bb.masks(state), mask)
+    chex.assert_trees_all_equal(bb.masks(state), mask)
     jax.tree.map(
         lambda a, b: np.testing.assert_array_equal(a[~mask["w"]], b[~mask["w"]]),
         state.bb_dormant,

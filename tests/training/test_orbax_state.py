@@ -6,6 +6,7 @@ a checkpoint manager, meshes of two axes, a state made anew as the target.
 
 import functools
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -86,8 +87,8 @@ def train(state, steps):
 
 
 def same(mine, theirs):
-    for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_array_equal(a, b, strict=True)
+    leaves = map(jax.tree.leaves, (mine, theirs))
+    chex.assert_trees_all_equal(*leaves, strict=True)
 
 
 @pytest.fixture

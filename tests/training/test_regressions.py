@@ -5,6 +5,7 @@ mask that changes under a gradient, start-up bias, padding, rescaled biases, gra
 hidden from the rule: each was found in code that accompanies a paper.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,8 +91,7 @@ def test_4_what_is_remembered_is_in_the_state(getkey):
     tree = jax.tree.structure((first, tx.init({"w": first})))
     w, state = jax.tree.unflatten(tree, map(jnp.asarray, saved))
     again = run(tx, w, state, range(3, 6))
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(whole, again)
 
 
 def test_5_accumulated_gradients_do_not_multiply_refreshes(getkey, lenient):
