@@ -115,7 +115,7 @@ def test_in_a_shard_map():
     specs = {"in_specs": (everywhere, PartitionSpec("data")), "out_specs": everywhere}
     got = jax.jit(jax.shard_map(device, mesh=mesh, **specs))(P, X)
     want = bb.value_and_grad(loss_fn, UNITS)(P, X)
-    equal(got[:2], want[:2])
+    equal(got[:2], want[:2], rtol=4e-6)  # sums over devices have another order
     for path in P:
         rates = [found[2][path].outputs.on_rate for found in (got, want)]
         np.testing.assert_allclose(*rates, rtol=1e-6)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import bbjax as bb
+from bbjax.budgets.allocation import budgets
 from bbjax.rules import magnitude
 from tests.support.runs import candidates, chosen, dense
 
@@ -152,7 +153,7 @@ def test_a_pool_spends_the_densities_of_its_kernels():
 @pytest.mark.parametrize("scope", ["unit", "layer"])
 def test_densities_by_shape_are_met_by_every_slice(scope):
     params = weights(THREE)
-    kept = bb.allocation.budgets(bb.erk(0.3), THREE, jnp.int32(0)).edges
+    kept = budgets(bb.erk(0.3), THREE, jnp.int32(0)).edges
     masks = pruned(THREE, params, scope, density=bb.erk(0.3))
     for kernel, edges in zip(THREE, kept, strict=True):
         np.testing.assert_array_equal(masks[kernel.path].sum((-2, -1)), edges)
