@@ -32,11 +32,14 @@ from pathlib import Path
 import chex
 import hypothesis
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 
+from tests.support import shapes
 from tests.support.memory import Memory
 
+shapes.check()  # before bbjax is imported
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -84,6 +87,14 @@ def lenient() -> Iterator[None]:
     """JAX's usual promotion, for libraries that do not run without it."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """No checks of arrays against signatures, for tests of what wrong arrays raise."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from bbjax.activity import statistics as stats
 from bbjax.activity.convolution import Geometry
@@ -43,6 +44,7 @@ from bbjax.tracing.call import Call, call, traced
 from bbjax.tracing.trace import analyse
 
 _TWO_SUM = (*MEANS, "count", "samples", "abs_map")
+Flags = dict[str, dict[str, Bool[Array, ""]]]  # side -> statistic -> is it sound
 
 
 def calibrate(
@@ -318,7 +320,11 @@ def _added(total: Sides, lost: Sides, sums: Sides) -> tuple[Sides, Sides]:
     return new, errors
 
 
-def _rounding(first: jax.Array, second: jax.Array, total: jax.Array) -> jax.Array:
+def _rounding(
+    first: Float[Array, "*shape"],
+    second: Float[Array, "*shape"],
+    total: Float[Array, "*shape"],
+) -> Float[Array, "*shape"]:
     """What `total = first + second` lost, exactly."""
     there = total - first
     return (first - (total - there)) + (second - there)
@@ -337,16 +343,16 @@ def _finished(
     lost: Sides,
     geometries: tuple[tuple[str, Geometry], ...],
     paths: tuple[str, ...],
-) -> tuple[dict[str, Activity], dict[str, dict[str, Raw]]]:
+) -> tuple[dict[str, Activity], dict[str, Flags]]:
     """The statistics of a stream, and which of them are sound."""
     made = finished(_corrected(total, lost), dict(geometries), paths)
     return made, {path: _flags(made[path]) for path in paths}
 
 
-def _flags(activity: Activity) -> dict[str, Raw]:
+def _flags(activity: Activity) -> Flags:
     """For each statistic, whether it is finite; for counts, whether there are any."""
 
-    def of(statistics: Statistics) -> Raw:
+    def of(statistics: Statistics) -> dict[str, Bool[Array, ""]]:
         arrays = statistics.arrays()
         flags = {n: jnp.all(jnp.isfinite(v)) for n, v in arrays.items()}
         return flags | {"count": jnp.any(arrays["count"] > 0)}
@@ -354,7 +360,7 @@ def _flags(activity: Activity) -> dict[str, Raw]:
     return {side: of(value) for side, value in activity._asdict().items()}
 
 
-def _check_measured(path: str, flags: dict[str, Raw]) -> None:
+def _check_measured(path: str, flags: Flags) -> None:
     """Refuses statistics that would be wrong in silence."""
     for side, names in flags.items():
         broken = [n for n, good in names.items() if not np.asarray(good)]

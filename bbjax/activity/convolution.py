@@ -19,9 +19,9 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from bbjax.model.units import Kernel
 
@@ -61,7 +61,12 @@ class Geometry:
         return self.kernel.op == "conv_general_dilated"
 
 
-def edge_norms(x: jax.Array, w: jax.Array, geometry: Geometry, order: int) -> jax.Array:
+def edge_norms(
+    x: Float[Array, "samples *positions groups in"],
+    w: Float[Array, " groups in out *window"],
+    geometry: Geometry,
+    order: int,
+) -> Float[Array, " groups in out"]:
     """Sums over samples the norms of what every edge contributes.
 
     Args:
@@ -80,7 +85,7 @@ def edge_norms(x: jax.Array, w: jax.Array, geometry: Geometry, order: int) -> ja
         (0, last, *first), (0, 1, *range(2, n + 2)), (0, last, *first)
     )
 
-    def of_one_unit(operands: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def of_one_unit(operands: tuple[Array, Array]) -> Float[Array, " out"]:
         maps, windows = operands
         made = lax.conv_general_dilated(
             maps,
@@ -102,7 +107,9 @@ def edge_norms(x: jax.Array, w: jax.Array, geometry: Geometry, order: int) -> ja
     return jnp.moveaxis(jnp.reshape(norms, (-1, groups, out)), 0, 1)
 
 
-def fro_of_mean(mean: jax.Array, windows: jax.Array, geometry: Geometry) -> jax.Array:
+def fro_of_mean(
+    mean: Float[Array, "..."], windows: Float[Array, "..."], geometry: Geometry
+) -> Float[Array, "*edges"]:
     """The size of the mean map of every edge, in the kernel's own order.
 
     Args:

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Num
 
 from bbjax.activity import statistics as stats
 from bbjax.activity.convolution import Geometry
@@ -51,7 +52,7 @@ class Probe:
     geometries: dict[str, Geometry]
     asked: Asked
     on: On
-    where: jax.Array | None = None
+    where: Bool[Array, "..."] | None = None
 
     def run(
         self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], scope: Scope
@@ -92,7 +93,7 @@ class Probe:
         done: dict[Any, Raw] = {}
         raw = {}
         for i, tap in here.items():
-            x = lax.stop_gradient(_read(env, tap.var))
+            x = _constant(env, tap.var)
             valid = None
             if self.where is not None:
                 valid = valid_entries(self.where, x.shape, tap.axes, tap.kernel)
@@ -107,9 +108,9 @@ class Probe:
 
     def _larger(
         self,
-        x: jax.Array,
+        x: Num[Array, "..."],
         tap: Tap,
-        valid: jax.Array | None,
+        valid: Bool[Array, "..."] | None,
         units: Raw,
         env: dict[Any, Any],
     ) -> Raw:
@@ -121,7 +122,7 @@ class Probe:
             atom = self._weights(tap)
             raw |= map_sums(
                 x,
-                None if atom is None else lax.stop_gradient(_read(env, atom)),
+                None if atom is None else _constant(env, atom),
                 tap,
                 self.geometries[tap.kernel],
                 count=units["count"],
@@ -222,6 +223,11 @@ class Probe:
 
 def _read(env: dict[Any, Any], atom: Any) -> Any:
     return atom.val if jaxprs.is_literal(atom) else env[atom]
+
+
+def _constant(env: dict[Any, Any], atom: Any) -> Num[Array, "..."]:
+    """A value that is measured: an array without a gradient."""
+    return lax.stop_gradient(jnp.asarray(_read(env, atom)))
 
 
 def _last_reads(jaxpr: Any, tapped: Sequence[Any]) -> dict[Any, int]:

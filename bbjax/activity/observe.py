@@ -11,8 +11,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from bbjax.activity import statistics as stats
 from bbjax.activity.evaluate import Probe, by_side, finished, geometries
@@ -23,7 +23,7 @@ from bbjax.tracing.call import prepare
 from bbjax.tracing.flow.kernels import Tap, Traced
 from bbjax.tracing.trace import analyse
 
-Where = jax.Array | Callable[..., jax.Array] | None
+Where = Bool[Array, "..."] | Callable[..., Array] | None
 _ONE_SHOT = (*stats.PER_EDGE, "positions")
 
 
@@ -66,6 +66,7 @@ def observe(
         fits no activity.
 
     Example:
+      >>> import jax
       >>> import bbjax as bb
       >>> def loss(params, x):
       ...     return jnp.sum(jax.nn.relu(x @ params["up"]) @ params["down"])

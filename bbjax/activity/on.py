@@ -22,11 +22,12 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Num
 
-On = Callable[..., jax.Array]
+On = Callable[..., Array]
 
 
-def positive(x: jax.Array) -> jax.Array:
+def positive(x: Num[Array, "*shape"]) -> Bool[Array, "*shape"]:
     """On where `x > 0`.
 
     Example:
@@ -43,7 +44,9 @@ class Above:
     threshold: float
     relative_to: Literal["rms"] | None = None
 
-    def __call__(self, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: Num[Array, "*shape"], valid: Bool[Array, "*shape"] | None = None
+    ) -> Bool[Array, "*shape"]:
         """Applies to an array; `valid` (same shape) is False at padding."""
         size = jnp.abs(x.astype(jnp.float32))
         if self.relative_to is None:
@@ -103,7 +106,7 @@ def soft(temperature: float = 1.0) -> On:
             "for a hard count"
         )
 
-    def graded(x: jax.Array) -> jax.Array:
+    def graded(x: Num[Array, "*shape"]) -> Float[Array, "*shape"]:
         return jax.nn.sigmoid(x.astype(jnp.float32) / temperature)
 
     return graded

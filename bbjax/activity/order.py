@@ -14,15 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from bbjax.model.units import Kernel
 from bbjax.tracing.flow.kernels import Tap
 from bbjax.tracing.flow.values import Part
 
 
-def arranged(name: str, value: jax.Array, tap: Tap, kernel: Kernel) -> jax.Array:
+def arranged(
+    name: str, value: Float[Array, "..."], tap: Tap, kernel: Kernel
+) -> Float[Array, "..."]:
     """A measurement by its name, put into the kernel's own order."""
     if name == "gram":
         return _gram(value, tap, kernel)
@@ -55,7 +57,9 @@ def _layers(tap: Tap) -> list[Part]:
     return [p for _, p in tap.layers if p is not None]
 
 
-def _per_unit(value: jax.Array, tap: Tap, kernel: Kernel) -> jax.Array:
+def _per_unit(
+    value: Float[Array, "..."], tap: Tap, kernel: Kernel
+) -> Float[Array, "..."]:
     """Entries per unit, or whole maps with their positions behind."""
     layers = _layers(tap)
     parts = layers + [p for axis in tap.parts for p in axis]
@@ -95,7 +99,9 @@ def _by_place(parts: Sequence[Part]) -> list[int]:
     return sorted(range(len(parts)), key=lambda i: (parts[i].axis, -parts[i].stride))
 
 
-def _gram(value: jax.Array, tap: Tap, kernel: Kernel) -> jax.Array:
+def _gram(
+    value: Float[Array, "..."], tap: Tap, kernel: Kernel
+) -> Float[Array, "*stack in in"]:
     lead = _layers(tap) + lead_parts(tap)
     inputs = in_parts(tap)
     n, m = len(lead), len(inputs)
@@ -108,7 +114,9 @@ def _gram(value: jax.Array, tap: Tap, kernel: Kernel) -> jax.Array:
     return jnp.reshape(value, (*kernel.stack_shape, size, size))
 
 
-def _per_edge(value: jax.Array, tap: Tap, kernel: Kernel) -> jax.Array:
+def _per_edge(
+    value: Float[Array, "..."], tap: Tap, kernel: Kernel
+) -> Float[Array, "..."]:
     lead, made = lead_parts(tap), out_parts(tap)
     parts = _layers(tap) + lead + in_parts(tap) + made
     window = value.shape[len(_layers(tap)) + 3 :]

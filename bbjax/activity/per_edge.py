@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Num
 
 from bbjax.activity import convolution
 from bbjax.activity.convolution import Geometry
@@ -32,7 +33,9 @@ from bbjax.tracing.flow.values import Part
 
 
 # Pairs of input units ------------------------------------------------------------
-def gram_sum(x: jax.Array, tap: Tap, valid: jax.Array | None) -> jax.Array:
+def gram_sum(
+    x: Num[Array, "..."], tap: Tap, valid: Bool[Array, "..."] | None
+) -> Float[Array, "..."]:
     """Sums `x x^T` over all axes but those of a tap: `(*leading, *in, *in)`."""
     x = real(x, valid).astype(jnp.float32)
     rest = [a for a in range(x.ndim) if a not in tap.axes]
@@ -51,7 +54,7 @@ def gram_sum(x: jax.Array, tap: Tap, valid: jax.Array | None) -> jax.Array:
     )
 
 
-def _whole(x: jax.Array) -> NamedSharding | None:
+def _whole(x: Float[Array, "..."]) -> NamedSharding | None:
     """A sum over a sharded batch has to say where it goes if axes are explicit."""
     mesh = jax.typeof(x).sharding.mesh
     if AxisType.Explicit not in mesh.axis_types:
@@ -61,13 +64,13 @@ def _whole(x: jax.Array) -> NamedSharding | None:
 
 # Maps and edges ------------------------------------------------------------------
 def map_sums(
-    x: jax.Array,
-    w: jax.Array | None,
+    x: Num[Array, "..."],
+    w: Num[Array, "..."] | None,
     tap: Tap,
     geometry: Geometry,
     *,
-    count: jax.Array,
-    valid: jax.Array | None,
+    count: Float[Array, "*units"],
+    valid: Bool[Array, "..."] | None,
     statistics: Sequence[str],
 ) -> Raw:
     """Sums maps of |x|, and what edges contribute, over samples.
@@ -102,7 +105,11 @@ def map_sums(
 
 
 def _of_matrix(
-    x: jax.Array, w: jax.Array | None, tap: Tap, count: jax.Array, names: Sequence[str]
+    x: Float[Array, "..."],
+    w: Float[Array, "..."] | None,
+    tap: Tap,
+    count: Float[Array, "*units"],
+    names: Sequence[str],
 ) -> Raw:
     """A matrix product: every entry is a sample, an edge contributes `|w| |x|`."""
     rest = tuple(a for a in range(x.ndim) if a not in tap.axes)
@@ -123,9 +130,9 @@ def _of_matrix(
 
 
 def _of_conv(
-    x: jax.Array,
-    total: jax.Array,
-    w: jax.Array,
+    x: Float[Array, " samples *map"],
+    total: Float[Array, "*map"],
+    w: Float[Array, "..."],
     tap: Tap,
     geometry: Geometry,
     names: Sequence[str],
@@ -165,7 +172,9 @@ def _samples_first(tap: Tap, ndim: int) -> list[int]:
     return [*(a for a in range(ndim) if a not in tap.axes), *tap.axes]
 
 
-def _samples(x: jax.Array, valid: jax.Array | None) -> jax.Array:
+def _samples(
+    x: Float[Array, "samples ..."], valid: Bool[Array, "..."] | None
+) -> Float[Array, ""]:
     """Number of samples of which anything is real."""
     if valid is None:
         return jnp.asarray(x.shape[0], jnp.float32)

@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Num, Shaped
 
 from bbjax.activity.on import Above, On
 from bbjax.activity.statistics import Raw
@@ -22,11 +22,11 @@ from bbjax.arrays import reductions
 
 
 def unit_sums(
-    x: jax.Array,
+    x: Num[Array, "..."],
     axes: Sequence[int],
     *,
     on: On,
-    valid: jax.Array | None,
+    valid: Bool[Array, "..."] | None,
     statistics: Sequence[str],
 ) -> Raw:
     """Sums statistics of an array over all axes but `axes`.
@@ -43,7 +43,7 @@ def unit_sums(
     """
     rest = tuple(a for a in range(x.ndim) if a not in axes)
     shape = [x.shape[a] for a in axes]
-    count: jax.Array | float
+    count: Array | float
     if valid is None:
         count = float(math.prod(x.shape[a] for a in rest))
     else:
@@ -65,7 +65,9 @@ def unit_sums(
     return raw
 
 
-def _on(x: jax.Array, on: On, valid: jax.Array | None) -> jax.Array:
+def _on(
+    x: Num[Array, "*shape"], on: On, valid: Bool[Array, "..."] | None
+) -> Shaped[Array, "*shape"]:
     everywhere = None if valid is None else jnp.broadcast_to(valid, x.shape)
     hit = on(x, everywhere) if isinstance(on, Above) else on(x)
     if jnp.shape(hit) != x.shape:
@@ -77,8 +79,11 @@ def _on(x: jax.Array, on: On, valid: jax.Array | None) -> jax.Array:
 
 
 def _share(
-    x: jax.Array, hit: jax.Array, rest: tuple[int, ...], valid: jax.Array | None
-) -> jax.Array:
+    x: Num[Array, "*shape"],
+    hit: Shaped[Array, "*shape"],
+    rest: tuple[int, ...],
+    valid: Bool[Array, "..."] | None,
+) -> Float[Array, "..."]:
     """The sum of hits; NaN where `x` is not finite: a broken batch is no silent one."""
     counted = [real(hit.astype(jnp.float32), valid)]
     if not jnp.issubdtype(x.dtype, jnp.inexact):
@@ -88,7 +93,9 @@ def _share(
     return jnp.where(bad > 0, jnp.nan, hits)
 
 
-def real(values: jax.Array, valid: jax.Array | None) -> jax.Array:
+def real(
+    values: Num[Array, "*shape"], valid: Bool[Array, "*#shape"] | None
+) -> Num[Array, "*shape"]:
     """Values, 0 at padding."""
     if valid is None:
         return values
@@ -96,8 +103,8 @@ def real(values: jax.Array, valid: jax.Array | None) -> jax.Array:
 
 
 def valid_entries(
-    where: jax.Array, shape: tuple[int, ...], axes: Sequence[int], path: str
-) -> jax.Array:
+    where: Shaped[Array, "..."], shape: tuple[int, ...], axes: Sequence[int], path: str
+) -> Bool[Array, "..."]:
     """The padding mask, with size-1 axes, ready to meet an array of `shape`."""
     rest = [a for a in range(len(shape)) if a not in axes]
     free = [shape[a] for a in rest]
@@ -118,12 +125,12 @@ def valid_entries(
     return jnp.reshape(where.astype(bool), full)
 
 
-def in_order(reduced: jax.Array, axes: Sequence[int]) -> jax.Array:
+def in_order(reduced: Num[Array, "..."], axes: Sequence[int]) -> Num[Array, "..."]:
     """Axes of a reduced array, from ascending order to that of `axes`."""
     order = sorted(axes)
     return permuted(reduced, [order.index(a) for a in axes])
 
 
-def permuted(x: jax.Array, order: Sequence[int]) -> jax.Array:
+def permuted(x: Shaped[Array, "..."], order: Sequence[int]) -> Shaped[Array, "..."]:
     """A transposition, left out where it changes nothing."""
     return x if list(order) == list(range(len(order))) else jnp.transpose(x, order)

@@ -29,10 +29,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple, get_args
+from typing import NamedTuple, get_args, no_type_check
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from bbjax.activity.convolution import Geometry, fro_of_mean
 from bbjax.model.units import Side
@@ -51,10 +52,11 @@ SIDED: dict[
 STATISTICS = (*PER_UNIT, *SIDED)
 BY_SAMPLE = ("abs_map", *PER_EDGE)  # means over samples, not over entries
 SAME = ("max_abs", "windows", "positions")  # combined by the larger one, or equal
-Raw = dict[str, jax.Array]  # statistic -> sum or maximum; "count" -> entries
+Raw = dict[str, Float[Array, "..."]]  # statistic -> sum or maximum; "count" -> entries
 Asked = dict[Side, tuple[str, ...]]
 
 
+@no_type_check  # of fields: a tree of anything has this form (`jax.tree.map`)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Statistics:
@@ -83,25 +85,25 @@ class Statistics:
     count 0 and statistics 0.
     """
 
-    on_rate: jax.Array | None = None
-    count: jax.Array | None = None
-    mean_abs: jax.Array | None = None
-    mean_square: jax.Array | None = None
-    zero_share: jax.Array | None = None
-    max_abs: jax.Array | None = None
-    gram: jax.Array | None = None
-    abs_map: jax.Array | None = None
-    fro_of_mean: jax.Array | None = None
-    mean_of_fro: jax.Array | None = None
-    l1: jax.Array | None = None
-    positions: jax.Array | None = None
-    samples: jax.Array | None = None
-    windows: jax.Array | None = None
+    on_rate: Float[Array, "*units"] | None = None
+    count: Float[Array, "*units"] | None = None
+    mean_abs: Float[Array, "*units"] | None = None
+    mean_square: Float[Array, "*units"] | None = None
+    zero_share: Float[Array, "*units"] | None = None
+    max_abs: Float[Array, "*units"] | None = None
+    gram: Float[Array, "*stack n n"] | None = None
+    abs_map: Float[Array, "..."] | None = None
+    fro_of_mean: Float[Array, "*edges"] | None = None
+    mean_of_fro: Float[Array, "*edges"] | None = None
+    l1: Float[Array, "*edges"] | None = None
+    positions: Float[Array, "*units"] | None = None
+    samples: Float[Array, "*units"] | None = None
+    windows: Float[Array, "..."] | None = None
     geometry: Geometry | None = dataclasses.field(
         default=None, metadata={"static": True}
     )
 
-    def arrays(self) -> dict[str, jax.Array]:
+    def arrays(self) -> dict[str, Float[Array, "..."]]:
         """What was measured, by name."""
         fields = (f.name for f in dataclasses.fields(self) if f.name != "geometry")
         held = {name: getattr(self, name) for name in fields}
@@ -202,7 +204,7 @@ def unfinished(statistics: Statistics, geometry: Geometry | None = None) -> Raw:
     return raw | means
 
 
-def _behind(name: str, raw: Raw, geometry: Geometry | None) -> jax.Array:
+def _behind(name: str, raw: Raw, geometry: Geometry | None) -> Float[Array, "..."]:
     """How many samples are behind each entry of a mean."""
     if name == "gram":  # units of a slice are all measured on the same entries
         slices = raw[name].shape[:-2]

@@ -10,19 +10,19 @@ of eight packs and unpacks on each device by itself, with shifts and no gathers.
 Shapes: mask `(..., n, ...)`, bits `(..., ceil(n / 8), ...)` in uint8.
 """
 
+from __future__ import annotations
+
 import operator
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, ArrayLike, Bool, Int, Shaped, UInt8
 
-Array = jax.Array
 
-
-def pack(mask: Any, axis: int) -> Array:
+def pack(mask: Bool[ArrayLike, "..."], axis: int) -> UInt8[Array, "..."]:
     """Packs a mask along one axis.
 
     Args:
@@ -52,7 +52,7 @@ def pack(mask: Any, axis: int) -> Array:
     return jnp.sum(shifted, axis + 1, dtype=jnp.uint8)
 
 
-def unpack(bits: Any, axis: int, size: int) -> Array:
+def unpack(bits: UInt8[ArrayLike, "..."], axis: int, size: int) -> Bool[Array, "..."]:
     """Unpacks what `pack` packed.
 
     Args:
@@ -88,7 +88,9 @@ def unpack(bits: Any, axis: int, size: int) -> Array:
     return lax.slice_in_dim(hit.reshape(shape), 0, size, axis=axis)
 
 
-def count(bits: Any, axes: int | Sequence[int] | None = None) -> Array:
+def count(
+    bits: UInt8[ArrayLike, "..."], axes: int | Sequence[int] | None = None
+) -> Int[Array, "..."]:
     """Counts the True entries of a packed mask.
 
     Args:
@@ -112,13 +114,13 @@ def count(bits: Any, axes: int | Sequence[int] | None = None) -> Array:
     return jnp.sum(lax.population_count(bits), axes, dtype=jnp.int32)
 
 
-def _places(ndim: int, axis: int) -> np.ndarray:
+def _places(ndim: int, axis: int) -> UInt8[np.ndarray, "..."]:
     """0 ... 7 along one axis of many."""
     shape = [8 if a == axis else 1 for a in range(ndim)]
     return np.arange(8, dtype=np.uint8).reshape(shape)
 
 
-def _check_bits(bits: Array) -> None:
+def _check_bits(bits: Shaped[Array, "..."]) -> None:
     if bits.dtype != jnp.uint8:
         raise TypeError(f"expected uint8 bits, got {bits.dtype}; make them with pack")
 

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import lax
+from jaxtyping import Array, Bool, Int
 
 from bbjax.arrays.loop import when
 
@@ -43,7 +44,7 @@ class Entries(NamedTuple):
       width: thresholds that one pass compares, at least 3.
     """
 
-    counts: Callable[[Array], Array]
+    counts: Callable[[Int[Array, " width *units"]], Int[Array, " width *units"]]
     ends: Callable[[Array, Array], tuple[Array, Array]]
     width: int
 
@@ -51,12 +52,19 @@ class Entries(NamedTuple):
 class Bracket(NamedTuple):
     """Per unit `low <= t < high`, and how many entries are at `low` or above."""
 
-    low: Array
-    above: Array  # >= need
-    high: Array
+    low: Int[Array, "*units"]
+    above: Int[Array, "*units"]  # >= need
+    high: Int[Array, "*units"]
 
     @classmethod
-    def of(cls, low: int, high: int, need: Array, held: Array, dtype: Any) -> Bracket:
+    def of(
+        cls,
+        low: int,
+        high: int,
+        need: Int[Array, "*units"],
+        held: Int[Array, "*units"],
+        dtype: Any,
+    ) -> Bracket:
         """Every t from `low`, which holds `held`, to `high`, which none do.
 
         Where nothing is needed the answer is `high`.
@@ -69,12 +77,14 @@ class Bracket(NamedTuple):
             high=jnp.full_like(need, high + 1, dtype=dtype),
         )
 
-    def unsettled(self, need: Array, exact: bool) -> Array:
+    def unsettled(
+        self, need: Int[Array, "*units"], exact: bool
+    ) -> Bool[Array, "*units"]:
         """Where the answer is not yet `low`."""
         wide = self.high - 1 != self.low  # a width of 2**31 would be negative
         return wide if exact else wide & (self.above != need)
 
-    def left(self, need: Array, exact: bool) -> Array:
+    def left(self, need: Int[Array, "*units"], exact: bool) -> Int[Array, ""]:
         """What is left to do for the unit that is behind all others, one number."""
         over = self.above - need
         wide = jnp.where(over > _FEW, _FAR, _CLOSE)
@@ -82,7 +92,7 @@ class Bracket(NamedTuple):
         each = jnp.where(self.unsettled(need, exact), wide, found)
         return jnp.max(each.astype(jnp.int32))
 
-    def between(self, m: int, tight: Array) -> Array:
+    def between(self, m: int, tight: Bool[Array, ""]) -> Int[Array, " {m} *units"]:
         """`m` thresholds at one distance; at the ends where these are entries."""
         unsigned = jnp.dtype(f"uint{self.low.dtype.itemsize * 8}")
         width = lax.bitcast_convert_type(self.high - self.low, unsigned)[None]
@@ -93,7 +103,12 @@ class Bracket(NamedTuple):
         at = jnp.where(tight & (i == 1), self.low[None] + 1, at)
         return jnp.where(tight & (i == m), self.high[None] - 1, at)
 
-    def cut(self, at: Array, counts: Array, need: Array) -> Bracket:
+    def cut(
+        self,
+        at: Int[Array, " width *units"],
+        counts: Int[Array, " width *units"],
+        need: Int[Array, "*units"],
+    ) -> Bracket:
         """The part of it that the answer is in, after counting at some thresholds."""
         enough = counts >= need[None]
         low, high, above = self.low[None], self.high[None], self.above[None]
@@ -108,17 +123,21 @@ class Found(NamedTuple):
     """The bracket that begins at the answer, and how the search got there."""
 
     bracket: Bracket
-    left: Array
-    passes: Array  # since one that tightened
+    left: Int[Array, ""]
+    passes: Int[Array, ""]  # since one that tightened
 
     @property
-    def tied(self) -> Array:
+    def tied(self) -> Bool[Array, ""]:
         """Whether there are units with `counts(answer) > need`."""
         return self.left == _TIED
 
 
 def search(
-    entries: Entries, need: Array, bracket: Bracket, *, exact: bool = False
+    entries: Entries,
+    need: Int[Array, "*units"],
+    bracket: Bracket,
+    *,
+    exact: bool = False,
 ) -> Found:
     """The bracket that begins at the largest t with `counts(t) >= need`.
 
@@ -142,7 +161,7 @@ def search(
         b = b.cut(at, entries.counts(at), need)
         return Found(b, b.left(need, exact), jnp.where(tight, 0, passes + 1))
 
-    def unfinished(found: Found) -> Array:
+    def unfinished(found: Found) -> Bool[Array, ""]:
         return found.left >= _CLOSE
 
     start = Found(bracket, jnp.int32(_CLOSE), jnp.int32(0))

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool
 
 T = TypeVar("T")
 
 
-def when(due: jax.Array, change: Callable[[T], T], held: T) -> T:
+def when(due: Bool[Array, ""], change: Callable[[T], T], held: T) -> T:
     """What `change` makes of `held` if it is due, else `held`.
 
     Args:
@@ -30,7 +30,7 @@ def when(due: jax.Array, change: Callable[[T], T], held: T) -> T:
       [1.0, 1.0]
     """
 
-    def once(loop: tuple[jax.Array, T]) -> tuple[jax.Array, T]:
+    def once(loop: tuple[Array, T]) -> tuple[Array, T]:
         return jnp.zeros((), bool), change(loop[1])
 
     return lax.while_loop(lambda loop: loop[0], once, (due, held))[1]

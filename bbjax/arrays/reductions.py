@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import lax
+from jaxtyping import Array, Integer, Num, Shaped
 
 _ROWS = range(16, 3, -1)  # unrolled together
 
@@ -41,7 +42,7 @@ class Parts(NamedTuple):
     fused: bool
 
     @classmethod
-    def of(cls, x: Array, axes: Sequence[int]) -> Parts:
+    def of(cls, x: Shaped[Array, "..."], axes: Sequence[int]) -> Parts:
         """The parts of an array to be reduced over some axes."""
         mesh = jax.typeof(x).sharding.mesh
         devices = math.lcm(jax.device_count(), mesh.size or 1)
@@ -70,33 +71,37 @@ class Parts(NamedTuple):
         pairs = zip(self.outer, self.inner, strict=True)
         return tuple(axis for pair in pairs for axis in pair)
 
-    def cut(self, x: Array) -> Array:
+    def cut(self, x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
         """Splits an array, one axis at a time so that shardings follow."""
         for a, count in sorted(zip(self.axes, self.counts, strict=True), reverse=True):
             x = x.reshape(*x.shape[:a], count, x.shape[a] // count, *x.shape[a + 1 :])
         return x
 
-    def join(self, x: Array) -> Array:
+    def join(self, x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
         """Undoes the split."""
         for a in sorted(self.outer, reverse=True):
             x = x.reshape(*x.shape[:a], -1, *x.shape[a + 2 :])
         return x
 
-    def sums(self, arrays: Sequence[Array]) -> Array:
+    def sums(self, arrays: Sequence[Num[Array, "*split"]]) -> Num[Array, "sums ..."]:
         """Sums of split arrays of one dtype, in one pass, on a new first axis."""
         zero = np.zeros((), arrays[0].dtype)
         partial = lax.reduce(tuple(arrays), (zero,) * len(arrays), _add, self.inner)
         axes = tuple(a + 1 for a in self._left)
         return jnp.sum(jnp.stack(partial), axes, dtype=zero.dtype)
 
-    def ends(self, low: Array, high: Array) -> tuple[Array, Array]:
+    def ends(
+        self, low: Integer[Array, "*split"], high: Integer[Array, "*split"]
+    ) -> tuple[Integer[Array, "*left"], Integer[Array, "*left"]]:
         """The least entry of one split array and the largest of another."""
         limits = jnp.iinfo(low.dtype)
         first = np.array(limits.max, low.dtype), np.array(limits.min, high.dtype)
         pair = lax.reduce((low, high), first, _min_max, self.inner)
         return jnp.min(pair[0], self._left), jnp.max(pair[1], self._left)
 
-    def restored(self, x: Array, leading: int = 0) -> Array:
+    def restored(
+        self, x: Shaped[Array, "..."], leading: int = 0
+    ) -> Shaped[Array, "..."]:
         """The reduced axes of the split array again, of size 1, after leading ones."""
         return jnp.expand_dims(x, tuple(a + leading for a in self.split))
 
@@ -106,7 +111,9 @@ class Parts(NamedTuple):
         return tuple(a - sum(i < a for i in self.inner) for a in self.outer)
 
 
-def sums(arrays: Sequence[Array], axes: Sequence[int]) -> Sequence[Array]:
+def sums(
+    arrays: Sequence[Num[Array, "*shape"]], axes: Sequence[int]
+) -> Sequence[Num[Array, "*left"]]:
     """Sums of arrays of one shape and dtype over some axes, in one pass if that pays.
 
     Example:

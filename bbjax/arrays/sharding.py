@@ -15,9 +15,12 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
 
 
-def like(array: jax.Array, weights: Any, axes: Sequence[int | None]) -> jax.Array:
+def like(
+    array: Shaped[Array, "*shape"], weights: Any, axes: Sequence[int | None]
+) -> Shaped[Array, "*shape"]:
     """Places a new array as the weights are.
 
     Args:
@@ -39,7 +42,9 @@ def like(array: jax.Array, weights: Any, axes: Sequence[int | None]) -> jax.Arra
     return _place(array, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
 
 
-def match(new: jax.Array, old: jax.Array) -> jax.Array:
+def match(
+    new: Shaped[Array, "*shape"], old: Shaped[Array, "..."]
+) -> Shaped[Array, "*shape"]:
     """Gives a new value the type of the old one, sharding included."""
     sharding = jax.typeof(old).sharding
     if sharding.mesh.empty or jax.typeof(new).sharding == sharding:
@@ -47,7 +52,9 @@ def match(new: jax.Array, old: jax.Array) -> jax.Array:
     return jax.sharding.reshard(new, sharding)
 
 
-def match_axes(new: jax.Array, old: jax.Array, axes: Sequence[int]) -> jax.Array:
+def match_axes(
+    new: Shaped[Array, "*shape"], old: Shaped[Array, "..."], axes: Sequence[int]
+) -> Shaped[Array, "*shape"]:
     """Shards axis `i` of a value as axis `axes[i]` of another, if that is a type."""
     sharding = jax.typeof(old).sharding
     if AxisType.Explicit not in sharding.mesh.axis_types:
@@ -58,7 +65,7 @@ def match_axes(new: jax.Array, old: jax.Array, axes: Sequence[int]) -> jax.Array
     return jax.sharding.reshard(new, NamedSharding(sharding.mesh, spec))
 
 
-def whole(x: jax.Array) -> jax.Array:
+def whole(x: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
     """All of a value on every device."""
     sharding = jax.typeof(x).sharding
     everywhere = sharding.update(spec=PartitionSpec(*[None] * x.ndim))
@@ -80,7 +87,9 @@ def _ways(sharding: NamedSharding, name: Any) -> int:
     return int(np.prod([sharding.mesh.shape[n] for n in names if n is not None]))
 
 
-def _place(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+def _place(
+    array: Shaped[Array, "*shape"], sharding: NamedSharding
+) -> Shaped[Array, "*shape"]:
     if isinstance(sharding.mesh, jax.sharding.AbstractMesh):
         return jax.sharding.reshard(array, sharding.spec)
     return jax.device_put(array, sharding)

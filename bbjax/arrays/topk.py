@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import lax
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Integer, Shaped
 
 from bbjax.arrays.bracket import Bracket, Entries, Found, search
 from bbjax.arrays.loop import when
@@ -35,8 +36,12 @@ _FASTEST = {"cpu": "count"}  # benchmarks.speed; not measured: "count"
 
 
 def top_k_mask(
-    scores: Any, k: Any, *, axis: int | Sequence[int], method: str = "auto"
-) -> Array:
+    scores: Float[ArrayLike, "*shape"],
+    k: Integer[ArrayLike, "..."],
+    *,
+    axis: int | Sequence[int],
+    method: str = "auto",
+) -> Bool[Array, "*shape"]:
     """Marks the k largest scores of every unit.
 
     Equal scores are taken in order of index (row-major over `axis`), -0.0 equals 0.0,
@@ -74,7 +79,11 @@ def top_k_mask(
     return select(scores, k, axes)
 
 
-def kth_largest(scores: Any, k: Any, axis: int | Sequence[int]) -> Array:
+def kth_largest(
+    scores: Float[ArrayLike, "..."],
+    k: Integer[ArrayLike, "..."],
+    axis: int | Sequence[int],
+) -> Float[Array, "*others"]:
     """Returns the k-th largest score of every unit, the smallest that is kept.
 
     Takes what `top_k_mask` takes and raises what it raises. The result has the other
@@ -89,7 +98,9 @@ def kth_largest(scores: Any, k: Any, axis: int | Sequence[int]) -> Array:
     return _kth_by_count(*_checked(scores, k, axis))
 
 
-def share_out(scores: Sequence[Any], k: Any) -> list[Array]:
+def share_out(
+    scores: Sequence[Float[ArrayLike, "..."]], k: Integer[ArrayLike, ""]
+) -> list[Int[Array, ""]]:
     """How many of the `k` largest scores of several arrays lie in each of them.
 
     Equal scores are taken in the order of the arrays; NaN ranks below everything.
@@ -113,13 +124,17 @@ def share_out(scores: Sequence[Any], k: Any) -> list[Array]:
 
 
 @jax.jit
-def _share_out(scores: list[Array], k: Array) -> list[Array]:
+def _share_out(
+    scores: list[Float[Array, "..."]], k: Int[Array, ""]
+) -> list[Int[Array, ""]]:
     views = [_view(s, jnp.zeros((), jnp.int32), tuple(range(s.ndim))) for s in scores]
 
-    def counts(at: Array) -> Array:
+    def counts(at: Int[Array, " width"]) -> Int[Array, " width"]:
         return functools.reduce(operator.add, (_flat(v.counts(at)) for v in views))
 
-    def ends(low: Array, high: Array) -> tuple[Array, Array]:
+    def ends(
+        low: Int[Array, ""], high: Int[Array, ""]
+    ) -> tuple[Int[Array, ""], Int[Array, ""]]:
         pairs = [v.ends(low, high) for v in views]
         least, most = (
             jnp.concatenate([_flat(end) for end in ends])
@@ -142,7 +157,7 @@ def _share_out(scores: list[Array], k: Array) -> list[Array]:
     return shares
 
 
-def _flat(per_unit: Array) -> Array:
+def _flat(per_unit: Int[Array, "..."]) -> Int[Array, " width"]:
     """Without the axes of one unit, but for a leading one of thresholds."""
     return jnp.reshape(per_unit, per_unit.shape[:1] if per_unit.ndim else (1,))
 
@@ -150,19 +165,23 @@ def _flat(per_unit: Array) -> Array:
 class _View(NamedTuple):
     """Keys with every selected axis split in two: (parts, entries of a part)."""
 
-    keys: Array
-    places: Array  # n - 1 - index; broadcasts to keys
-    need: Array  # k, with axes of size 1 in the place of the selected ones
+    keys: Int[Array, "*split"]
+    places: Int[Array, "..."]  # n - 1 - index; broadcasts to keys
+    need: Int[
+        Array, "*units"
+    ]  # k, with axes of size 1 in the place of the selected ones
     parts: Parts
     n: int  # entries of a unit
 
-    def counts(self, at: Array) -> Array:
+    def counts(self, at: Int[Array, "width ..."]) -> Int[Array, "width ..."]:
         """Keys at or above each of some thresholds, which lie along a first axis."""
         each = (lax.index_in_dim(at, i, keepdims=False) for i in range(at.shape[0]))
         ones = [(self.keys >= t).astype(jnp.int32) for t in each]
         return self.parts.restored(self.parts.sums(ones), leading=1)
 
-    def ends(self, low: Array, high: Array) -> tuple[Array, Array]:
+    def ends(
+        self, low: Int[Array, "..."], high: Int[Array, "..."]
+    ) -> tuple[Int[Array, "*units"], Int[Array, "*units"]]:
         """The least key from `low` on, and the largest one below `high`."""
         limits = jnp.iinfo(self.keys.dtype)
         over = jnp.where(self.keys >= low, self.keys, np.array(limits.max, low.dtype))
@@ -179,7 +198,7 @@ class _View(NamedTuple):
         """The bracket of all keys of a dtype."""
         return _all_keys(dtype, self.need, jnp.full_like(self.need, self.n))
 
-    def ranked_among_equals(self, t: Array) -> _View:
+    def ranked_among_equals(self, t: Int[Array, "*units"]) -> _View:
         """Other keys, all different from `t` on: places of the keys that equal `t`."""
         equals = jnp.where(self.keys == t, self.places, -1)
         ranks = jnp.where(self.keys > t, self.n, equals).astype(self.keys.dtype)
@@ -189,21 +208,23 @@ class _View(NamedTuple):
 class _Settling(NamedTuple):
     """A search, and a second one where equal scores straddle the k-th place."""
 
-    again: Array
-    tied: Array  # whether it is the second one
-    keys: Array  # in which it is by place
-    t: Array
-    above: Array
+    again: Bool[Array, ""]
+    tied: Bool[Array, ""]  # whether it is the second one
+    keys: Int[Array, "*split"]  # in which it is by place
+    t: Int[Array, "*units"]
+    above: Int[Array, "*units"]
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _mask_by_count(scores: Array, k: Array, axes: tuple[int, ...]) -> Array:
+def _mask_by_count(
+    scores: Float[Array, "*shape"], k: Int[Array, "*others"], axes: tuple[int, ...]
+) -> Bool[Array, "*shape"]:
     view = _view(scores, k, axes)
 
     def settle(state: _Settling) -> _Settling:
         _, tied, keys, t, above = state
 
-        def rank(keys: Array) -> Array:
+        def rank(keys: Int[Array, "*split"]) -> Int[Array, "*split"]:
             return view._replace(keys=keys).ranked_among_equals(t).keys
 
         keys = when(tied, rank, keys)
@@ -221,7 +242,9 @@ def _mask_by_count(scores: Array, k: Array, axes: tuple[int, ...]) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _kth_by_count(scores: Array, k: Array, axes: tuple[int, ...]) -> Array:
+def _kth_by_count(
+    scores: Float[Array, "..."], k: Int[Array, "*others"], axes: tuple[int, ...]
+) -> Float[Array, "*others"]:
     view, top = _view(scores, k, axes), _top(scores.dtype)
     t = view.search(view.everywhere(scores.dtype), exact=True).bracket.low
     t = jnp.where(view.need > 0, t, top).squeeze(view.parts.split)
@@ -229,13 +252,17 @@ def _kth_by_count(scores: Array, k: Array, axes: tuple[int, ...]) -> Array:
     return lax.bitcast_convert_type(bits.astype(_bits(scores)), scores.dtype)
 
 
-def _all_keys(dtype: Any, need: Array, every: Array) -> Bracket:
+def _all_keys(
+    dtype: Any, need: Int[Array, "*units"], every: Int[Array, "*units"]
+) -> Bracket:
     """The bracket of all keys of a dtype, for units of `every` entries."""
     top, wide = _top(dtype), jnp.dtype(dtype).itemsize == 8
     return Bracket.of(-top - 1, top + 1, need, every, "int64" if wide else "int32")
 
 
-def _view(scores: Array, k: Array, axes: tuple[int, ...]) -> _View:
+def _view(
+    scores: Float[Array, "..."], k: Int[Array, "*others"], axes: tuple[int, ...]
+) -> _View:
     parts = Parts.of(scores, axes)
     keys = _key(parts.cut(scores))
     like = jax.typeof(jnp.sum(keys, parts.split, keepdims=True)).sharding
@@ -244,7 +271,7 @@ def _view(scores: Array, k: Array, axes: tuple[int, ...]) -> _View:
     return _View(keys, _places(keys.shape, parts.split), need, parts, n)
 
 
-def _places(shape: tuple[int, ...], order: Sequence[int]) -> Array:
+def _places(shape: tuple[int, ...], order: Sequence[int]) -> Int[Array, "..."]:
     """Position from the end of a unit; `order` names its axes, slowest first."""
     places, stride = jnp.zeros([1] * len(shape), jnp.int32), 1
     for a in reversed(tuple(order)):
@@ -255,7 +282,7 @@ def _places(shape: tuple[int, ...], order: Sequence[int]) -> Array:
     return places
 
 
-def _key(scores: Array) -> Array:
+def _key(scores: Float[Array, "*shape"]) -> Int[Array, "*shape"]:
     """Integers in the order of the scores: 0 for both zeros, -top - 1 for NaN."""
     # XLA folds the bits of a transposed constant in the wrong order (jax 0.10.2, a jit
     # inside a jit): behind a barrier, which costs nothing, it sees no constant.
@@ -268,7 +295,7 @@ def _key(scores: Array) -> Array:
     return keys.astype(jnp.int32) if keys.dtype.itemsize < 4 else keys
 
 
-def _bits(scores: Array) -> Any:
+def _bits(scores: Float[Array, "..."]) -> Any:
     """The integers of the size of the scores."""
     return jnp.dtype(f"int{scores.dtype.itemsize * 8}")
 
@@ -279,7 +306,9 @@ def _top(dtype: Any) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _mask_by_top_k(scores: Array, k: Array, axes: tuple[int, ...]) -> Array:
+def _mask_by_top_k(
+    scores: Float[Array, "*shape"], k: Int[Array, "*others"], axes: tuple[int, ...]
+) -> Bool[Array, "*shape"]:
     keys, k, last = whole(_key(scores)), whole(k), range(-len(axes), 0)
     rows = jnp.moveaxis(keys, axes, last).reshape(k.size, -1)
     _, order = lax.top_k(rows, rows.shape[1])
@@ -290,13 +319,17 @@ def _mask_by_top_k(scores: Array, k: Array, axes: tuple[int, ...]) -> Array:
     return _reshard(mask, jax.typeof(scores).sharding)
 
 
-def _reshard(x: Array, sharding: jax.sharding.NamedSharding) -> Array:
+def _reshard(
+    x: Shaped[Array, "*shape"], sharding: jax.sharding.NamedSharding
+) -> Shaped[Array, "*shape"]:
     """Does nothing but on meshes where the sharding is part of the type."""
     same = jax.typeof(x).sharding == sharding
     return x if same else jax.sharding.reshard(x, sharding)
 
 
-def _checked(scores: Any, k: Any, axis: Any) -> tuple[Array, Array, tuple[int, ...]]:
+def _checked(
+    scores: Float[ArrayLike, "..."], k: Integer[ArrayLike, "..."], axis: Any
+) -> tuple[Float[Array, "..."], Int[Array, "..."], tuple[int, ...]]:
     scores = jnp.asarray(scores)
     if not jnp.issubdtype(scores.dtype, jnp.floating):
         raise TypeError(f"expected float scores, got {scores.dtype}; cast them")
@@ -322,7 +355,9 @@ def _axes(axis: Any, ndim: int) -> tuple[int, ...]:
     return axes
 
 
-def _degrees(k: Any, n: int, shape: tuple[int, ...]) -> Array:
+def _degrees(
+    k: Integer[ArrayLike, "..."], n: int, shape: tuple[int, ...]
+) -> Int[Array, "..."]:
     k = k if isinstance(k, jax.Array) else np.asarray(k)
     if not jnp.issubdtype(k.dtype, jnp.integer):
         raise TypeError(f"expected integer k, got {k.dtype}; round it and cast it")

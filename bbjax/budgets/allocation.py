@@ -25,14 +25,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from bbjax.budgets.degrees import solve
 from bbjax.budgets.exact import exact_budget
 from bbjax.model.units import Kernel
 
-Plain = float | jax.Array | Callable[[jax.Array], Any]
+Plain = float | Array | Callable[[Int[Array, ""]], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +76,13 @@ class Budgets(NamedTuple):
       pool: from positions of kernels to the edges they keep together, int32 scalar.
     """
 
-    edges: tuple[jax.Array, ...]
-    asked: tuple[jax.Array, ...]
-    pool: Callable[[Sequence[int]], jax.Array]
+    edges: tuple[Int[Array, "..."], ...]
+    asked: tuple[Float[Array, ""], ...]
+    pool: Callable[[Sequence[int]], Int[Array, ""]]
 
 
 def budgets(
-    density: Density, kernels: Sequence[Kernel], step: jax.Array, k_min: Any = 0
+    density: Density, kernels: Sequence[Kernel], step: Int[Array, ""], k_min: Any = 0
 ) -> Budgets:
     """The budget of every kernel at a step.
 
@@ -110,7 +110,7 @@ def budgets(
     return Budgets(edges, asked, _rounded_once(shares[0], kernels))
 
 
-def at(density: Plain, step: jax.Array) -> Any:
+def at(density: Plain, step: Int[Array, ""]) -> Any:
     """The value of a density at a step."""
     return density(step) if callable(density) else density
 
@@ -142,12 +142,14 @@ def per_kernel(
     return [ds[0] for ds in found]
 
 
-def _everywhere(kernel: Kernel, budget: Any) -> jax.Array:
+def _everywhere(kernel: Kernel, budget: Int[ArrayLike, ""]) -> Int[Array, "*stack"]:
     return jnp.broadcast_to(jnp.asarray(budget, jnp.int32), kernel.stack_shape)
 
 
-def _sum_of(edges: Sequence[jax.Array]) -> Callable[[Sequence[int]], jax.Array]:
-    def pool(which: Sequence[int]) -> jax.Array:
+def _sum_of(
+    edges: Sequence[Int[Array, "..."]],
+) -> Callable[[Sequence[int]], Int[Array, ""]]:
+    def pool(which: Sequence[int]) -> Int[Array, ""]:
         zero = jnp.zeros((), jnp.int32)
         return sum((jnp.sum(edges[i], dtype=jnp.int32) for i in which), zero)
 
@@ -156,8 +158,8 @@ def _sum_of(edges: Sequence[jax.Array]) -> Callable[[Sequence[int]], jax.Array]:
 
 def _rounded_once(
     density: Any, kernels: Sequence[Kernel]
-) -> Callable[[Sequence[int]], jax.Array]:
-    def pool(which: Sequence[int]) -> jax.Array:
+) -> Callable[[Sequence[int]], Int[Array, ""]]:
+    def pool(which: Sequence[int]) -> Int[Array, ""]:
         return exact_budget(density, sum(all_edges(kernels[i]) for i in which))
 
     return pool

@@ -15,6 +15,8 @@ Shapes: on-rates, profiles, caps and degrees (..., units); budgets the leading s
 Reference: d0 of the degree controller, arXiv 2510.01263, which leaves it open.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -23,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
+from jaxtyping import Array, ArrayLike, Float, Int, Real
 
 from bbjax.budgets import laws
 from bbjax.budgets.exact import check_density, exact_budget, mean_degree
@@ -36,11 +38,11 @@ _BIG = float(2**31 - 128)  # the largest float32 that is also an int32
 _INF_KEY = 0x7F800000  # the ordered key of +inf
 
 
-def _total(counts: jax.Array) -> jax.Array:
+def _total(counts: Int[Array, "*stack units"]) -> Int[Array, "*stack"]:
     return jnp.sum(counts, axis=-1, dtype=jnp.int32)
 
 
-def _int32(value: ArrayLike) -> jax.Array:
+def _int32(value: Int[ArrayLike, "*shape"]) -> Int[Array, "*shape"]:
     return jnp.asarray(value).astype(jnp.int32)
 
 
@@ -51,22 +53,22 @@ class _Search(NamedTuple):
     same float expression may be rounded differently.
     """
 
-    stage: jax.Array
-    low: jax.Array
-    high: jax.Array
-    at_low: jax.Array
-    at_high: jax.Array
+    stage: Int[Array, ""]
+    low: Int[Array, "*stack"]
+    high: Int[Array, "*stack"]
+    at_low: Int[Array, "*stack units"]
+    at_high: Int[Array, "*stack units"]
 
 
 _STAGES = 4
 
 
 def _search(
-    counts: Callable[[jax.Array], jax.Array],
-    budget: jax.Array,
+    counts: Callable[[Int[Array, "*stack"]], Int[Array, "*stack units"]],
+    budget: Int[Array, "*stack"],
     start: _Search,
-    rate: jax.Array,
-) -> jax.Array:
+    rate: Float[Array, "*stack units"],
+) -> Int[Array, "*stack units"]:
     """The counts within the budget after four bisections, in one loop.
 
     Each takes up the two adjacent counts that the one before has found:
@@ -83,7 +85,7 @@ def _search(
     index = lax.broadcasted_iota(jnp.int32, rate.shape, rate.ndim - 1)
     index = index + jnp.zeros_like(key)  # and its sharding
 
-    def at(s: _Search, level: jax.Array) -> jax.Array:
+    def at(s: _Search, level: Int[Array, "*stack"]) -> Int[Array, "*stack units"]:
         wide, rank = level[..., None], jnp.where(s.stage == 2, key, index)
         evenly = jnp.minimum(s.at_high, s.at_low + (wide - s.low[..., None]))
         below = jnp.where(rank < wide, s.at_high, s.at_low)
@@ -108,7 +110,7 @@ def _search(
     return lax.while_loop(lambda s: s.stage < _STAGES, step, start).at_low
 
 
-def _from_key(key: jax.Array) -> jax.Array:
+def _from_key(key: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The float32 whose place in the order of all floats is `key`."""
     bits = jnp.where(key < 0, key ^ 0x7FFFFFFF, key)
     return lax.bitcast_convert_type(bits, jnp.float32)
@@ -116,13 +118,13 @@ def _from_key(key: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnames="combine")
 def solve(
-    profile: jax.Array,
+    profile: Float[Array, "*stack units"],
     combine: laws.Combine,
-    budget: ArrayLike,
-    cap: ArrayLike,
-    k_min: ArrayLike,
-    on_rate: ArrayLike,
-) -> jax.Array:
+    budget: Int[ArrayLike, "*#stack"],
+    cap: Int[ArrayLike, "..."],
+    k_min: Int[ArrayLike, "..."],
+    on_rate: Float[ArrayLike, "*stack units"],
+) -> Int[Array, "*stack units"]:
     """Degrees that add up to a budget: the module's formula, without its checks.
 
     Args:
@@ -158,7 +160,7 @@ def solve(
     if combine == "scale":
         profile = jnp.maximum(profile, jnp.finfo(jnp.float32).tiny)
 
-    def counts(key: jax.Array) -> jax.Array:
+    def counts(key: Int[Array, "*stack"]) -> Int[Array, "*stack units"]:
         c = _from_key(key)[..., None]
         real = c + profile if combine == "shift" else c * profile
         whole = jnp.floor(jnp.clip(real, 0, _BIG)).astype(jnp.int32)
@@ -176,7 +178,7 @@ def solve(
     return _search(counts, budget, start, rate)
 
 
-def _check_rate(on_rate: jax.Array) -> None:
+def _check_rate(on_rate: Float[Array, "*stack units"]) -> None:
     if not jnp.issubdtype(on_rate.dtype, jnp.floating):
         raise TypeError(
             f"on_rate: expected floats, got {on_rate.dtype}; pass the share of inputs "
@@ -199,13 +201,13 @@ def _check_rate(on_rate: jax.Array) -> None:
 
 
 def degrees(
-    on_rate: ArrayLike,
+    on_rate: Float[ArrayLike, "*stack units"],
     fan: int,
-    density: ArrayLike,
+    density: Real[ArrayLike, "*#stack"],
     *,
     law: laws.Law | None = None,
     k_min: int = 1,
-) -> jax.Array:
+) -> Int[Array, "*stack units"]:
     """How many edges each unit keeps.
 
     In every slice the degrees add up to exactly `round(density * (fan * units))`, or

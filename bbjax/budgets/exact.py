@@ -10,14 +10,16 @@ bits, the product with 31 bits of edges has 55, and two 32-bit words hold it.
 Shapes: the budget has the shape of the density; the edges are a static int.
 """
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
+from jaxtyping import Array, ArrayLike, Float, Int, Real, UInt32
 
 
-def check_density(density: ArrayLike, shape: tuple[int, ...] = ()) -> None:
+def check_density(density: Real[ArrayLike, "..."], shape: tuple[int, ...] = ()) -> None:
     """Refuses a density that is not a scalar or of `shape`, or is outside (0, 1].
 
     Raises:
@@ -41,7 +43,9 @@ def check_density(density: ArrayLike, shape: tuple[int, ...] = ()) -> None:
         )
 
 
-def _product(a: jax.Array, b: int) -> tuple[jax.Array, jax.Array]:
+def _product(
+    a: UInt32[Array, "*shape"], b: int
+) -> tuple[UInt32[Array, "*shape"], UInt32[Array, "*shape"]]:
     """The 64-bit product of a < 2**24 and b < 2**31 as uint32 (high, low)."""
     a0, a1 = a & 0xFFFF, a >> 16
     b0, b1 = jnp.uint32(b & 0xFFFF), jnp.uint32(b >> 16)
@@ -51,7 +55,7 @@ def _product(a: jax.Array, b: int) -> tuple[jax.Array, jax.Array]:
     return a1 * b1 + (middle >> 16) + carry, whole
 
 
-def _round_product(density: jax.Array, edges: int) -> jax.Array:
+def _round_product(density: Float[Array, "*shape"], edges: int) -> Int[Array, "*shape"]:
     """Round-half-even of density * edges, exact for float32 density in [0, 1]."""
     density = lax.optimization_barrier(density)  # as in `bbjax.arrays.topk`
     bits = lax.bitcast_convert_type(density, jnp.uint32)
@@ -70,7 +74,7 @@ def _round_product(density: jax.Array, edges: int) -> jax.Array:
     return ((twice >> 1) + up).astype(jnp.int32)
 
 
-def mean_degree(budget: ArrayLike, units: int) -> jax.Array:
+def mean_degree(budget: Int[ArrayLike, "*stack"], units: int) -> Float[Array, "*stack"]:
     """Edges of a unit on average: float32 of the shape of the budget.
 
     Compiled and eager alike: the compiler would replace the division by a constant by a
@@ -84,7 +88,9 @@ def mean_degree(budget: ArrayLike, units: int) -> jax.Array:
     return jnp.asarray(budget).astype(jnp.float32) / count
 
 
-def exact_budget(density: ArrayLike, edges: int) -> jax.Array:
+def exact_budget(
+    density: Real[ArrayLike, "*shape"], edges: int
+) -> Int[Array, "*shape"]:
     """The number of edges to keep: density * edges, rounded half to even.
 
     A Python number gives Python's own `round(density * edges)`. An array or tracer

@@ -13,12 +13,13 @@ References: Meirovitch et al., arXiv 2510.01263 (linear); Zhu and Gupta, arXiv
 1710.01878 (cubic).
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+from jaxtyping import Array, ArrayLike, Float, Integer, Real
 
 from bbjax.budgets.exact import check_density
 from bbjax.model.numbers import check_int
@@ -27,8 +28,8 @@ _MAX_STEP = 2**31 - 1  # steps are int32
 
 
 def ramp(
-    density: ArrayLike, start: int, steps: int, power: float = 1
-) -> Callable[[ArrayLike], jax.Array]:
+    density: Real[ArrayLike, ""], start: int, steps: int, power: float = 1
+) -> Callable[[Integer[ArrayLike, "*shape"]], Float[Array, "*shape"]]:
     """A density of 1 before `start`, falling to `density` over `steps` updates.
 
     Args:
@@ -62,7 +63,7 @@ def ramp(
     steps = check_int("steps", steps, 0, room, "it counts optimizer updates")
     stop = start + steps
 
-    def schedule(step: ArrayLike) -> jax.Array:
+    def schedule(step: Integer[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
         # In integers first: a float32 step stops counting at 2**24.
         to_go = stop - jnp.asarray(step).astype(jnp.int32)
         left = jnp.clip(to_go.astype(jnp.float32) / max(steps, 1), 0, 1) ** power

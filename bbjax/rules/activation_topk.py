@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-import jax
+from jaxtyping import Array, Bool
 
 from bbjax.rules.base import Candidates, Rule
 from bbjax.rules.parts.limits import of_living
@@ -49,7 +49,7 @@ def activation_topk(*, statistic: Activeness = "mean_abs") -> Rule:
             "the units where it is largest are kept"
         )
 
-    def select(seen: Candidates) -> jax.Array:
+    def select(seen: Candidates) -> Bool[Array, "*edges"]:
         (actuator,) = seen.actuators
         score = of_living(seen, seen.of_units(statistic, actuator), actuator)
         return whole_units(seen, score, actuator)

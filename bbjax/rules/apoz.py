@@ -18,7 +18,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jaxtyping import Array, ArrayLike, Bool, Float, Real
 
 from bbjax.arrays import sharding
 from bbjax.model.units import Actuator
@@ -32,7 +32,7 @@ _STEP = 2.0**-20
 
 def apoz(
     *,
-    sigmas: ArrayLike = 1.0,
+    sigmas: Real[ArrayLike, ""] = 1.0,
     statistic: Literal["zero_share", "off_rate"] = "zero_share",
 ) -> Rule:
     """Prunes units whose average percentage of zeros stands out from their layer.
@@ -65,7 +65,7 @@ def apoz(
         )
     need = "zero_share" if statistic == "zero_share" else "on_rate"
 
-    def select(seen: Candidates) -> jax.Array:
+    def select(seen: Candidates) -> Bool[Array, "*edges"]:
         mask = seen.mask
         for actuator in seen.actuators:
             share = seen.of_units(need, actuator)
@@ -77,7 +77,7 @@ def apoz(
     return Rule("apoz", select, needs=(need,), free=True, patterned=False)
 
 
-def _check(sigmas: ArrayLike) -> None:
+def _check(sigmas: Real[ArrayLike, ""]) -> None:
     if isinstance(sigmas, jax.core.Tracer):
         return
     number = np.asarray(sigmas, np.float64)
@@ -89,15 +89,18 @@ def _check(sigmas: ArrayLike) -> None:
 
 
 def _below_bar(
-    seen: Candidates, actuator: Actuator, share: jax.Array, sigmas: ArrayLike
-) -> jax.Array:
+    seen: Candidates,
+    actuator: Actuator,
+    share: Float[Array, "*units"],
+    sigmas: Real[ArrayLike, ""],
+) -> Bool[Array, "*units"]:
     """Units that stay, bool `stack + units`; the bar is that of the living ones."""
     held = seen.kernel.gather(seen.mask.astype(jnp.int32), side_of(actuator))
     alive = sharding.match(held, share) > 0
     grid = jnp.round(share / _STEP) * _STEP
     axes = tuple(range(len(seen.kernel.stack_shape), share.ndim))
 
-    def mean(values: jax.Array) -> jax.Array:
+    def mean(values: Float[Array, "*units"]) -> Float[Array, "..."]:
         count = jnp.sum(alive, axes, dtype=jnp.float32, keepdims=True)
         total = jnp.sum(jnp.where(alive, values, 0.0), axes, keepdims=True)
         return total / jnp.maximum(count, 1.0)

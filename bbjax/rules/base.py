@@ -15,8 +15,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 
 from bbjax.model.units import Actuator, Kernel, Side
 from bbjax.rules.patterns import Pattern
@@ -52,29 +52,29 @@ class Candidates:
 
     kernel: Kernel
     actuators: tuple[Actuator, ...]
-    weights: jax.Array
-    mask: jax.Array
-    statistics: Mapping[str, jax.Array]
-    budget: jax.Array
+    weights: Float[Array, "*split"]
+    mask: Bool[Array, "*edges"]
+    statistics: Mapping[str, Float[Array, "..."]]
+    budget: Int[Array, "*stack"]
     k_min: int
     regrow: bool
-    step: jax.Array
-    grads: jax.Array | None = None
+    step: Int[Array, ""]
+    grads: Float[Array, "*split"] | None = None
     index: int = 0
-    bias: jax.Array | None = None
+    bias: Float[Array, "*outputs"] | None = None
     pattern: Pattern | None = None
-    hysteresis: float | jax.Array = 0.0
+    hysteresis: Real[ArrayLike, ""] = 0.0
 
     @property
-    def magnitude(self) -> jax.Array:
+    def magnitude(self) -> Float[Array, "*edges"]:
         """Score |w| per edge: summed over the window of a convolution, float32."""
         return self.kernel.sum_spatial(jnp.abs(self.weights.astype(jnp.float32)))
 
-    def on_rate(self, actuator: Actuator) -> jax.Array:
+    def on_rate(self, actuator: Actuator) -> Float[Array, "*units"]:
         """On-rate of the units whose edges an actuator counts."""
         return self.of_units("on_rate", actuator)
 
-    def of_units(self, statistic: str, actuator: Actuator) -> jax.Array:
+    def of_units(self, statistic: str, actuator: Actuator) -> Float[Array, "*units"]:
         """A statistic of the units whose edges an actuator counts."""
         return self.statistics[f"{side_of(actuator)}.{statistic}"]
 
@@ -89,7 +89,7 @@ class Group:
     """
 
     members: tuple[Candidates, ...]
-    pool: Callable[[Sequence[int]], jax.Array]
+    pool: Callable[[Sequence[int]], Int[Array, ""]]
 
 
 class Fitted(NamedTuple):
@@ -101,9 +101,9 @@ class Fitted(NamedTuple):
       level: the same with slope 0.
     """
 
-    spread: jax.Array
-    error: jax.Array
-    level: jax.Array
+    spread: Float[Array, "*stack"]
+    error: Float[Array, "*stack"]
+    level: Float[Array, "*stack"]
 
 
 class Choice(NamedTuple):
@@ -117,14 +117,15 @@ class Choice(NamedTuple):
       fitted: the slope that was chosen on calibration data, or None (one-shot).
     """
 
-    mask: jax.Array
-    weights: jax.Array | None = None
-    bias: jax.Array | None = None
+    mask: Bool[Array, "*edges"]
+    weights: Float[Array, "*split"] | None = None
+    bias: Bool[Array, "*outputs"] | None = None
     fitted: Fitted | None = None
 
 
-Select = Callable[[Candidates], "jax.Array | Choice"]
-JointSelect = Callable[[Group], "Sequence[jax.Array | Choice]"]
+Chosen = Bool[Array, "*edges"] | Choice
+Select = Callable[[Candidates], Chosen]
+JointSelect = Callable[[Group], Sequence[Chosen]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +177,7 @@ class Rule:
         return [as_choice(one) for one in made]
 
 
-def as_choice(chosen: jax.Array | Choice) -> Choice:
+def as_choice(chosen: Chosen) -> Choice:
     """A bare mask as a choice of nothing but the mask."""
     return chosen if isinstance(chosen, Choice) else Choice(chosen)
 

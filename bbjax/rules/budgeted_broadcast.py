@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from jax.typing import ArrayLike
+from jaxtyping import ArrayLike, Real
 
 from bbjax.budgets import laws
 from bbjax.rules.base import Rule
@@ -38,10 +38,10 @@ COMPETITION = 0.75
 
 def budgeted_broadcast(
     *,
-    spread: ArrayLike | Literal["calibrated"] | None = None,
-    beta: ArrayLike | None = None,
+    spread: Real[ArrayLike, "*stack"] | Literal["calibrated"] | None = None,
+    beta: Real[ArrayLike, ""] | None = None,
     law: laws.Law | None = None,
-    competition: ArrayLike | None = None,
+    competition: Real[ArrayLike, ""] | None = None,
     scope: Scope = "layer",
     score: Name = "magnitude",
 ) -> Rule:
@@ -106,7 +106,9 @@ def budgeted_broadcast(
     return Rule(name, select, needs=needs)
 
 
-def _number(spread: ArrayLike | str | None) -> ArrayLike | None:
+def _number(
+    spread: Real[ArrayLike, "*stack"] | str | None,
+) -> Real[ArrayLike, "*stack"] | None:
     """The slope, None where it is the default or calibrated."""
     if isinstance(spread, str):
         if spread != "calibrated":
@@ -119,7 +121,11 @@ def _number(spread: ArrayLike | str | None) -> ArrayLike | None:
 
 
 def _calibrated(
-    name: str, of: Score, needs: tuple[str, ...], competition: ArrayLike, scope: Scope
+    name: str,
+    of: Score,
+    needs: tuple[str, ...],
+    competition: Real[ArrayLike, ""],
+    scope: Scope,
 ) -> Rule:
     if scope != "layer":
         raise ValueError(

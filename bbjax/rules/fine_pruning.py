@@ -18,8 +18,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from bbjax.arrays.topk import share_out, top_k_mask
 from bbjax.rules.base import Candidates, Group, Rule
@@ -99,7 +99,7 @@ def _check_units(seen: Candidates, name: str, include_output: bool) -> None:
 
 
 # Weights -------------------------------------------------------------------------
-def _score(seen: Candidates) -> jax.Array:
+def _score(seen: Candidates) -> Float[Array, "*edges"]:
     mean = seen.statistics["inputs.mean_abs"]
     return seen.magnitude * seen.kernel.spread(mean, "inputs")
 
@@ -108,16 +108,16 @@ _in_layer, _everywhere = in_slices(_score), over_all(_score)
 
 
 # Units ---------------------------------------------------------------------------
-def _activity(seen: Candidates) -> jax.Array:
+def _activity(seen: Candidates) -> Float[Array, "*units"]:
     (actuator,) = seen.actuators
     return of_living(seen, seen.of_units("mean_abs", actuator), actuator)
 
 
-def _units_in_layer(seen: Candidates) -> jax.Array:
+def _units_in_layer(seen: Candidates) -> Bool[Array, "*edges"]:
     return whole_units(seen, _activity(seen), seen.actuators[0])
 
 
-def _units_everywhere(group: Group) -> list[jax.Array]:
+def _units_everywhere(group: Group) -> list[Bool[Array, "..."]]:
     """As many units in all as layer by layer; the best of every slice come first."""
     scores, count = [], jnp.zeros((), jnp.int32)
     for seen in group.members:

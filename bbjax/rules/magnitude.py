@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-import jax
+from jaxtyping import Array, Bool
 
 from bbjax.budgets import laws
 from bbjax.rules.base import Group, JointSelect, Rule
@@ -81,8 +81,8 @@ def magnitude(*, scope: Scope = "unit", score: Name = "magnitude") -> Rule:
 def _in_pools(patterns: Sequence[str], of: Score) -> JointSelect:
     in_layer = in_slices(of)
 
-    def select(group: Group) -> list[jax.Array]:
-        masks: dict[int, jax.Array] = {}
+    def select(group: Group) -> list[Bool[Array, "..."]]:
+        masks: dict[int, Array] = {}
         for which in _pools([seen.kernel.path for seen in group.members], patterns):
             sizes = [scored(group.members[i], of) for i in which]
             masks |= zip(which, pooled_over(group, which, sizes), strict=True)

@@ -20,11 +20,12 @@ smallest entry even at alpha = 1, and all that equal the first one to go.)
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Real
 
 from bbjax.arrays import sharding
 from bbjax.rules.base import Candidates, Choice, Rule
@@ -33,7 +34,9 @@ from bbjax.rules.parts.shares import keep_share
 ConvScore = Literal["fro_of_mean", "mean_of_fro", "l1"]
 
 
-def nnrelief(*, alpha: Any = 0.95, conv: ConvScore = "fro_of_mean") -> Rule:
+def nnrelief(
+    *, alpha: Real[ArrayLike, ""] = 0.95, conv: ConvScore = "fro_of_mean"
+) -> Rule:
     """Every unit keeps the share `alpha` of its signal; the density is an outcome.
 
     One-shot (`bb.prune`): what the edges of a convolution are worth is measured edge by
@@ -95,7 +98,7 @@ def nnrelief(*, alpha: Any = 0.95, conv: ConvScore = "fro_of_mean") -> Rule:
     )
 
 
-def _check_alpha(alpha: Any) -> None:
+def _check_alpha(alpha: Real[ArrayLike, ""]) -> None:
     if isinstance(alpha, jax.core.Tracer):
         return
     share = np.asarray(alpha, np.float64)
@@ -106,7 +109,9 @@ def _check_alpha(alpha: Any) -> None:
         )
 
 
-def sizes(seen: Candidates, conv: ConvScore) -> tuple[jax.Array, jax.Array | None]:
+def sizes(
+    seen: Candidates, conv: ConvScore
+) -> tuple[Float[Array, "*edges"], Float[Array, "*outputs"] | None]:
     """What each edge is worth, 0 where it is gone, and the bias of each output unit."""
     edges = jnp.where(seen.mask, seen.statistics[f"inputs.{conv}"], 0.0)
     if seen.bias is None:

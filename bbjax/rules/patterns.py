@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Shaped
 
 from bbjax.model.numbers import check_int
 from bbjax.model.units import Actuator, Kernel
@@ -105,8 +105,11 @@ def groups_per_unit(kernel: Kernel, actuator: Actuator, pattern: Pattern) -> int
 
 
 def split_groups(
-    kernel: Kernel, per_edge: jax.Array, actuator: Actuator, pattern: Pattern
-) -> tuple[jax.Array, int]:
+    kernel: Kernel,
+    per_edge: Shaped[Array, "*edges"],
+    actuator: Actuator,
+    pattern: Pattern,
+) -> tuple[Shaped[Array, "..."], int]:
     """Cuts the edges of every unit into groups.
 
     Args:
@@ -125,6 +128,8 @@ def split_groups(
     return jnp.reshape(per_edge, cut), axis + 1
 
 
-def join_groups(kernel: Kernel, in_groups: jax.Array) -> jax.Array:
+def join_groups(
+    kernel: Kernel, in_groups: Shaped[Array, "..."]
+) -> Shaped[Array, "*edges"]:
     """The inverse of `split_groups`."""
     return jnp.reshape(in_groups, kernel.edge_shape)

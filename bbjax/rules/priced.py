@@ -30,7 +30,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jaxtyping import Array, ArrayLike, Float, Real
 
 from bbjax.budgets.laws import clean_rate
 from bbjax.rules.base import Candidates, Rule, side_of
@@ -42,7 +42,7 @@ Scope = Literal["layer", "global"]
 
 
 def priced(
-    *, price: ArrayLike = 0.3, inputs: float = 0.5, scope: Scope = "layer"
+    *, price: Real[ArrayLike, ""] = 0.3, inputs: float = 0.5, scope: Scope = "layer"
 ) -> Rule:
     """Keeps the edges that are worth most for what they cost, one edge plus traffic.
 
@@ -92,17 +92,17 @@ def priced(
     return Rule("priced", in_slices(score), needs)
 
 
-def _score(price: ArrayLike, inputs: float) -> Score:
+def _score(price: Real[ArrayLike, ""], inputs: float) -> Score:
     sized = by_input(inputs)
 
-    def score(seen: Candidates) -> jax.Array:
+    def score(seen: Candidates) -> Float[Array, "*edges"]:
         value = sized(seen) if inputs else seen.magnitude
         return value / _cost(seen, price)
 
     return score
 
 
-def _cost(seen: Candidates, price: ArrayLike) -> jax.Array:
+def _cost(seen: Candidates, price: Real[ArrayLike, ""]) -> Float[Array, "..."]:
     cost = jnp.ones((), jnp.float32)
     price = jnp.asarray(price).astype(jnp.float32)
     for actuator in seen.actuators:

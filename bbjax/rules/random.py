@@ -11,13 +11,14 @@ one.
 from __future__ import annotations
 
 import jax
+from jaxtyping import Array, ArrayLike, Float, Integer
 
 from bbjax.budgets import laws
 from bbjax.rules.base import Candidates, Rule
 from bbjax.rules.parts.selection import select_by_law
 
 
-def random(*, seed: int = 0) -> Rule:
+def random(*, seed: Integer[ArrayLike, ""] = 0) -> Rule:
     """Every unit keeps random edges, the same number each.
 
     Args:
@@ -31,7 +32,7 @@ def random(*, seed: int = 0) -> Rule:
       ()
     """
 
-    def score(seen: Candidates) -> jax.Array:
+    def score(seen: Candidates) -> Float[Array, "*edges"]:
         key = jax.random.fold_in(jax.random.key(seed), seen.index)
         return jax.random.uniform(key, seen.kernel.edge_shape)
 

@@ -15,8 +15,7 @@ large that a unit has fewer than `k_min` edges. Reference: Evci et al., arXiv
 
 from __future__ import annotations
 
-import jax
-from jax.typing import ArrayLike
+from jaxtyping import Array, ArrayLike, Bool, Real
 
 from bbjax.rules.base import Candidates, Rule
 from bbjax.rules.parts.regrowth import (
@@ -28,7 +27,9 @@ from bbjax.rules.parts.regrowth import (
 )
 
 
-def rigl(*, drop: ArrayLike = 0.3, anneal: ArrayLike | None = None) -> Rule:
+def rigl(
+    *, drop: Real[ArrayLike, ""] = 0.3, anneal: Real[ArrayLike, ""] | None = None
+) -> Rule:
     """Drops the weakest edges, grows those of the largest dense gradient.
 
     `bb.wrap` has the dense gradients, and lets the optimizer's moments of what grows
@@ -66,7 +67,7 @@ def rigl(*, drop: ArrayLike = 0.3, anneal: ArrayLike | None = None) -> Rule:
     check_share("drop", drop, "it is the share of kept edges to drop, e.g. 0.3")
     check_anneal(anneal)
 
-    def select(seen: Candidates) -> jax.Array:
+    def select(seen: Candidates) -> Bool[Array, "*edges"]:
         share = drop_share(drop, anneal, seen.step)
         return drop_and_grow(seen, share, gradient(seen))
 

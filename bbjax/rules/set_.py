@@ -14,7 +14,7 @@ training of artificial neural networks with adaptive sparse connectivity", 2018.
 from __future__ import annotations
 
 import jax
-from jax.typing import ArrayLike
+from jaxtyping import Array, ArrayLike, Bool, Integer, Real
 
 from bbjax.rules.base import Candidates, Rule
 from bbjax.rules.parts.regrowth import (
@@ -26,7 +26,10 @@ from bbjax.rules.parts.regrowth import (
 
 
 def set_(
-    *, drop: ArrayLike = 0.3, anneal: ArrayLike | None = None, seed: ArrayLike = 0
+    *,
+    drop: Real[ArrayLike, ""] = 0.3,
+    anneal: Real[ArrayLike, ""] | None = None,
+    seed: Integer[ArrayLike, ""] = 0,
 ) -> Rule:
     """Drops the weakest edges and grows random ones.
 
@@ -54,7 +57,7 @@ def set_(
     check_share("drop", drop, "it is the share of kept edges to drop, e.g. 0.3")
     check_anneal(anneal)
 
-    def select(seen: Candidates) -> jax.Array:
+    def select(seen: Candidates) -> Bool[Array, "*edges"]:
         key = jax.random.fold_in(jax.random.key(seed), seen.index)
         noise = jax.random.uniform(
             jax.random.fold_in(key, seen.step), seen.kernel.edge_shape

@@ -19,11 +19,11 @@ cheapest.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Real
 
 from bbjax.arrays import sharding
 from bbjax.budgets import laws
@@ -38,8 +38,8 @@ from bbjax.rules.parts.selection import degrees_for, ranked
 def sparsegpt(
     *,
     law: laws.Law | None = None,
-    competition: Any = 0.0,
-    damp: Any = 0.01,
+    competition: Real[ArrayLike, ""] = 0.0,
+    damp: Real[ArrayLike, ""] = 0.01,
     block: int = 128,
 ) -> Rule:
     """Prunes by output error, with an update of the kept weights (one-shot).
@@ -112,10 +112,11 @@ def sparsegpt(
 
 
 # Checks --------------------------------------------------------------------------
-def _check_damp(damp: Any) -> None:
+def _check_damp(damp: Real[ArrayLike, ""]) -> None:
     if isinstance(damp, jax.core.Tracer):
         return
-    if not (np.ndim(damp) == 0 and 0 <= float(damp) < math.inf):
+    share = np.asarray(damp)
+    if share.ndim or not 0 <= share < math.inf:
         raise ValueError(
             f"expected damp to be one finite number >= 0, got {damp!r}; it is a share "
             "of the mean of the Gram matrix's diagonal, e.g. 0.01"
@@ -133,7 +134,9 @@ def _check_kernel(seen: Candidates) -> None:
     refuse_windows(kernel, "for rule 'sparsegpt'", "choose bb.rules.wanda()")
 
 
-def _check_sound(path: str, sound: jax.Array, damp: Any) -> None:
+def _check_sound(
+    path: str, sound: Bool[Array, " slices"], damp: Real[ArrayLike, ""]
+) -> None:
     if isinstance(sound, jax.core.Tracer) or np.asarray(sound).all():
         return
     raise ValueError(

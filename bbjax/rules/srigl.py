@@ -21,15 +21,14 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 
 from bbjax.arrays.topk import kth_largest, top_k_mask
 from bbjax.budgets import laws
 from bbjax.budgets.degrees import solve
 from bbjax.model.units import Actuator
-from bbjax.rules.base import Candidates, Choice, Rule, side_of
+from bbjax.rules.base import Candidates, Chosen, Rule, side_of
 from bbjax.rules.parts.regrowth import (
     check_anneal,
     check_share,
@@ -51,9 +50,9 @@ from bbjax.rules.patterns import groups_per_unit
 
 def srigl(
     *,
-    drop: ArrayLike = 0.3,
-    anneal: ArrayLike | None = None,
-    gamma: ArrayLike = 0.3,
+    drop: Real[ArrayLike, ""] = 0.3,
+    anneal: Real[ArrayLike, ""] | None = None,
+    gamma: Real[ArrayLike, ""] = 0.3,
 ) -> Rule:
     """RigL in which every unit has the same degree, but starved ones none at all.
 
@@ -87,7 +86,7 @@ def srigl(
     check_anneal(anneal)
     same = select_by_law(laws.uniform())
 
-    def select(seen: Candidates) -> jax.Array | Choice:
+    def select(seen: Candidates) -> Chosen:
         (actuator,) = seen.actuators
         if not seen.regrow:
             return same(seen)
@@ -100,8 +99,11 @@ def srigl(
 
 
 def _select(
-    seen: Candidates, actuator: Actuator, share: jax.Array, gamma: jax.Array
-) -> jax.Array:
+    seen: Candidates,
+    actuator: Actuator,
+    share: Float[Array, ""],
+    gamma: Float[Array, ""],
+) -> Bool[Array, "*edges"]:
     # What units and groups keep is seen to at the end.
     kept, n = within_budget(dataclasses.replace(seen, pattern=None))
     strong, grads = ranked(kept, seen.magnitude), gradient(seen)
@@ -117,8 +119,11 @@ def _select(
 
 
 def _survivors(
-    seen: Candidates, actuator: Actuator, salient: jax.Array, gamma: jax.Array
-) -> jax.Array:
+    seen: Candidates,
+    actuator: Actuator,
+    salient: Bool[Array, "*edges"],
+    gamma: Float[Array, ""],
+) -> Bool[Array, "*units"]:
     """Which units are not starved: bool, `stack + units`."""
     kernel = seen.kernel
     count = kernel.gather(salient.astype(jnp.int32), side_of(actuator))
@@ -132,8 +137,11 @@ def _survivors(
 
 
 def _degrees(
-    seen: Candidates, actuator: Actuator, survive: jax.Array, strong: jax.Array
-) -> jax.Array:
+    seen: Candidates,
+    actuator: Actuator,
+    survive: Bool[Array, "*units"],
+    strong: Float[Array, "*edges"],
+) -> Int[Array, "*units"]:
     """The same degree for all survivors, per group: int32, `stack + units`."""
     kernel, side = seen.kernel, side_of(actuator)
     groups = 1

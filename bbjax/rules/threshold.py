@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jaxtyping import Array, ArrayLike, Bool, Int, Real
 
 from bbjax.arrays import sharding
 from bbjax.model.units import Actuator
@@ -35,10 +35,10 @@ from bbjax.rules.parts.traffic import Sharers, common_fixed_point, fixed_point
 
 
 def threshold(
-    tau: ArrayLike | None = None,
+    tau: Real[ArrayLike, ""] | None = None,
     *,
-    traffic: ArrayLike | None = None,
-    fraction: ArrayLike = 0.1,
+    traffic: Real[ArrayLike, ""] | None = None,
+    fraction: Real[ArrayLike, ""] = 0.1,
 ) -> Rule:
     """Units over their traffic lose a fraction of their weakest edges at each refresh.
 
@@ -85,7 +85,7 @@ def _rule(name: str, select: Callable[[Any], Any], joint: bool) -> Rule:
     )
 
 
-def _check(name: str, value: ArrayLike, most: float, what: str) -> None:
+def _check(name: str, value: Real[ArrayLike, ""], most: float, what: str) -> None:
     if isinstance(value, jax.core.Tracer):
         return
     number = np.asarray(value, np.float64)
@@ -94,16 +94,18 @@ def _check(name: str, value: ArrayLike, most: float, what: str) -> None:
         raise ValueError(f"expected {name} {end}, got {value!r}; {what}")
 
 
-def _to_each(tau: ArrayLike, fraction: ArrayLike) -> Select:
-    def select(seen: Candidates) -> jax.Array:
+def _to_each(tau: Real[ArrayLike, ""], fraction: Real[ArrayLike, ""]) -> Select:
+    def select(seen: Candidates) -> Bool[Array, "*edges"]:
         ends = {a: fixed_point(_units_of(seen, a), tau) for a in seen.actuators}
         return _fewer(seen, ends, fraction)
 
     return select
 
 
-def _to_a_total(traffic: ArrayLike, fraction: ArrayLike) -> JointSelect:
-    def select(group: Group) -> list[jax.Array]:
+def _to_a_total(
+    traffic: Real[ArrayLike, ""], fraction: Real[ArrayLike, ""]
+) -> JointSelect:
+    def select(group: Group) -> list[Bool[Array, "..."]]:
         keys = [(i, a) for i, seen in enumerate(group.members) for a in seen.actuators]
         units = [_units_of(group.members[i], a) for i, a in keys]
         ends = dict(zip(keys, common_fixed_point(units, traffic), strict=True))
@@ -120,8 +122,10 @@ def _units_of(seen: Candidates, actuator: Actuator) -> Sharers:
 
 
 def _fewer(
-    seen: Candidates, ends: Mapping[Actuator, jax.Array], fraction: ArrayLike
-) -> jax.Array:
+    seen: Candidates,
+    ends: Mapping[Actuator, Int[Array, "..."]],
+    fraction: Real[ArrayLike, ""],
+) -> Bool[Array, "*edges"]:
     """Takes a fraction of their weakest edges from units above their fixed point."""
     share = jnp.asarray(fraction).astype(jnp.float32)
     limits = {}

@@ -14,8 +14,8 @@ Reference: Meirovitch, Yang, Lichtman, Shavit, arXiv 2510.01263, and its noteboo
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
 
 from bbjax.budgets.laws import Edges, Law
 from bbjax.model.units import Actuator
@@ -57,7 +57,7 @@ def unbudgeted(law: Law) -> Rule:
         )
     edges = law.edges
 
-    def select(seen: Candidates) -> jax.Array:
+    def select(seen: Candidates) -> Bool[Array, "*edges"]:
         limits = {a: _degrees(seen, edges, a) for a in seen.actuators}
         return within_limits(seen, seen.magnitude, limits)
 
@@ -65,7 +65,9 @@ def unbudgeted(law: Law) -> Rule:
     return Rule(name, select, needs=("on_rate",), free=True, patterned=False)
 
 
-def _degrees(seen: Candidates, edges: Edges, actuator: Actuator) -> jax.Array:
+def _degrees(
+    seen: Candidates, edges: Edges, actuator: Actuator
+) -> Int[Array, "*units"]:
     """The law's degrees, as whole numbers within their bounds: `stack + units`."""
     rate, fan = seen.on_rate(actuator), seen.kernel.fan(actuator)
     real = edges(jnp.reshape(rate, (*seen.kernel.stack_shape, -1)), fan)

@@ -90,6 +90,7 @@ def test_shards_stay_where_they_are(spec, axis, axis_type):
 BITS = np.zeros((2, 3), np.uint8)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [

@@ -233,6 +233,7 @@ def test_sharded_selection_reduces_units_only(axis):
 SCORES = np.zeros((4, 3), np.float32)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [

@@ -181,6 +181,7 @@ def test_with_64_bit_types_on():
 ONES = np.ones(3, np.float32)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "kind, text, args",
     [

@@ -295,6 +295,7 @@ def test_bad_combine():
         laws.Law("mine", lambda a, mean: a, "add")
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("bad", [0, -1.0, float("nan"), float("inf"), np.ones(2)])
 def test_bad_slope_and_threshold(bad):
     with pytest.raises(ValueError, match="beta: expected .* > 0, got .*; larger"):
@@ -303,6 +304,7 @@ def test_bad_slope_and_threshold(bad):
         laws.threshold(bad)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_spread():
     bad_ones = (float("nan"), float("inf"), "steep", object(), jnp.array([jnp.nan]))
     for bad in bad_ones:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import bbjax
+from tests.support import shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {
@@ -44,6 +45,7 @@ DRAWING = ("bbjax/demo*", "bbjax/reporting*")
 ALLOWED = {
     "jax": ("*",),
     "numpy": ("*",),
+    "jaxtyping": tuple(f"{name.replace('.', '/')}/*" for name in shapes.PACKAGES),
     "jax.extend": ("bbjax/tracing/jaxprs.py",),
     "jax._src": (),
     "flax": ADAPTERS,

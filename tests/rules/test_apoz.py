@@ -147,6 +147,7 @@ def test_measured_zeros_of_a_relu(getkey):
     assert np.flatnonzero(~np.asarray(bb.masks(state)["up"]).any(0)).tolist() == [4]
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_arguments():
     for bad in (-1, float("nan"), float("inf"), np.ones(2)):
         with pytest.raises(ValueError, match="expected a finite number sigmas >= 0, "):

@@ -190,6 +190,7 @@ def test_the_density_is_an_outcome():
         prune(WORKED, units, nnrelief())
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("alpha", [0, 1.01, -1, float("nan"), np.ones(2)])
 def test_alpha_out_of_range(alpha):
     with pytest.raises(ValueError, match=r"expected alpha in \(0, 1\], got"):

@@ -366,6 +366,7 @@ def test_numbers_out_of_range(make):
             make(anneal=anneal)
 
 
+@pytest.mark.usefixtures("unchecked")
 @BOTH
 def test_what_is_no_number(make):
     with pytest.raises(TypeError, match="drop: expected a number, got 'many'"):

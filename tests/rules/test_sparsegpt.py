@@ -286,6 +286,7 @@ def test_from_calibration_to_parameters():
 
 
 # Bad input ------------------------------------------------------------------------
+@pytest.mark.usefixtures("unchecked")
 def test_bad_settings():
     with pytest.raises(TypeError, match="expected a law from bb.laws or None"):
         sparsegpt(law="log_odds")

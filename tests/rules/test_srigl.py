@@ -260,6 +260,7 @@ def test_both_actuators_are_refused():
         bb.transform(units, bb.rules.srigl())
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_numbers_out_of_range():
     for name, rest in {"drop": "in", "gamma": "in", "anneal": "of updates"}.items():
         with pytest.raises(ValueError, match=f"{name}: expected a number {rest}"):

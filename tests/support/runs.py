@@ -83,13 +83,17 @@ def candidates(kernel, weights, budget, rates=None, actuators=("in",), **rest):
         "regrow": True,
         "step": jnp.zeros((), jnp.int32),
     }
+    arrays = {
+        name: jnp.asarray(value) if isinstance(value, np.ndarray) else value
+        for name, value in (defaults | rest).items()
+    }
     return Candidates(
         kernel=kernel,
         actuators=actuators,
-        weights=weights,
+        weights=jnp.asarray(weights),
         statistics=rates,
         budget=jnp.broadcast_to(jnp.asarray(budget, jnp.int32), kernel.stack_shape),
-        **defaults | rest,
+        **arrays,
     )
 
 

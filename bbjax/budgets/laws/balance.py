@@ -12,12 +12,14 @@ the paper's as it stands.
 Reference: the degree controller of arXiv 2510.01263.
 """
 
+from __future__ import annotations
+
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jaxtyping import Array, ArrayLike, Float, Int, Real
 
 from bbjax.budgets.laws.base import (
     Law,
@@ -32,9 +34,9 @@ SPREAD = 0.1
 
 
 def log_odds(
-    beta: ArrayLike | None = None,
+    beta: Real[ArrayLike, ""] | None = None,
     *,
-    spread: ArrayLike | None = None,
+    spread: Real[ArrayLike, "*stack"] | None = None,
     limit: float = 2.0,
     dead: float = 1e-3,
     floor: float = 0.1,
@@ -107,7 +109,7 @@ def log_odds(
     return Law("log_odds", profile, "shift", dead=dead, floor=floor)
 
 
-def _check_spread(spread: ArrayLike) -> None:
+def _check_spread(spread: Real[ArrayLike, "*stack"]) -> None:
     if isinstance(spread, jax.core.Tracer):
         return
     try:
@@ -121,13 +123,15 @@ def _check_spread(spread: ArrayLike) -> None:
         )
 
 
-def _log_odds(rate: jax.Array, clip: float) -> jax.Array:
+def _log_odds(rate: Float[Array, "*shape"], clip: float) -> Float[Array, "*shape"]:
     a = jnp.clip(rate, clip, 1 - clip)
     return jnp.log((1 - a) / a)
 
 
-def _by_beta(beta: ArrayLike, clip: float) -> Profile:
-    def profile(on_rate: jax.Array, mean_degree: jax.Array) -> jax.Array:
+def _by_beta(beta: Real[ArrayLike, ""], clip: float) -> Profile:
+    def profile(
+        on_rate: Float[ArrayLike, "*stack units"], mean_degree: Float[Array, "*#stack"]
+    ) -> Float[Array, "*stack units"]:
         del mean_degree
         odds = _log_odds(grid_rate(on_rate), clip)
         return odds / jnp.asarray(beta).astype(jnp.float32)
@@ -135,8 +139,12 @@ def _by_beta(beta: ArrayLike, clip: float) -> Profile:
     return profile
 
 
-def _by_spread(spread: ArrayLike, limit: float, clip: float, dead: float) -> Profile:
-    def profile(on_rate: jax.Array, mean_degree: jax.Array) -> jax.Array:
+def _by_spread(
+    spread: Real[ArrayLike, "*stack"], limit: float, clip: float, dead: float
+) -> Profile:
+    def profile(
+        on_rate: Float[ArrayLike, "*stack units"], mean_degree: Float[Array, "*#stack"]
+    ) -> Float[Array, "*stack units"]:
         odds, alive = _log_odds(grid_rate(on_rate), clip), alive_share(on_rate, dead)
         slices = odds.shape[:-1]
         if jnp.shape(spread) not in ((), slices):
@@ -152,7 +160,11 @@ def _by_spread(spread: ArrayLike, limit: float, clip: float, dead: float) -> Pro
     return profile
 
 
-def _mean_over(values: jax.Array, weights: jax.Array, clip: float) -> jax.Array:
+def _mean_over(
+    values: Float[Array, "*stack units"],
+    weights: Float[Array, "*stack units"],
+    clip: float,
+) -> Float[Array, "*stack 1"]:
     """The weighted mean over units, the same in whatever order they are summed.
 
     The last bits of a sum of floats depend on the order of the units and the number of
@@ -162,7 +174,7 @@ def _mean_over(values: jax.Array, weights: jax.Array, clip: float) -> jax.Array:
     most = math.log((1 - clip) / clip) + 1
     grid = 2.0 ** min(math.floor(math.log2(2.0**31 / (most * values.shape[-1]))), 20)
 
-    def total(x: jax.Array) -> jax.Array:
+    def total(x: Float[Array, "*stack units"]) -> Int[Array, "*stack 1"]:
         whole = jnp.round(x * grid).astype(jnp.int32)
         return jnp.sum(whole, axis=-1, keepdims=True, dtype=jnp.int32)
 

@@ -3,6 +3,8 @@
 Reference: Meirovitch et al., Budgeted Broadcast, arXiv 2510.01263.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -10,11 +12,16 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jaxtyping import Array, ArrayLike, Float, Int, Real
 
 Combine = Literal["shift", "scale"]
-Profile = Callable[[jax.Array, jax.Array], jax.Array]
-Edges = Callable[[jax.Array, ArrayLike], jax.Array]
+Profile = Callable[
+    [Float[Array, "*stack units"], Float[Array, "*#stack"]],
+    Float[Array, "*stack units"],
+]
+Edges = Callable[
+    [Float[Array, "*stack units"], Real[ArrayLike, ""]], Float[Array, "*stack units"]
+]
 
 # Steps of the on-rate that a law tells apart. Coarse enough that `log` and `/`, which
 # are off by an ulp or two on some backends, cannot turn two neighbours around.
@@ -75,7 +82,7 @@ class Law:
         remedy = "it is a share of the mean degree"
         check_range("floor", self.floor, 0, 0.9, remedy=remedy)
 
-    def alive(self, on_rate: ArrayLike) -> jax.Array:
+    def alive(self, on_rate: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
         """How much of a unit's claim counts: 0 up to `dead`, all from 4 `dead` on.
 
         In between it rises in proportion, so that the noise of a running mean does not
@@ -95,7 +102,9 @@ class Law:
         """
         return alive_share(on_rate, self.dead)
 
-    def least(self, mean_degree: ArrayLike, k_min: ArrayLike) -> jax.Array:
+    def least(
+        self, mean_degree: Float[ArrayLike, "*stack"], k_min: Int[ArrayLike, "*#stack"]
+    ) -> Int[Array, "*stack"]:
         """The least degree of a unit: `k_min`, or the floor if that is more.
 
         Args:
@@ -115,7 +124,7 @@ class Law:
         return jnp.maximum(jnp.floor(share).astype(jnp.int32), jnp.int32(k_min))
 
 
-def clean_rate(on_rate: ArrayLike) -> jax.Array:
+def clean_rate(on_rate: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
     """On-rates as float32 in [0, 1]; NaN, a unit never observed, becomes 0.5.
 
     Args:
@@ -133,12 +142,14 @@ def clean_rate(on_rate: ArrayLike) -> jax.Array:
     return jnp.clip(jnp.where(jnp.isnan(rate), 0.5, rate), 0.0, 1.0)
 
 
-def grid_rate(on_rate: ArrayLike) -> jax.Array:
+def grid_rate(on_rate: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
     """On-rates on the grid of those that laws tell apart."""
     return jnp.round(clean_rate(on_rate) * GRID) / GRID
 
 
-def alive_share(on_rate: ArrayLike, dead: float) -> jax.Array:
+def alive_share(
+    on_rate: Float[ArrayLike, "*shape"], dead: float
+) -> Float[Array, "*shape"]:
     """As `Law.alive`, for the on-rate up to which a unit counts as dead."""
     rate, least = grid_rate(on_rate), round(dead * GRID) / GRID
     if least <= 0:

@@ -1,7 +1,9 @@
 """Controls: laws that leave out the balance, or the activity."""
 
-import jax
+from __future__ import annotations
+
 import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
 
 from bbjax.budgets.laws.base import Law, grid_rate
 
@@ -18,7 +20,9 @@ def uniform() -> Law:
         [0.0, 0.0]
     """
 
-    def profile(on_rate: jax.Array, mean_degree: jax.Array) -> jax.Array:
+    def profile(
+        on_rate: Float[ArrayLike, "*stack units"], mean_degree: Float[Array, "*#stack"]
+    ) -> Float[Array, "*stack units"]:
         del mean_degree
         return jnp.zeros(jnp.shape(on_rate), jnp.float32)
 
@@ -41,7 +45,9 @@ def linear() -> Law:
         [0.75, 0.5]
     """
 
-    def profile(on_rate: jax.Array, mean_degree: jax.Array) -> jax.Array:
+    def profile(
+        on_rate: Float[ArrayLike, "*stack units"], mean_degree: Float[Array, "*#stack"]
+    ) -> Float[Array, "*stack units"]:
         del mean_degree
         return jnp.maximum(1 - grid_rate(on_rate), 1e-6)
 

@@ -3,12 +3,13 @@
 Reference: Meirovitch et al., Budgeted Broadcast, arXiv 2510.01263, and its notebooks.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jaxtyping import Array, ArrayLike, Float, Real
 
 from bbjax.arrays.topk import kth_largest
 from bbjax.budgets.laws.base import (
@@ -21,7 +22,7 @@ from bbjax.budgets.laws.base import (
 )
 
 
-def threshold(tau: ArrayLike = 1.0, *, clip: float = 1e-2) -> Law:
+def threshold(tau: Real[ArrayLike, ""] = 1.0, *, clip: float = 1e-2) -> Law:
     """The local threshold's fixed point: degree = c * tau / a.
 
     "Prune while the traffic a * k exceeds tau" settles at k = min(fan, tau / a): every
@@ -48,7 +49,9 @@ def threshold(tau: ArrayLike = 1.0, *, clip: float = 1e-2) -> Law:
     check_range("tau", tau, above=0, remedy="a budget rescales it, so 1.0 will do")
     check_clip(clip)
 
-    def settled(on_rate: jax.Array, other: ArrayLike) -> jax.Array:
+    def settled(
+        on_rate: Float[ArrayLike, "*stack units"], other: Real[ArrayLike, "*#stack"]
+    ) -> Float[Array, "*stack units"]:
         del other
         rate = jnp.maximum(grid_rate(on_rate), clip)
         return jnp.asarray(tau).astype(jnp.float32) / rate
@@ -93,7 +96,9 @@ def three_zone(
     """
     _check_zones(low, high, rare=rare, busy=busy, middle=middle)
 
-    def density(on_rate: jax.Array) -> jax.Array:
+    def density(
+        on_rate: Float[ArrayLike, "*stack units"],
+    ) -> Float[Array, "*stack units"]:
         a = clean_rate(on_rate)
         between = jnp.where(a > high, jnp.float32(busy), jnp.float32(middle))
         return jnp.where(a < low, jnp.float32(rare), between)
@@ -132,7 +137,9 @@ def quantile(
     """
     _check_zones(low, high, rare=rare, busy=busy)
 
-    def density(on_rate: jax.Array) -> jax.Array:
+    def density(
+        on_rate: Float[ArrayLike, "*stack units"],
+    ) -> Float[Array, "*stack units"]:
         a = grid_rate(on_rate)
         at_low, at_high = _quantiles(a, low, high)
         apart = at_high - at_low > 1e-6
@@ -160,20 +167,29 @@ def _check_zones(low: float, high: float, **shares: float) -> None:
         )
 
 
-def _of_density(name: str, density: Callable[[jax.Array], jax.Array]) -> Law:
+def _of_density(
+    name: str,
+    density: Callable[[Float[ArrayLike, "*stack units"]], Float[Array, "*stack units"]],
+) -> Law:
     """The law that gives each unit a share of its edges."""
 
-    def profile(on_rate: jax.Array, mean_degree: jax.Array) -> jax.Array:
+    def profile(
+        on_rate: Float[ArrayLike, "*stack units"], mean_degree: Float[Array, "*#stack"]
+    ) -> Float[Array, "*stack units"]:
         del mean_degree
         return density(on_rate)
 
-    def edges(on_rate: jax.Array, fan: ArrayLike) -> jax.Array:
+    def edges(
+        on_rate: Float[ArrayLike, "*stack units"], fan: Real[ArrayLike, ""]
+    ) -> Float[Array, "*stack units"]:
         return density(on_rate) * jnp.asarray(fan).astype(jnp.float32)
 
     return Law(name, profile, "scale", edges=edges)
 
 
-def _quantiles(values: jax.Array, *shares: float) -> list[jax.Array]:
+def _quantiles(
+    values: Float[Array, "*stack units"], *shares: float
+) -> list[Float[Array, "*stack 1"]]:
     """Quantiles along the last axis, which is kept and may be sharded."""
     last = values.shape[-1] - 1
     places = [share * last for share in shares]

@@ -20,11 +20,12 @@ arXiv 2301.00774.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 
 from bbjax.arrays.topk import top_k_mask
 
@@ -42,18 +43,18 @@ class Operated(NamedTuple):
         weights are kept as they were.
     """
 
-    weights: jax.Array
-    mask: jax.Array
-    sound: jax.Array
+    weights: Float[Array, "in out"]
+    mask: Bool[Array, "in out"]
+    sound: Bool[Array, ""]
 
 
 @functools.partial(jax.jit, static_argnames=("block", "m"))
 def operate(
-    weights: jax.Array,
-    gram: jax.Array,
-    keep: jax.Array,
-    alive: jax.Array,
-    damp: Any,
+    weights: Float[Array, "in out"],
+    gram: Float[Array, "in in"],
+    keep: Int[Array, " out"],
+    alive: Bool[Array, "in out"],
+    damp: Real[ArrayLike, ""],
     *,
     block: int,
     m: int | None = None,
@@ -110,7 +111,11 @@ def operate(
 
 
 @jax.jit
-def cost(weights: jax.Array, gram: jax.Array, damp: Any) -> jax.Array:
+def cost(
+    weights: Float[Array, "in out"],
+    gram: Float[Array, "in in"],
+    damp: Real[ArrayLike, ""],
+) -> Float[Array, "in out"]:
     """What losing each edge costs at the weights as they are, `w**2 / U_ii**2`.
 
     Args:
@@ -135,7 +140,9 @@ def cost(weights: jax.Array, gram: jax.Array, damp: Any) -> jax.Array:
     return jnp.where(unseen[:, None], _UNSEEN, loss)
 
 
-def _factor(gram: jax.Array, damp: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _factor(
+    gram: Float[Array, "in in"], damp: Real[ArrayLike, ""]
+) -> tuple[Float[Array, "in in"], Bool[Array, " in"], Bool[Array, ""]]:
     """U with `U^T U` the inverse of the damped matrix; unseen inputs; is it sound.
 
     With the order of the inputs reversed, the Cholesky factor of the matrix itself is
@@ -156,23 +163,29 @@ def _factor(gram: jax.Array, damp: Any) -> tuple[jax.Array, jax.Array, jax.Array
 
 
 class _State(NamedTuple):
-    weights: jax.Array  # (in, out)
-    mask: jax.Array  # kept so far
-    left: jax.Array  # edges that each unit still has to keep, or keeps of each group
+    weights: Float[Array, "in out"]
+    mask: Bool[Array, "in out"]  # kept so far
+    # Edges that each unit still has to keep, or keeps of each group.
+    left: Int[Array, " out"]
 
 
 class _Sweep(NamedTuple):
     """One pass over the inputs, block by block."""
 
-    upper: jax.Array
-    rank: jax.Array  # 0, or what stands in place of the cost
+    upper: Float[Array, "in in"]
+    rank: Float[Array, "in out"]  # 0, or what stands in place of the cost
     block: int
     m: int | None
 
-    def cost(self, weights: jax.Array, rank: jax.Array, pivot: jax.Array) -> jax.Array:
+    def cost(
+        self,
+        weights: Float[Array, "rows out"],
+        rank: Float[Array, "rows out"],
+        pivot: Float[Array, " rows"],
+    ) -> Float[Array, "rows out"]:
         return jnp.where(rank == 0, jnp.square(weights / pivot[:, None]), rank)
 
-    def block_of(self, number: jax.Array, state: _State) -> _State:
+    def block_of(self, number: Int[Array, ""], state: _State) -> _State:
         """Goes through a block, then moves the weights behind it."""
         at, n = number * self.block, len(self.upper)
         mask, left = state.mask, state.left
@@ -188,15 +201,21 @@ class _Sweep(NamedTuple):
         weights = lax.dynamic_update_slice_in_dim(weights, new, at, 0)
         return _State(weights, mask, left)
 
-    def _ahead(self, at: jax.Array, state: _State) -> jax.Array:
+    def _ahead(self, at: Int[Array, ""], state: _State) -> Bool[Array, "in out"]:
         """The best of all that is not behind the sweep, as many as are left to keep."""
         cost = self.cost(state.weights, self.rank, jnp.diagonal(self.upper))
         ahead = (jnp.arange(len(cost)) >= at)[:, None]
         return top_k_mask(jnp.where(ahead, cost, jnp.nan), state.left, axis=0)
 
     def _columns(
-        self, at: jax.Array, weights: jax.Array, mask: jax.Array, left: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        self,
+        at: Int[Array, ""],
+        weights: Float[Array, "in out"],
+        mask: Bool[Array, "in out"],
+        left: Int[Array, " out"],
+    ) -> tuple[
+        Float[Array, "block out"], Bool[Array, "in out"], Float[Array, "block out"]
+    ]:
         """Takes the inputs of a block in turn: its weights, the mask, the errors."""
         size = self.block
         upper = lax.dynamic_slice(self.upper, (at, at), (size, size))
@@ -204,13 +223,17 @@ class _Sweep(NamedTuple):
         weights = lax.dynamic_slice_in_dim(weights, at, size)
         kept = lax.dynamic_slice_in_dim(mask, at, size)
 
-        def group(j: jax.Array, weights: jax.Array, kept: jax.Array) -> jax.Array:
+        def group(
+            j: Int[Array, ""],
+            weights: Float[Array, "block out"],
+            kept: Bool[Array, "block out"],
+        ) -> Bool[Array, "block out"]:
             parts = (weights, rank, jnp.diagonal(upper))
             cut = (lax.dynamic_slice_in_dim(part, j, self.m or 1) for part in parts)
             best = top_k_mask(self.cost(*cut), left, axis=0)
             return lax.dynamic_update_slice_in_dim(kept, best, j, 0)
 
-        def one(j: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        def one(j: Int[Array, ""], carry: tuple[Array, ...]) -> tuple[Array, ...]:
             weights, kept, errors = carry
             if self.m is not None:
                 kept = lax.cond(

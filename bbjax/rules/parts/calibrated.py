@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import ArrayLike
+from jaxtyping import Array, ArrayLike, Bool, Float, Real, Shaped
 
 from bbjax.arrays import sharding
 from bbjax.budgets.laws import log_odds
@@ -35,7 +35,7 @@ SPREADS = (0.0, 0.05, -0.05, 0.1, -0.1, 0.2, -0.2, 0.4, -0.4)
 _ARRAYS = ("weights", "mask", "statistics", "budget", "step", "grads", "bias")
 
 
-def select_calibrated(score: Score, competition: ArrayLike) -> Select:
+def select_calibrated(score: Score, competition: Real[ArrayLike, ""]) -> Select:
     """Selection whose slope is the best one on the calibration data, slice by slice.
 
     Args:
@@ -64,21 +64,23 @@ def select_calibrated(score: Score, competition: ArrayLike) -> Select:
 class _Kept(NamedTuple):
     """The best of the slopes that were tried, for every stack slice."""
 
-    error: jax.Array
-    spread: jax.Array
-    mask: jax.Array
+    error: Float[Array, "*stack"]
+    spread: Float[Array, "*stack"]
+    mask: Bool[Array, "*edges"]
 
 
 def _best(
     arrays: dict[str, Any],
-    share: Any,
+    share: Real[ArrayLike, ""],
     score: Score,
     static: tuple[tuple[str, Any], ...],
 ) -> Choice:
     """The choice for one kernel, from the fields of its candidates."""
     seen = Candidates(**arrays, **dict(static))
 
-    def attempt(best: _Kept, slope: jax.Array) -> tuple[_Kept, jax.Array]:
+    def attempt(
+        best: _Kept, slope: Float[Array, ""]
+    ) -> tuple[_Kept, Float[Array, "*stack"]]:
         select = select_by_law(log_odds(spread=slope), score, competition=share)
         mask = as_choice(select(seen)).mask
         error = output_error(seen, mask)
@@ -100,7 +102,9 @@ def _best(
 _compiled = jax.jit(_best, static_argnums=(1, 2, 3))
 
 
-def _over_edges(kernel: Kernel, per_slice: jax.Array) -> jax.Array:
+def _over_edges(
+    kernel: Kernel, per_slice: Shaped[Array, "*stack"]
+) -> Shaped[Array, "..."]:
     """An array per stack slice, with axes of size 1 for those of the edges."""
     shape = [
         n if role == "stack" else 1
@@ -109,7 +113,9 @@ def _over_edges(kernel: Kernel, per_slice: jax.Array) -> jax.Array:
     return jnp.reshape(per_slice, shape)
 
 
-def output_error(seen: Candidates, mask: jax.Array) -> jax.Array:
+def output_error(
+    seen: Candidates, mask: Bool[Array, "*edges"]
+) -> Float[Array, "*stack"]:
     """Mean square change of the outputs by pruning: float32, `kernel.stack_shape`.
 
     Args:

@@ -19,12 +19,13 @@ is competition, their degrees come from competition alone.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 
 from bbjax.arrays import sharding
 from bbjax.arrays.topk import kth_largest
@@ -48,7 +49,7 @@ class Blend:
     """
 
     law: Law
-    share: Any = 0.0
+    share: Real[ArrayLike, ""] = 0.0
 
     def __post_init__(self) -> None:
         """Checks what is known."""
@@ -77,8 +78,8 @@ class Claims(NamedTuple):
       rate: on-rates, to break ties.
     """
 
-    profile: jax.Array
-    rate: jax.Array
+    profile: Float[Array, "*stack units"]
+    rate: Float[Array, "*stack units"]
 
 
 def blended(
@@ -86,7 +87,7 @@ def blended(
     blend: Blend,
     actuator: Actuator,
     law: Claims,
-    scores: jax.Array,
+    scores: Float[Array, "*edges"],
     groups: int,
 ) -> Claims:
     """The claims of a law with those of competition.
@@ -113,8 +114,11 @@ def blended(
 
 
 def _won(
-    seen: Candidates, scores: jax.Array, actuator: Actuator, alive: jax.Array
-) -> jax.Array:
+    seen: Candidates,
+    scores: Float[Array, "*edges"],
+    actuator: Actuator,
+    alive: Float[Array, "*stack units"],
+) -> Float[Array, "*stack units"]:
     """Edges that each unit wins where all edges of living units compete.
 
     Returns:
@@ -138,7 +142,9 @@ def _won(
     return above.astype(jnp.float32) + shared
 
 
-def _count(seen: Candidates, edges: jax.Array, actuator: Actuator) -> jax.Array:
+def _count(
+    seen: Candidates, edges: Bool[Array, "*edges"], actuator: Actuator
+) -> Int[Array, "*units"]:
     """Marked edges of each unit, `stack + units`, whole on every device."""
     return sharding.whole(
         seen.kernel.gather(edges.astype(jnp.int32), side_of(actuator))

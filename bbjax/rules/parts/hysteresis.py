@@ -18,22 +18,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from bbjax.arrays import sharding
 from bbjax.budgets.degrees import solve
 from bbjax.rules.base import Candidates
 
-Score = Callable[[Candidates], jax.Array]
+Score = Callable[[Candidates], Float[Array, "*edges"]]
 
 
-def scored(seen: Candidates, score: Score) -> jax.Array:
+def scored(seen: Candidates, score: Score) -> Float[Array, "*edges"]:
     """The scores of a rule, with the edges that are kept favoured."""
     return favoured(seen, score(seen), seen.mask)
 
 
-def favoured(seen: Candidates, scores: jax.Array, held: jax.Array) -> jax.Array:
+def favoured(
+    seen: Candidates, scores: Float[Array, "*shape"], held: Bool[Array, "*shape"]
+) -> Float[Array, "*shape"]:
     """Scores in which what is held is better by the share h, of edges or of units.
 
     Args:
@@ -51,12 +53,12 @@ def favoured(seen: Candidates, scores: jax.Array, held: jax.Array) -> jax.Array:
 
 def played(
     seen: Candidates,
-    law: jax.Array,
-    old: jax.Array,
-    budget: jax.Array,
-    limits: tuple[jax.Array | int, jax.Array | int],
-    rate: jax.Array,
-) -> jax.Array:
+    law: Int[Array, "*stack units"],
+    old: Int[Array, "*stack units"],
+    budget: Int[Array, "*stack"],
+    limits: tuple[Int[ArrayLike, "..."], Int[ArrayLike, "..."]],
+    rate: Float[Array, "*stack units"],
+) -> Int[Array, "*stack units"]:
     """Degrees that follow those of a law at a distance and spend the same budget.
 
     Args:
@@ -78,7 +80,7 @@ def played(
     return solve(target, "shift", budget, *limits, rate)
 
 
-def _share(seen: Candidates) -> jax.Array:
+def _share(seen: Candidates) -> Float[Array, ""]:
     return jnp.asarray(seen.hysteresis).astype(jnp.float32)
 
 

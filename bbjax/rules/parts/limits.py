@@ -13,8 +13,8 @@ import functools
 import operator
 from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from bbjax.arrays import sharding
 from bbjax.model.units import Actuator
@@ -23,8 +23,10 @@ from bbjax.rules.parts.selection import one_side, ranked
 
 
 def within_limits(
-    seen: Candidates, scores: jax.Array, limits: Mapping[Actuator, jax.Array]
-) -> jax.Array:
+    seen: Candidates,
+    scores: Float[Array, "*edges"],
+    limits: Mapping[Actuator, Int[Array, "..."]],
+) -> Bool[Array, "*edges"]:
     """Keeps the best edges of every unit, up to its limit.
 
     Args:
@@ -45,7 +47,9 @@ def within_limits(
     return mask if seen.regrow else mask & seen.mask
 
 
-def of_living(seen: Candidates, score: jax.Array, actuator: Actuator) -> jax.Array:
+def of_living(
+    seen: Candidates, score: Float[Array, "*units"], actuator: Actuator
+) -> Float[Array, "*units"]:
     """A score per unit, NaN (below all others) for units that are gone for good."""
     if seen.regrow:
         return score

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Shaped
 
 from bbjax.arrays import sharding
 from bbjax.model.kernel import Kernel
 
 
-def matrices(kernel: Kernel, edges: jax.Array) -> jax.Array:
+def matrices(
+    kernel: Kernel, edges: Shaped[Array, "*edges"]
+) -> Shaped[Array, " slices in out"]:
     """An array per edge as matrices: `edge_shape -> (slices, in, out)`.
 
     Example:
@@ -27,7 +29,9 @@ def matrices(kernel: Kernel, edges: jax.Array) -> jax.Array:
     return jnp.reshape(jnp.transpose(sharding.whole(edges), _order(kernel)), sizes)
 
 
-def per_edge(kernel: Kernel, these: jax.Array) -> jax.Array:
+def per_edge(
+    kernel: Kernel, these: Shaped[Array, " slices in out"]
+) -> Shaped[Array, "*edges"]:
     """The inverse of `matrices`."""
     order = _order(kernel)
     split = jnp.reshape(these, [kernel.edge_shape[a] for a in order])

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from bbjax.rules.base import Candidates, Group, JointSelect, Rule
 from bbjax.rules.parts.hysteresis import Score, scored
@@ -23,7 +23,7 @@ from bbjax.rules.parts.selection import pooled, pooled_over
 Scope = Literal["global", "layer"]
 
 
-def in_slices(score: Score) -> Callable[[Candidates], jax.Array]:
+def in_slices(score: Score) -> Callable[[Candidates], Bool[Array, "*edges"]]:
     """Selection in which the edges of every slice compete for its budget."""
     return lambda seen: pooled(seen, scored(seen, score), seen.budget)
 
@@ -31,7 +31,7 @@ def in_slices(score: Score) -> Callable[[Candidates], jax.Array]:
 def over_all(score: Score) -> JointSelect:
     """Selection in which the edges of all kernels compete for one budget."""
 
-    def select(group: Group) -> list[jax.Array]:
+    def select(group: Group) -> list[Bool[Array, "..."]]:
         everything = range(len(group.members))
         scores = [scored(seen, score) for seen in group.members]
         return pooled_over(group, everything, scores)
@@ -54,7 +54,7 @@ def check_scope(scope: Any, known: Sequence[str]) -> None:
 
 def by_saliency(
     name: str,
-    of: Callable[[jax.Array], jax.Array],
+    of: Callable[[Float[Array, "*split"]], Float[Array, "*split"]],
     scope: Scope,
     *,
     one_shot: bool = False,
@@ -76,7 +76,7 @@ def by_saliency(
     """
     check_scope(scope, get_args(Scope))
 
-    def score(seen: Candidates) -> jax.Array:
+    def score(seen: Candidates) -> Float[Array, "*edges"]:
         assert seen.grads is not None
         w, g = seen.weights.astype(jnp.float32), seen.grads.astype(jnp.float32)
         return seen.kernel.sum_spatial(of(w * g))

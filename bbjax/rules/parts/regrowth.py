@@ -24,14 +24,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 
 from bbjax.arrays import sharding
 from bbjax.rules.base import Candidates, side_of
 from bbjax.rules.parts.selection import best, pooled, with_floor
 
 
-def drop_and_grow(seen: Candidates, share: jax.Array, grow: jax.Array) -> jax.Array:
+def drop_and_grow(
+    seen: Candidates, share: Float[Array, ""], grow: Float[Array, "*edges"]
+) -> Bool[Array, "*edges"]:
     """Drops a share of the kept edges by |w| and grows up to the budget by a score.
 
     A unit's `k_min` largest weights are never dropped, and a unit that has fewer edges
@@ -57,7 +59,7 @@ def drop_and_grow(seen: Candidates, share: jax.Array, grow: jax.Array) -> jax.Ar
     return pooled(seen, jnp.where(stay, jnp.inf, grow), seen.budget)
 
 
-def within_budget(seen: Candidates) -> tuple[Candidates, jax.Array]:
+def within_budget(seen: Candidates) -> tuple[Candidates, Int[Array, "*stack"]]:
     """The kernel with none of its edges to come back, and how many it may keep.
 
     A dense start or a falling density leaves more edges than that: the weakest go,
@@ -71,24 +73,26 @@ def within_budget(seen: Candidates) -> tuple[Candidates, jax.Array]:
     return kept, count_edges(kept)
 
 
-def staying(n: jax.Array, share: jax.Array) -> jax.Array:
+def staying(n: Int[Array, "*stack"], share: Float[Array, ""]) -> Int[Array, "*stack"]:
     """How many of `n` edges are left once a share of them is dropped: int32."""
     return n - whole_part(share * n.astype(jnp.float32))
 
 
-def whole_part(x: jax.Array) -> jax.Array:
+def whole_part(x: Float[Array, "*shape"]) -> Int[Array, "*shape"]:
     """Rounds down to int32; what only a rounding error keeps from being whole is."""
     return jnp.floor(x * (1 + 2.0**-20)).astype(jnp.int32)
 
 
-def count_edges(seen: Candidates, mask: jax.Array | None = None) -> jax.Array:
+def count_edges(
+    seen: Candidates, mask: Bool[Array, "*edges"] | None = None
+) -> Int[Array, "*stack"]:
     """Edges of a mask, or those kept, of every slice: int32, `kernel.stack_shape`."""
     held = (seen.mask if mask is None else mask & seen.mask).astype(jnp.int32)
     axes = seen.kernel.axes("group", "in", "out")
     return jnp.sum(held, axis=axes, dtype=jnp.int32)
 
 
-def _lacking(kept: Candidates) -> jax.Array:
+def _lacking(kept: Candidates) -> Int[Array, "*stack"]:
     """Edges that units are short of `k_min`: int32, `stack_shape`."""
     kernel, lacking = kept.kernel, jnp.zeros(kept.kernel.stack_shape, jnp.int32)
     for actuator in kept.actuators if kept.k_min else ():
@@ -99,7 +103,7 @@ def _lacking(kept: Candidates) -> jax.Array:
     return lacking
 
 
-def gradient(seen: Candidates) -> jax.Array:
+def gradient(seen: Candidates) -> Float[Array, "*edges"]:
     """Score |dL/dw| per edge: summed over the window of a convolution, float32."""
     assert seen.grads is not None  # a rule that asks for them says so in its needs
     grads = jnp.abs(seen.grads.astype(jnp.float32))
@@ -107,7 +111,9 @@ def gradient(seen: Candidates) -> jax.Array:
 
 
 # The share that is dropped -------------------------------------------------------
-def drop_share(drop: ArrayLike, anneal: ArrayLike | None, step: jax.Array) -> jax.Array:
+def drop_share(
+    drop: Real[ArrayLike, ""], anneal: Real[ArrayLike, ""] | None, step: Int[Array, ""]
+) -> Float[Array, ""]:
     """The share of kept edges to drop at a step: float32 scalar.
 
     Args:
@@ -127,7 +133,7 @@ def drop_share(drop: ArrayLike, anneal: ArrayLike | None, step: jax.Array) -> ja
     return first / 2 * (1 + jnp.cos(jnp.pi * done))
 
 
-def check_share(name: str, value: Any, remedy: str) -> None:
+def check_share(name: str, value: Real[ArrayLike, ""], remedy: str) -> None:
     """Refuses a share that is known and not in [0, 1].
 
     Raises:
@@ -140,7 +146,7 @@ def check_share(name: str, value: Any, remedy: str) -> None:
         )
 
 
-def check_anneal(anneal: Any) -> None:
+def check_anneal(anneal: Real[ArrayLike, ""] | None) -> None:
     """Refuses an end of annealing that is known and before the first update.
 
     Raises:

@@ -18,8 +18,8 @@ import operator
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from bbjax.rules.base import Candidates
 from bbjax.rules.parts.hysteresis import Score
@@ -53,7 +53,7 @@ def by_input(exponent: float) -> Score:
       True
     """
 
-    def score(seen: Candidates) -> jax.Array:
+    def score(seen: Candidates) -> Float[Array, "*edges"]:
         square = seen.statistics["inputs.mean_square"]
         size = jnp.sqrt(square) if exponent == 1 else square ** (exponent / 2)
         return seen.magnitude * seen.kernel.spread(size, "inputs")
@@ -64,7 +64,7 @@ def by_input(exponent: float) -> Score:
 _root = by_input(0.5)
 
 
-def _scaled(seen: Candidates) -> jax.Array:
+def _scaled(seen: Candidates) -> Float[Array, "*edges"]:
     return seen.magnitude if seen.kernel.reads else _root(seen)
 
 

@@ -22,11 +22,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 
 from bbjax.arrays import sharding
 from bbjax.arrays.topk import kth_largest, share_out, top_k_mask
@@ -34,7 +33,7 @@ from bbjax.budgets.degrees import solve
 from bbjax.budgets.exact import mean_degree
 from bbjax.budgets.laws import Law
 from bbjax.model.units import Actuator
-from bbjax.rules.base import Candidates, Choice, Group, JointSelect, Select, side_of
+from bbjax.rules.base import Candidates, Chosen, Group, JointSelect, Select, side_of
 from bbjax.rules.parts.competition import Blend, Claims, blended
 from bbjax.rules.parts.hysteresis import Score, favoured, is_on, played
 from bbjax.rules.parts.scores import magnitude
@@ -42,7 +41,7 @@ from bbjax.rules.patterns import groups_per_unit, join_groups, row_axes, split_g
 
 
 def select_by_law(
-    law: Law, score: Score = magnitude, *, competition: Any = 0.0
+    law: Law, score: Score = magnitude, *, competition: Real[ArrayLike, ""] = 0.0
 ) -> Select:
     """Selection by a law and a score: degrees first, then each unit's best edges.
 
@@ -57,7 +56,7 @@ def select_by_law(
     """
     blend = Blend(law, competition)
 
-    def select(seen: Candidates) -> jax.Array:
+    def select(seen: Candidates) -> Bool[Array, "*edges"]:
         plain = score(seen)
         scores = ranked(seen, favoured(seen, plain, seen.mask))
         # What is kept is favoured within a unit, and by its degree (`played`), but not
@@ -84,7 +83,7 @@ def select_over_all(select: Select, score: Score) -> JointSelect:
       it wins among all kernels.
     """
 
-    def joint(group: Group) -> list[jax.Array | Choice]:
+    def joint(group: Group) -> list[Chosen]:
         every = range(len(group.members))
         scores = [score(seen) for seen in group.members]
         masks = pooled_over(group, every, scores)
@@ -96,14 +95,14 @@ def select_over_all(select: Select, score: Score) -> JointSelect:
     return joint
 
 
-def _edges_in(seen: Candidates, mask: jax.Array) -> jax.Array:
+def _edges_in(seen: Candidates, mask: Bool[Array, "*edges"]) -> Int[Array, "*stack"]:
     """Kept edges of every stack slice."""
     each = sharding.whole(seen.kernel.gather(mask.astype(jnp.int32), "outputs"))
     each = jnp.reshape(each, (*seen.kernel.stack_shape, -1))
     return jnp.sum(each, -1, dtype=jnp.int32)
 
 
-def ranked(seen: Candidates, scores: jax.Array) -> jax.Array:
+def ranked(seen: Candidates, scores: Float[Array, "*edges"]) -> Float[Array, "*edges"]:
     """Scores as selection wants them: placed as the mask is, NaN where an edge is gone.
 
     NaN ranks below every score.
@@ -117,8 +116,8 @@ def degrees_for(
     seen: Candidates,
     law: Law | Blend,
     actuator: Actuator,
-    scores: jax.Array | None = None,
-) -> jax.Array:
+    scores: Float[Array, "*edges"] | None = None,
+) -> Int[Array, "*units"]:
     """Degree of each unit under a law: int32, shape `stack + units`.
 
     Under an N:M pattern these are edges per group.
@@ -140,7 +139,7 @@ def degrees_for(
     if seen.pattern is not None:
         groups = groups_per_unit(kernel, actuator, seen.pattern)
     budget = in_steps_of(seen.budget, groups)
-    cap: jax.Array | int = kernel.fan(actuator) // groups
+    cap: Array | int = kernel.fan(actuator) // groups
     if not seen.regrow:
         cap = jnp.reshape(sharding.match(_room(seen, actuator), rate), flat.shape)
     mean = mean_degree(budget, kernel.unit_count(actuator))
@@ -158,7 +157,7 @@ def degrees_for(
     return jnp.reshape(count, rate.shape)
 
 
-def in_steps_of(edges: jax.Array, size: int) -> jax.Array:
+def in_steps_of(edges: Int[Array, "*shape"], size: int) -> Int[Array, "*shape"]:
     """A number of edges as steps of `size` edges, the nearest number, halves up.
 
     Example:
@@ -168,7 +167,7 @@ def in_steps_of(edges: jax.Array, size: int) -> jax.Array:
     return edges if size == 1 else (edges + size // 2) // size
 
 
-def _room(seen: Candidates, actuator: Actuator) -> jax.Array:
+def _room(seen: Candidates, actuator: Actuator) -> Int[Array, "*units"]:
     """Most edges a unit can keep where none come back; in any of its groups."""
     kernel, side = seen.kernel, side_of(actuator)
     held = seen.mask.astype(jnp.int32)
@@ -183,8 +182,11 @@ def _room(seen: Candidates, actuator: Actuator) -> jax.Array:
 
 # Within a unit -------------------------------------------------------------------
 def one_side(
-    seen: Candidates, scores: jax.Array, actuator: Actuator, count: jax.Array
-) -> jax.Array:
+    seen: Candidates,
+    scores: Float[Array, "*edges"],
+    actuator: Actuator,
+    count: Int[Array, "*units"],
+) -> Bool[Array, "*edges"]:
     """Keeps `count` edges of each unit of one side: a mask per edge.
 
     Under an N:M pattern `count` is per group.
@@ -198,8 +200,10 @@ def one_side(
 
 
 def both_sides(
-    seen: Candidates, scores: jax.Array, counts: Mapping[Actuator, jax.Array]
-) -> jax.Array:
+    seen: Candidates,
+    scores: Float[Array, "*edges"],
+    counts: Mapping[Actuator, Int[Array, "..."]],
+) -> Bool[Array, "*edges"]:
     """Combines the choices of both sides so that the budget is still exact.
 
     First come each unit's `k_min` best edges, then edges that both sides keep, then
@@ -229,7 +233,9 @@ def both_sides(
 
 
 # Across units --------------------------------------------------------------------
-def best(seen: Candidates, scores: jax.Array, budget: jax.Array) -> jax.Array:
+def best(
+    seen: Candidates, scores: Float[Array, "*edges"], budget: Int[Array, "*stack"]
+) -> Bool[Array, "*edges"]:
     """Keeps the `budget` best edges of every stack slice, wherever they are."""
     scores = ranked(seen, scores)
     axes = seen.kernel.axes("group", "in", "out")
@@ -237,7 +243,9 @@ def best(seen: Candidates, scores: jax.Array, budget: jax.Array) -> jax.Array:
     return mask if seen.regrow else mask & seen.mask
 
 
-def pooled(seen: Candidates, scores: jax.Array, budget: jax.Array) -> jax.Array:
+def pooled(
+    seen: Candidates, scores: Float[Array, "*edges"], budget: Int[Array, "*stack"]
+) -> Bool[Array, "*edges"]:
     """As `best`, with a floor of `k_min` edges per unit and within a pattern.
 
     Args:
@@ -250,7 +258,9 @@ def pooled(seen: Candidates, scores: jax.Array, budget: jax.Array) -> jax.Array:
     return best(seen, with_floor(seen, scores), budget)
 
 
-def with_floor(seen: Candidates, scores: jax.Array) -> jax.Array:
+def with_floor(
+    seen: Candidates, scores: Float[Array, "*edges"]
+) -> Float[Array, "*edges"]:
     """Scores in which each unit's `k_min` best edges come before all others."""
     scores = ranked(seen, scores)
     for actuator in seen.actuators if seen.k_min else ():
@@ -260,7 +270,9 @@ def with_floor(seen: Candidates, scores: jax.Array) -> jax.Array:
     return ranked(seen, scores)
 
 
-def _evenly(seen: Candidates, scores: jax.Array, budget: jax.Array) -> jax.Array:
+def _evenly(
+    seen: Candidates, scores: Float[Array, "*edges"], budget: Int[Array, "*stack"]
+) -> Bool[Array, "*edges"]:
     """Keeps the same number of edges of every group, the budget over all of them."""
     (actuator,), kernel = seen.actuators, seen.kernel
     assert seen.pattern is not None
@@ -273,8 +285,8 @@ def _evenly(seen: Candidates, scores: jax.Array, budget: jax.Array) -> jax.Array
 
 
 def pooled_over(
-    group: Group, which: Sequence[int], scores: Sequence[jax.Array]
-) -> list[jax.Array]:
+    group: Group, which: Sequence[int], scores: Sequence[Float[Array, "..."]]
+) -> list[Bool[Array, "..."]]:
     """Lets all edges of some kernels compete for the budget of them together.
 
     Args:
@@ -300,13 +312,17 @@ def pooled_over(
     ]
 
 
-def _any_slice(seen: Candidates, scores: jax.Array, k: jax.Array) -> jax.Array:
+def _any_slice(
+    seen: Candidates, scores: Float[Array, "*edges"], k: Int[Array, ""]
+) -> Bool[Array, "*edges"]:
     mask = top_k_mask(scores, k, axis=tuple(range(scores.ndim)))
     return mask if seen.regrow else mask & seen.mask
 
 
 # Whole units ---------------------------------------------------------------------
-def whole_units(seen: Candidates, score: jax.Array, actuator: Actuator) -> jax.Array:
+def whole_units(
+    seen: Candidates, score: Float[Array, "*units"], actuator: Actuator
+) -> Bool[Array, "*edges"]:
     """Keeps the best units with all their edges: a mask per edge.
 
     Args:
@@ -328,7 +344,9 @@ def whole_units(seen: Candidates, score: jax.Array, actuator: Actuator) -> jax.A
     return edges_of(seen, keep, actuator)
 
 
-def edges_of(seen: Candidates, keep: jax.Array, actuator: Actuator) -> jax.Array:
+def edges_of(
+    seen: Candidates, keep: Bool[Array, "*units"], actuator: Actuator
+) -> Bool[Array, "*edges"]:
     """All edges of the units that are kept: a mask per edge."""
     rows = seen.kernel.spread(keep, side_of(actuator))
     mask = jnp.broadcast_to(rows, seen.kernel.edge_shape)

@@ -16,11 +16,12 @@ NNrelief's keep rule (Dekhovich et al., arXiv 2109.10795).
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real, Shaped
 
 from bbjax.arrays.topk import top_k_mask
 from bbjax.model.units import Kernel
@@ -31,12 +32,15 @@ _ROUNDING = 1 + 2.0**-20  # of a float32 sum: what is exactly a share must count
 class Kept(NamedTuple):
     """What is kept of a kernel: bool per edge, and per output unit or None."""
 
-    edges: jax.Array
-    bias: jax.Array | None
+    edges: Bool[Array, "*edges"]
+    bias: Bool[Array, "*outputs"] | None
 
 
 def keep_share(
-    kernel: Kernel, edges: jax.Array, bias: jax.Array | None, alpha: Any
+    kernel: Kernel,
+    edges: Float[Array, "*edges"],
+    bias: Float[Array, "*outputs"] | None,
+    alpha: Real[ArrayLike, ""],
 ) -> Kept:
     """Keeps the largest entries of every output unit, up to a share of their sum.
 
@@ -60,7 +64,10 @@ def keep_share(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _keep_share(
-    kernel: Kernel, edges: jax.Array, bias: jax.Array | None, spare: jax.Array
+    kernel: Kernel,
+    edges: Float[Array, "*edges"],
+    bias: Float[Array, "*outputs"] | None,
+    spare: Float[Array, ""],
 ) -> Kept:
     rows = kernel.axes("in")
     columns = _columns(edges, edges, rows)
@@ -75,7 +82,9 @@ def _keep_share(
     return Kept(_uncolumns(keep[..., :-1], edges.shape, rows), kept_bias)
 
 
-def _shortest(entries: jax.Array, spare: jax.Array) -> jax.Array:
+def _shortest(
+    entries: Float[Array, "*units entries"], spare: Float[Array, ""]
+) -> Int[Array, "*units"]:
     """How many of the largest entries it takes to leave out no more than a share.
 
     Sums from the smallest entry up, so that nothing small is lost: an entry goes if it
@@ -86,7 +95,9 @@ def _shortest(entries: jax.Array, spare: jax.Array) -> jax.Array:
     return jnp.sum(up > spare * up[..., -1:] * _ROUNDING, axis=-1, dtype=jnp.int32)
 
 
-def _columns(per_edge: jax.Array, like: jax.Array, rows: tuple[int, ...]) -> jax.Array:
+def _columns(
+    per_edge: Float[Array, "..."], like: Float[Array, "*edges"], rows: tuple[int, ...]
+) -> Float[Array, "*units entries"]:
     """The entries of each unit on one last axis, whole on every device."""
     mesh, spec = jax.typeof(like).sharding.mesh, jax.typeof(like).sharding.spec
     if AxisType.Explicit in mesh.axis_types:
@@ -97,8 +108,10 @@ def _columns(per_edge: jax.Array, like: jax.Array, rows: tuple[int, ...]) -> jax
 
 
 def _uncolumns(
-    columns: jax.Array, shape: tuple[int, ...], rows: tuple[int, ...]
-) -> jax.Array:
+    columns: Shaped[Array, "*units entries"],
+    shape: tuple[int, ...],
+    rows: tuple[int, ...],
+) -> Shaped[Array, "..."]:
     """The inverse of `_columns`."""
     split = (*columns.shape[:-1], *(shape[a] for a in rows))
     return jnp.moveaxis(jnp.reshape(columns, split), range(-len(rows), 0), rows)

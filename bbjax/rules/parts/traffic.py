@@ -16,10 +16,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import ArrayLike
+from jaxtyping import Array, ArrayLike, Float, Int, Real
 
 # Relative room for the rounding of on-rates, tau and sums: 0.9 holds 3 times 0.3.
 _ROOM = 1 + 2.0**-16
@@ -35,12 +34,12 @@ class Sharers(NamedTuple):
       k_min: least degree.
     """
 
-    rate: jax.Array
+    rate: Float[Array, "*units"]
     fan: int
     k_min: int
 
 
-def fixed_point(units: Sharers, tau: ArrayLike) -> jax.Array:
+def fixed_point(units: Sharers, tau: Real[ArrayLike, ""]) -> Int[Array, "*units"]:
     """Degrees at which no unit is over tau, and none is below it by an edge.
 
     Args:
@@ -63,8 +62,8 @@ def fixed_point(units: Sharers, tau: ArrayLike) -> jax.Array:
 
 
 def common_fixed_point(
-    units: Sequence[Sharers], traffic: ArrayLike
-) -> Sequence[jax.Array]:
+    units: Sequence[Sharers], traffic: Real[ArrayLike, ""]
+) -> Sequence[Int[Array, "..."]]:
     """Degrees at the largest tau whose total traffic is within a share of the dense.
 
     Args:
@@ -81,11 +80,11 @@ def common_fixed_point(
       [[5, 4], [10]]
     """
 
-    def total(counts: Sequence[jax.Array]) -> jax.Array:
+    def total(counts: Sequence[Int[Array, "..."]]) -> Float[Array, ""]:
         each = [jnp.sum(_traffic(u, k)) for u, k in zip(units, counts, strict=True)]
         return jnp.sum(jnp.stack(each))
 
-    def at(bits: jax.Array) -> list[jax.Array]:
+    def at(bits: Int[Array, ""]) -> list[Int[Array, "..."]]:
         tau = lax.bitcast_convert_type(bits, jnp.float32)
         return [fixed_point(u, tau) for u in units]
 
@@ -110,16 +109,16 @@ def common_fixed_point(
     return _topped_up(units, below, above, most - total(below))
 
 
-def _traffic(units: Sharers, count: jax.Array) -> jax.Array:
+def _traffic(units: Sharers, count: Int[Array, "*units"]) -> Float[Array, "*units"]:
     return units.rate * count.astype(jnp.float32)
 
 
 def _topped_up(
     units: Sequence[Sharers],
-    below: Sequence[jax.Array],
-    above: Sequence[jax.Array],
-    left: jax.Array,
-) -> list[jax.Array]:
+    below: Sequence[Int[Array, "..."]],
+    above: Sequence[Int[Array, "..."]],
+    left: Float[Array, ""],
+) -> list[Int[Array, "..."]]:
     """Gives units what they have above, the first ones first, while traffic is left."""
     counts = []
     for u, low, high in zip(units, below, above, strict=True):
