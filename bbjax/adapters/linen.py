@@ -186,8 +186,8 @@ def features(small: Any) -> dict[str, int | tuple[int, ...]]:
       >>> params = net.init(jax.random.key(0), x)["params"]
       >>> def model(params, x):
       ...     return net.apply({"params": params}, x)
-      >>> heard = jnp.broadcast_to(jnp.arange(8)[:, None] < 5, (8, 2))
-      >>> small = bb.shrink(model, params, {"layers_2/kernel": heard}, x)
+      >>> read = jnp.broadcast_to(jnp.arange(8)[:, None] < 5, (8, 2))
+      >>> small = bb.shrink(model, params, {"layers_2/kernel": read}, x)
       >>> bb.linen.features(small)
       {'layers_0': 5, 'layers_2': 2}
     """

@@ -49,8 +49,9 @@ class Call:
       restore: from the arrays of the result to the result of the function.
       results: gives the path of each of them, once the function was called.
       key: equal for calls of the same function that make the same jaxpr.
-      others: arguments that are no arrays; some of them the key knows by identity
-        alone, so whoever keeps the key keeps these.
+      others: arguments that are no arrays. The key holds some of them by identity
+        alone,
+        so they must live as long as the key.
     """
 
     fn: Callable[..., Any]
@@ -138,7 +139,7 @@ def _check_parameters(params: Any, keyed: Sequence[tuple[str, Any]]) -> None:
 
 
 def _identity(value: Any) -> Hashable:
-    """Equal for arguments that a function cannot tell apart, as far as is known."""
+    """Equal for arguments that are the same for a function, as far as is known."""
     try:
         hash(value)
     except TypeError:  # nothing to compare: equal to itself alone

@@ -77,8 +77,7 @@ def followed(prepared: Prepared) -> Followed:
 def analyse(prepared: Prepared, *, graph: bool = False) -> flow_kernels.Traced:
     """Kernels, problems and taps of a prepared function.
 
-    With `graph` kernels know their biases, companions and links; what only measures
-    can do without.
+    `graph` adds biases, companions and links to kernels; measuring does not need them.
     """
     jaxpr, _ = jaxprs.opened(prepared.jaxpr)
     count = len(prepared.paths)

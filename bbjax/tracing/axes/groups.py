@@ -38,7 +38,7 @@ def graph(
                 own = extents.positions(dim, whole)
                 member = Member(path, axis, role, shape, stack, own)
                 members.setdefault(whole, []).append(member)
-    heard = {w for dim in program.heard for w in extents.wholes(dim)}
+    used = {w for dim in program.used for w in extents.wholes(dim)}
     order = {k.path: n for n, k in enumerate(kernels)}
     for mine in members.values():  # first come kernels, in order of first use
         mine.sort(key=lambda m: (order.get(m.path, len(order)), m.path, m.axis))
@@ -46,14 +46,14 @@ def graph(
         (
             w
             for w, mine in members.items()
-            if heard & {w} or any(m.role != "beside" for m in mine)
+            if used & {w} or any(m.role != "beside" for m in mine)
         ),
         key=lambda w: _first(members[w], order),
     )
     groups = []
     for whole in wholes:
         fixed = extents.why_fixed(whole)
-        if not fixed and whole not in heard:
+        if not fixed and whole not in used:
             fixed = UNUSED
         layers = tuple(map(extents.size, scans.get(whole, ())))
         size = extents.size((whole,))

@@ -33,8 +33,8 @@ class AxisStep:
       params: of the equation.
       ins: dims of its operands.
       shapes: of its results.
-      heard: where dims are noted that a sum runs over.
-      drawn: where dims are noted that random numbers are drawn for.
+      used: where dims are recorded that a sum runs over.
+      drawn: where dims are recorded that random numbers are drawn for.
     """
 
     extents: Extents
@@ -42,7 +42,7 @@ class AxisStep:
     params: dict[str, Any]
     ins: list[Dims]
     shapes: list[tuple[int, ...]]
-    heard: list[Dim]
+    used: list[Dim]
     drawn: list[Dim]
 
     def fix(self, dims: Iterable[Dim], why: str) -> None:

@@ -1,6 +1,6 @@
 """What products, and operations that pick by index, make of axes.
 
-Contracted axes are tied and *heard*: the sum over them is what a unit's contribution
+Contracted axes are tied and *used*: the sum over them is what a unit's contribution
 goes into. Axes that a product leaves alone are handed on. A convolution in groups has
 channels `group * input` before and `group * output` after it.
 """
@@ -31,7 +31,7 @@ def _dot_general(step: AxisStep) -> Dims:
     one, two = step.ins[:2]
     for a, b in zip(left, right, strict=True):
         step.extents.tie(one[a], two[b])
-        step.heard.append(one[a])
+        step.used.append(one[a])
     for a, b in zip(left_batch, right_batch, strict=True):
         step.extents.tie(one[a], two[b])
     free = [d for i, d in enumerate(one) if i not in (*left, *left_batch)]
@@ -62,7 +62,7 @@ def _convolution(step: AxisStep) -> Dims:
         made = extents.size(kernel[out]) // groups
         extents.tie(data[channel], group + kernel[into])
         extents.tie(kernel[out], group + extents.new(made))
-    step.heard.append(kernel[into])
+    step.used.append(kernel[into])
     found[numbers.out_spec[0]] = data[batch]
     found[numbers.out_spec[1]] = kernel[out]
     return tuple(found[i] for i in range(len(found)))

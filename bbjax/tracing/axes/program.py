@@ -1,4 +1,4 @@
-"""Goes once through a jaxpr and ties the axes of all its arrays.
+"""One pass over a jaxpr that ties the axes of all its arrays.
 
 Every occurrence of a jaxpr is a `Frame`: the dims of its variables, and the frames of
 the bodies that its equations call. A function that is called twice has two frames, for
@@ -63,14 +63,14 @@ class Program:
       extents: what the dims are made of.
       top: the outermost frame.
       leaves: dims of each parameter.
-      heard: dims that some product or sum runs over.
+      used: dims that some product or sum runs over.
       drawn: dims that random numbers are drawn for.
     """
 
     extents: Extents
     top: Frame
     leaves: tuple[Dims, ...]
-    heard: list[Dim]
+    used: list[Dim]
     drawn: list[Dim]
 
 
@@ -105,7 +105,7 @@ def follow(closed: Any, paths: Sequence[str], results: Sequence[str] = ()) -> Pr
         else:
             for dim in out:
                 extents.fix(dim, RETURNED)
-    return Program(extents, top, tuple(dims[:leaves]), follower.heard, follower.drawn)
+    return Program(extents, top, tuple(dims[:leaves]), follower.used, follower.drawn)
 
 
 def _fix_squares(extents: Extents, frame: Frame) -> None:
@@ -123,7 +123,7 @@ def _fix_squares(extents: Extents, frame: Frame) -> None:
 @dataclasses.dataclass
 class _AxisPass:
     extents: Extents
-    heard: list[Dim] = dataclasses.field(default_factory=list)
+    used: list[Dim] = dataclasses.field(default_factory=list)
     drawn: list[Dim] = dataclasses.field(default_factory=list)
 
     def body(
@@ -169,7 +169,7 @@ class _AxisPass:
             return self.loop(frame, eqn, ins, index)
         shapes = [tuple(getattr(v.aval, "shape", ())) for v in eqn.outvars]
         step = moves.AxisStep(
-            self.extents, name, eqn.params, list(ins), shapes, self.heard, self.drawn
+            self.extents, name, eqn.params, list(ins), shapes, self.used, self.drawn
         )
         found = products.followed(step) or moves.followed(step)
         self.tag(frame, eqn, name)

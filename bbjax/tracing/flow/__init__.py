@@ -1,12 +1,12 @@
-"""Where units are, and who knows them: a jaxpr is read without running anything.
+"""Where units are, and what depends on them, read off a jaxpr without running it.
 
-`values` says what is known of one array (which of its axes carry which units, or which
-axes of which parameter), `transfer` how primitive operations change that, `walk`
+`values` holds what is known of one array: which of its axes carry which units, or which
+axes of which parameter. `transfer` computes that for the results of operations, `walk`
 follows a whole jaxpr through nested calls, and `kernels` reads the result: the kernels
-and the places where their units' activity is measured.
+and the places where the activity of their units is measured.
 
-A second, stricter reading finds the unit graph. `tracks` says which entry of a source
-each entry of an array stands for, `combine`, `products` and `zeros` how operations
-change that, `follow` goes once through the nodes and takes the notes of `seen`, and
-`links` draws the conclusions.
+A second, stricter analysis finds the unit graph. `tracks` holds from which entry of a
+source each entry of an array is computed; `combine`, `products` and `zeros` compute
+that for operations; `follow` makes one pass over the nodes and records what `seen`
+lists; `links` derives the graph.
 """

@@ -1,15 +1,15 @@
-"""Elementwise operations on tracks: what may meet units and leave them whose they are.
+"""Elementwise operations on tracks: which operands leave the track of units intact.
 
-Two kinds of operands. A *factor* (of a product, a mask, a gate) scales what is there:
-it brings nothing of its own to a unit. A *term* (of a sum, a maximum, a choice) does,
-so beside units it has to be one of
+There are two kinds of operands. A *factor* (of a product, a mask, a gate) scales units
+and adds nothing. A *term* (of a sum, a maximum, a choice) adds something, so beside
+units it has to be one of
 
     units of the same index     residual streams: the uses are tied from there on
     made of parameters alone    a bias; with one entry per unit it is a companion
     constant but for the unit   a running mean that the function is given as data
 
-Anything else that is added leaks the units, and ends their track unless it is a summary
-of these very units (the mean in a layer norm).
+Any other term is recorded as a use that is not followed. It ends the track, unless it
+is a summary of these very units (the mean in a layer norm).
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _without_units(step: TrackStep, zero: Zeros) -> Info:
 
 
 def _terms(step: TrackStep) -> list[int]:
-    """Operands that bring something of their own."""
+    """Operands that add something of their own."""
     if step.name in FACTORS:
         return []
     return list(range(1 if step.name == "select_n" else 0, len(step.infos)))
@@ -98,7 +98,7 @@ def _terms(step: TrackStep) -> list[int]:
 def _add(
     step: TrackStep, units: dict[int, Track], terms: Sequence[int], running: bool
 ) -> bool:
-    """Notes what is added to units; whether the result still is theirs."""
+    """Records what is added to units; whether the result still has their track."""
     states = [i.running for i in step.infos if i.units]
     if any(states) and not all(states):
         step.leak(units, f"{step.name} joins them with a statistic of theirs")
@@ -116,7 +116,7 @@ def _add(
 
 
 def _same_index(step: TrackStep, units: dict[int, Track], uses: Iterable[int]) -> bool:
-    """Whether the units of several uses meet index for index."""
+    """Whether the units of several uses are combined index for index."""
     first, *others = sorted(uses)
     shape = _index_shape(step, first)
     for other in others:
@@ -184,7 +184,7 @@ def _given(step: TrackStep, term: int) -> bool:
 
 # Parameters ----------------------------------------------------------------------
 def _meet(step: TrackStep, operand: int, units: dict[int, Track]) -> None:
-    """Notes what the parameters of an operand without units are to the units."""
+    """Records how the parameters of an operand without units act on the units."""
     info, value = step.infos[operand], step.values[operand]
     if info.loose:
         step.spoil(info.loose, "acts on units as a whole")

@@ -1,10 +1,10 @@
 """Products: which operand of a `dot_general` or convolution is a kernel, and how.
 
 A product of an activation with an array whose entries are a parameter's is a *use* of
-that parameter. The product's own dimension numbers say what each axis of the operand
-does; the parts on those axes say what each axis of the parameter does. Statistics are
-taken in the order of the product and put into the parameter's order at the end, through
-the same parts.
+that parameter. The product's dimension numbers give the role of each axis of the
+operand; the parts on those axes give the role of each axis of the parameter. Statistics
+are taken in the order of the product and put into the parameter's order at the end,
+through the same parts.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Numbers:
 def classify(
     eqn: Any, values: Sequence[Value], scans: tuple[Scope, ...], number: int
 ) -> Product:
-    """Says what a product does with its operands."""
+    """Classifies a product by its operands."""
     shape = tuple(eqn.outvars[0].aval.shape)
     sides = _kernel_sides(values)
     name = eqn.primitive.name
@@ -226,7 +226,7 @@ def numbers(eqn: Any) -> Numbers | None:
 def _roles(
     value: Value, numbers: Numbers, kernel: int, scans: tuple[Scope, ...]
 ) -> tuple[tuple[Part, str], ...] | str:
-    """The role of each part of the parameter, or why they cannot be told."""
+    """The role of each part of the parameter, or why they are not known."""
     roles: dict[Part, str] = {}
     for _, part in value.scanned:
         roles[part] = "stack"

@@ -1,9 +1,9 @@
-"""Follows tracks through a walked function, one pass over its nodes in program order.
+"""Follows tracks through a walked function, in one pass over its nodes.
 
-Each node has the operation that made it; elementwise ones are in `combine`, products in
-`products`, moves in `tracks`. What the notes are is in `seen`. Whatever is not
-understood is a leak: to say that a unit can go although somebody listens would be
-wrong, to say the opposite only costs the chance.
+Each node has the operation that made it: elementwise ones are in `combine`, products in
+`products`, moves in `tracks`; `seen` lists what is recorded. An operation that is not
+followed is recorded as a use that is not known. That errs on the safe side: a unit that
+could be removed stays, and no unit is removed that is used.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ NOTHING = Info()
 def follow(
     flow: Flow, kernels: dict[int, Kernel], shapes: Sequence[tuple[int, ...]]
 ) -> Seen:
-    """Notes who reads the units of every kernel, and who meets them.
+    """Records which kernels read the units of every kernel, and what else uses them.
 
     Args:
       flow: what `walk` recorded.
@@ -181,7 +181,7 @@ def _operation(step: TrackStep, at: int) -> Info:
     if step.name in RANDOM:
         for info in step.infos:
             step.leak(info.units, f"{step.name} depends on them")
-        return NOTHING  # noise is nobody's, whoever keeps the key
+        return NOTHING  # random values carry no units
     if step.name in ACROSS:
         step = step._replace(values=step.values[at : at + 1])
         return _moved(step._replace(infos=step.infos[at : at + 1]))

@@ -9,8 +9,8 @@ is one sweep: a node is on every path iff no edge from an earlier node jumps ove
     product -> + bias -> norm -> relu -> dropout -> pool -> next kernel
                elementwise chain ------------^
 
-Where no kernel reads the units, what follows them may be the loss: they are measured
-at their raw output, or where the function returns them.
+Where no kernel reads the units, the loss may follow: they are measured at their raw
+output, or where the function returns them.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def find(
       paths: path of each parameter leaf.
       shapes: shape of each leaf.
       dtypes: dtype of each leaf.
-      graph: whether kernels are to know their biases, companions and links.
+      graph: whether to find the biases, companions and links of kernels.
     """
     reaching = _reaching(flow)
     by_weight: dict[int, list[Use]] = {}
@@ -232,7 +232,7 @@ def _measured(flow: Flow, use: Use, reaching: Sequence[bool]) -> tuple[int, Valu
         ]
         if to_kernels:
             arrived = node in flow.operand_of or node in flow.escapes
-        else:  # nobody reads them: up to where the outputs of the model are scored
+        else:  # no kernel reads them: up to where the outputs of the model are scored
             left = [r for r in targets if use.number not in flow.values[r].owners]
             arrived = bool(left) or node in ends
         farthest = max([farthest, *targets, *([end_of_time] if arrived else [])])

@@ -1,8 +1,9 @@
-"""The unit graph, read off the notes: companions, links, streams, and what is closed.
+"""The unit graph: companions, links, streams, and which kernels are closed.
 
-A kernel is *closed* if its units can go and nobody else notices. So every use of it has
-to be read by kernels alone, each reader must read nothing else with the same rows, its
-companions must act on nothing else, and what its units are added to must be closed too.
+A kernel is *closed* if its units can be removed and nothing else changes. So every use
+of it is read by kernels alone, each reader reads nothing else with the same rows, its
+companions act on nothing else, and the kernels to whose units its units are added are
+closed, too.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def linked(
 
 
 class _Graph:
-    """What the notes say of kernels, by number of their parameter."""
+    """What follows for kernels, by number of their parameter."""
 
     def __init__(
         self,
@@ -72,17 +73,17 @@ class _Graph:
         self.read_streams()
         for weight in self.kernels:
             self.read_links(weight)
-        heard = {link.path for links in self.links.values() for link in links}
+        read = {link.path for links in self.links.values() for link in links}
         for weight in self.kernels:
-            if self.paths[weight] not in heard:
+            if self.paths[weight] not in read:
                 self.leak(weight, "no kernel reads them")
 
     def leak(self, weight: int, why: str) -> None:
-        """Notes why a kernel is not closed."""
+        """Records why a kernel is not closed."""
         self.leaks.setdefault(weight, why)
 
     def fields(self, weight: int, kernel: Kernel) -> Kernel:
-        """The kernel with what the graph says of it."""
+        """The kernel with its part of the graph."""
         placed = tuple(
             Companion(self.paths[leaf], tuple(self.seen.shapes[leaf]), layout)
             for leaf, layout in self.companions[weight].items()
@@ -119,7 +120,7 @@ class _Graph:
                     self.companions[weight][leaf] = meet.layout
 
     def not_a_companion(self, leaf: int, met: Sequence[Meet]) -> str:
-        """Why a parameter cannot go with the units that it acts on."""
+        """Why a parameter cannot be cut along with the units that it acts on."""
         if leaf in self.seen.spoilt:
             return self.seen.spoilt[leaf]
         if leaf in self.kernels:
@@ -179,7 +180,7 @@ class _Graph:
             self.links[reader].append(link)
 
     def not_a_reader(self, reader: int, found: Sequence[Read], uses: set[int]) -> str:
-        """Why the weights of a kernel that read units cannot go with the units."""
+        """Why the rows of a reading kernel cannot be cut along with the units."""
         if {r.reader for r in found} != uses or len({r.layout for r in found}) > 1:
             return "reads other values with the same weights"
         if uses & self.seen.changed:

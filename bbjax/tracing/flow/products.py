@@ -1,9 +1,9 @@
 """Products on tracks: a kernel that contracts all units of another one reads them.
 
-The parts of the activation's axes say which unit an entry is, the parts of the kernel's
-axes which input unit reads it; cut into common digits they are the link between the two
-kernels. Units on axes that a product leaves alone pass through it: attention averages
-the values of a head over positions, unit by unit.
+The parts of the activation's axes give the unit of an entry, the parts of the kernel's
+axes the input unit that reads it; cut into common digits they are the link between the
+two kernels. Units on axes that a product leaves alone pass through it: attention
+averages the values of a head over positions, unit by unit.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ def product(step: TrackStep, use: Use | None, own: tuple[Axis, ...]) -> Info:
 
 
 def _loose(step: TrackStep) -> frozenset[int]:
-    """Parameters that a product mixes; with anything else in it, nobody asks."""
+    """Parameters that a product mixes, where it has no other operand."""
     if any(v.deps for v in step.values):
         return frozenset()
     return step.infos[0].leaves | step.infos[1].leaves
 
 
 def _spoil_operands(step: TrackStep, use: Use | None) -> None:
-    """A parameter that is multiplied with data is more than a companion."""
+    """Records that a parameter is multiplied with data: it is no companion."""
     if any(v.deps for v in step.values):
         for side, info in enumerate(step.infos):
             own = {use.weight} if use is not None and use.operand != side else set()
@@ -99,7 +99,7 @@ def _bare(info: Info, weight: int) -> bool:
 def _passing(
     step: TrackStep, side: int, numbers: Numbers, use: Use | None, kernel: Kernel | None
 ) -> dict[Source, Track]:
-    """Tracks of an operand that the product leaves alone; notes reads and leaks."""
+    """Tracks of an operand that pass the product; records reads and other uses."""
     info = step.infos[side]
     hit = set(numbers.contract[side])
     if step.name == "conv_general_dilated":
@@ -136,7 +136,7 @@ def _origin(numbers: Numbers, side: int) -> list[tuple[int, int]]:
 def _reads(
     step: TrackStep, side: int, use: Use | None, kernel: Kernel | None
 ) -> set[int]:
-    """Uses whose units the product contracts, all of them; noted as reads."""
+    """Uses of which the product contracts all units; recorded as reads."""
     if use is None or kernel is None or use.operand != side:
         return set()
     info = step.infos[side]

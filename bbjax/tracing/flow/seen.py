@@ -1,13 +1,13 @@
-"""What is noted while tracks are followed: who reads units, who meets them.
+"""What is recorded while tracks are followed: reads and other uses of units.
 
     reads   a product contracts all units of a use: which input is which unit
     meets   a parameter with one entry per unit acts on units of a use, one by one
     ties    units of several uses are added, index for index
-    leaks   anything else that knows the units: another value is added to them, an
-            operation mixes them, the function returns them
+    leaks   any other use of the units: another value is added to them, an operation
+            mixes them, the function returns them
     spoilt  parameters that act in any other way as well
 
-Notes are taken of what can reach a result of the function; the rest never runs.
+Only operations on which a result of the function depends are recorded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Read(NamedTuple):
     Attributes:
       reader: the use that reads.
       use: the use whose units are read.
-      layout: how the inputs of the reader run through them.
+      layout: how the inputs of the reader index them.
       zeros: when what is read is 0; see `bbjax.tracing.flow.zeros`.
       beside: uses whose units are the same inputs, in the same layout.
     """
@@ -45,7 +45,7 @@ class Meet(NamedTuple):
 
     Attributes:
       leaf: the parameter.
-      uses: every use whose units it meets there, entry by entry.
+      uses: every use on whose units it acts there, entry by entry.
       use: one of them.
       layout: how its entries run through `stack + units` of that use.
       bias: whether it is added to the raw output of the kernel.
@@ -60,7 +60,7 @@ class Meet(NamedTuple):
 
 @dataclasses.dataclass
 class Seen:
-    """All notes.
+    """All that is recorded.
 
     Attributes:
       live: for each node, whether a result of the function depends on it.
@@ -71,7 +71,7 @@ class Seen:
       ties: see above.
       leaks: reason by use, the first one found.
       spoilt: reason by parameter, likewise.
-      changed: uses whose product does not see the weights themselves.
+      changed: uses whose product does not have the weights themselves as operand.
     """
 
     live: Sequence[bool]
@@ -85,20 +85,20 @@ class Seen:
     changed: set[int] = dataclasses.field(default_factory=set)
 
     def leak(self, node: int, uses: Iterable[int], why: str) -> None:
-        """Notes that a node knows units of `uses` in a way that is not followed."""
+        """Records a use of units of `uses` that is not followed."""
         if self.live[node]:
             for use in uses:
                 self.leaks.setdefault(use, why)
 
     def spoil(self, node: int, leaves: Iterable[int], why: str) -> None:
-        """Notes that a node knows parameters in a way that is not followed."""
+        """Records a use of parameters that is not followed."""
         if self.live[node]:
             for leaf in leaves:
                 self.spoilt.setdefault(leaf, why)
 
 
 class TrackStep(NamedTuple):
-    """One operation: its operands, what is known of them, and where to take notes."""
+    """One operation: its operands, what is known of them, and where to record."""
 
     node: int
     name: str
@@ -109,7 +109,7 @@ class TrackStep(NamedTuple):
     seen: Seen
 
     def leak(self, uses: Iterable[int], why: str) -> None:
-        """Notes that this operation knows units in a way that is not followed."""
+        """Records that this operation uses units in a way that is not followed."""
         self.seen.leak(self.node, uses, why)
 
     def spoil(self, leaves: Iterable[int], why: str) -> None:

@@ -1,10 +1,10 @@
 """Tracks: which entry of a source each entry of an array stands for.
 
-A second, stricter reading of the flow than `values`: not where to measure units, but
-who knows them. A *source* is the output units of a kernel use (`("u", use)`) or a
-parameter (`("w", leaf)`). An array has a *track* of a source if each of its entries is
-computed from one entry of the source alone (and from other sources): the parts on its
-axes say from which. Parts are written in the source's own row-major index: `stack +
+A stricter analysis of the flow than `values`. It finds what depends on units, not
+where to measure them. A *source* is the output units of a kernel use (`("u", use)`) or
+a parameter (`("w", leaf)`). An array has a *track* of a source if each of its entries
+is computed from one entry of the source alone (and from other sources): the parts on
+its axes say from which. Parts are written in the source's own row-major index: `stack +
 units` of the kernel, or all entries of the parameter; whatever merges, splits or moves
 axes keeps them exact.
 
@@ -27,7 +27,7 @@ from bbjax.tracing.primitives import ACROSS, CUMULATIVE, REDUCING, WINDOWED
 
 Source = tuple[str, int]
 Zeros = frozenset[frozenset[Source]]  # see `zeros`
-# What `Part.axis` says in a track: which part of the index, or that a parameter's runs
+# `Part.axis` in a track: which part of the index it is, or that a parameter is read
 # backwards, as in the windows of a transposed convolution.
 UNIT, STACK, REVERSED = 0, 1, 2
 
@@ -80,7 +80,7 @@ class Info:
 
     @property
     def leaves(self) -> frozenset[int]:
-        """Every parameter that it depends on, as far as that was followed."""
+        """Every parameter that it depends on, as far as that is known."""
         return self.loose | frozenset(self.params)
 
 
@@ -110,7 +110,7 @@ def _tidy(axis: Axis) -> Axis:
 
 
 def sourced(axes: Sequence[Axis]) -> int:
-    """How many entries of its source are told apart."""
+    """How many entries of the source are distinct."""
     return math.prod(p.size for axis in axes for p in axis if p.source is not None)
 
 

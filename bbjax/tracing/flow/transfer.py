@@ -1,9 +1,10 @@
 """How a primitive operation changes what is known of its operands.
 
 Three kinds of operations matter. *Elementwise* ones keep units where they are; a chain
-of them carries the output units of a kernel through bias, norm and nonlinearity until
-other units mix in. *Moving* ones (transpose, reshape, broadcast, slice, pool) move axes
-and keep as much as is exact. Everything else forgets.
+of them carries the output units of a kernel through bias, norm and nonlinearity, until
+units of another kind are mixed in. *Moving* ones (transpose, reshape, broadcast, slice,
+pool) move axes and keep as much as is exact. After any other operation nothing is
+known.
 
 The rule for mixing: an operand of an addition-like operation ends the chain unless it
 is made of parameters, is a summary of the same units (their mean in a norm), or does
@@ -58,7 +59,7 @@ def transfer(eqn: Any, ins: Sequence[Value]) -> list[Value]:
     if name in ELEMENTWISE and len(shapes) == 1:
         return [elementwise(name, ins, shapes[0])]
     if name in RANDOM:
-        return [plain(s) for s in shapes]  # noise is nobody's unit
+        return [plain(s) for s in shapes]  # random values carry no units
     if name in ACROSS:  # one result per operand
         return [_reduce(eqn, v, s) for v, s in zip(ins, shapes, strict=True)]
     if name in MOVES:
@@ -179,7 +180,7 @@ def _nonlinear(name: str, ins: Sequence[Value], tagged: Sequence[Value]) -> str:
 def _mixes(
     name: str, ins: Sequence[Value], lead: Value, own: frozenset[int], owned: set[int]
 ) -> bool:
-    """Whether an operand brings other units than `own` to those on axes `owned`."""
+    """Whether an operand mixes other units into those of `own`, on axes `owned`."""
     if name in UNARY:
         return False
     if name == "select_n":
@@ -190,7 +191,7 @@ def _mixes(
         foreign = v.deps - own
         if v is lead or v.owners or not v.deps:
             continue
-        if not foreign:  # a summary of the same units, unless it moved them about
+        if not foreign:  # a summary of the same units, unless it permuted them
             if any(_moved_about(v, i) for i in owned if i < len(v.shape)):
                 return True
             continue
@@ -201,7 +202,7 @@ def _mixes(
 
 
 def _moved_about(value: Value, axis: int) -> bool:
-    """Whether entries along an axis vary, but are no longer those of their unit."""
+    """Whether entries along an axis vary, but no longer belong to single units."""
     if value.const[axis] or value.shape[axis] == 1:
         return False
     return all(p.source is None for p in value.axes[axis])
@@ -231,7 +232,7 @@ def _covers(value: Value, ins: Sequence[Value]) -> bool:
 
 # Moving --------------------------------------------------------------------------
 def _moved(value: Value, axes, const, ends: bool, name: str) -> Value:
-    """A value with new axes; `ends` says that the chain (and the weight) stops here."""
+    """A value with new axes; `ends`: whether the chain (and the weight) ends here."""
     if not ends:
         return value.replace(axes=tuple(axes), const=tuple(const))
     if value.weight is None:

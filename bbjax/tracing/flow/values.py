@@ -8,9 +8,9 @@ so that reshapes which merge, split or move axes can be undone exactly:
     (512,)  ->  (8, 64)      part (axis 0, size 512, stride 1)
                              parts (axis 0, size 8, stride 64), (axis 0, 64, 1)
 
-Besides its axes, a value knows the kernel uses that own it (`owners`: it is an
-elementwise function of their output units), the nonlinearity met since, and the sources
-it depends on since the last kernel (`deps`).
+Besides its axes, a value has `owners` (kernel uses of whose output units it is an
+elementwise function), the nonlinearity applied since, and `deps` (the sources that it
+depends on since the last kernel).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Value:
       owners: kernel uses whose output units this is an elementwise function of.
       twins: in a product of two kernels' units, which part of the other kernel each
         named part is as well; kept as long as the axes are.
-      nonlinearity: name of the nonlinearity met since, or "".
+      nonlinearity: name of the nonlinearity applied since, or "".
       deps: kernel uses and `DATA` it depends on since the last kernel.
       lost: parameters it is made of in a way that lost their axes, with the reason.
     """

@@ -65,9 +65,9 @@ class Flow:
       use_nodes: node of each use's output.
       operand_of: kernel uses that read a node as their activation.
       escapes: nodes that leave a scope which runs again (scan carries).
-      watched: nodes that decide what else happens, with the name of the operation.
+      watched: nodes that control other operations, with the name of that operation.
       untappable: nodes that cannot be measured where they are.
-      problems: reason by parameter, for those that reach a multiplication unseen.
+      problems: reason by parameter, for those whose product cannot be measured.
       doubts: the same, for those that may be kernels elsewhere.
     """
 
@@ -254,7 +254,7 @@ class _Walker:
         ]
 
     def let_in(self, eqn: Any, ins: Sequence[int], scope: Scope) -> list[int]:
-        """Operands of a body; only one with its own derivative is like any other."""
+        """Operands of a body, without their units unless it has its own derivative."""
         if eqn.primitive.name.startswith("custom_"):
             return list(ins)
         return [
@@ -285,7 +285,7 @@ class _Walker:
         return plain(value.shape, value.deps | {DATA})
 
     def swallow(self, ins: Sequence[int], name: str) -> None:
-        """Parameters that enter a body nobody can read."""
+        """Parameters that enter a body that cannot be read."""
         for i in ins:
             value = self.flow.values[i]
             if value.weight is not None and len(value.shape) > 1 and not value.deps:
@@ -365,7 +365,7 @@ def _call_name(eqn: Any) -> str:
     """Primitive of a call with the name of the user's function, where it has one."""
     name = eqn.params.get("name")
     if name is None:
-        body = eqn.params.get("body_jaxpr")  # a loop is named after its body
+        body = eqn.params.get("body_jaxpr")  # a loop has the name of its body
         for value in [body, *eqn.params.values()]:
             if jaxprs.is_jaxpr(value):
                 info = getattr(jaxprs.opened(value)[0], "debug_info", None)
@@ -378,7 +378,7 @@ def _call_name(eqn: Any) -> str:
 def _name_nonlinearity(
     flow: Flow, ins: Sequence[int], outs: Sequence[int], eqn: Any
 ) -> None:
-    """A call that makes units nonlinear lends its name (`relu`, not `max`)."""
+    """A nonlinearity is named after the call that it is in (`relu`, not `max`)."""
     if eqn.primitive.name in REMAT or len(outs) != 1:
         return
     value = flow.values[outs[0]]

@@ -1,8 +1,8 @@
 """Where an array is zero, given which units and parameters are.
 
-A unit whose incoming edges are all cut still says its bias, and what its nonlinearity
-makes of 0. Here is when it says nothing: for each array *sets of sources* (`zeros`)
-such that the array is 0 where one of each set is.
+A unit without incoming edges still has its bias, and the value of its nonlinearity at
+0. Here is found when it is 0: for each array *sets of sources* (`zeros`), such that the
+array is 0 where one source of each set is 0.
 
     relu(h + b)            {h} {b}          both have to be 0
     silu(g) * h            {g, h}           either
