@@ -1,7 +1,8 @@
 """Arrays: what the library does with arrays, whatever they stand for.
 
 topk          exact top-k masks along an axis, ties broken by index
-bracket       the search for the k-th largest entry of many units at once
+bracket       exact searches: the last integer at which something holds, per unit
+keys          floats as integers of the same order
 reductions    several reductions of one array in one pass
 bits          boolean arrays as packed bits
 sharding      where an array lies on devices

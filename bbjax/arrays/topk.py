@@ -26,7 +26,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Integer, Shaped
 
-from bbjax.arrays.bracket import Bracket, Entries, Found, search
+from bbjax.arrays import bracket
+from bbjax.arrays.bracket import Bracket, Countable, Ranked
+from bbjax.arrays.keys import from_key, key, top_key
 from bbjax.arrays.loop import when
 from bbjax.arrays.reductions import Parts
 from bbjax.arrays.sharding import whole
@@ -143,8 +145,9 @@ def _share_out(
         return jnp.min(least), jnp.max(most)
 
     every = jnp.asarray(sum(s.size for s in scores), jnp.int32)
-    entries = Entries(counts, ends, min(v.parts.width for v in views))
-    t = search(entries, k, _all_keys(jnp.float32, k, every), exact=True).bracket.low
+    entries = Countable(counts, ends, min(v.parts.width for v in views))
+    everywhere = _all_keys(jnp.float32, k, every)
+    t = bracket.kth_largest(entries, k, everywhere, exact=True).bracket.low
     pairs = [_flat(v.counts(jnp.stack([t, t + 1]))) for v in views]
     reach, above = jnp.stack(pairs, 1)
     # What equal scores share, the first arrays first.
@@ -189,12 +192,12 @@ class _View(NamedTuple):
         least, most = self.parts.ends(over, under)
         return self.parts.restored(least), self.parts.restored(most)
 
-    def search(self, bracket: Bracket, *, exact: bool = False) -> Found:
+    def search(self, start: Bracket[Array], *, exact: bool = False) -> Ranked:
         """Looks for the k-th largest key of every unit."""
-        entries = Entries(self.counts, self.ends, self.parts.width)
-        return search(entries, self.need, bracket, exact=exact)
+        entries = Countable(self.counts, self.ends, self.parts.width)
+        return bracket.kth_largest(entries, self.need, start, exact=exact)
 
-    def everywhere(self, dtype: Any) -> Bracket:
+    def everywhere(self, dtype: Any) -> Bracket[Array]:
         """The bracket of all keys of a dtype."""
         return _all_keys(dtype, self.need, jnp.full_like(self.need, self.n))
 
@@ -212,7 +215,7 @@ class _Settling(NamedTuple):
     tied: Bool[Array, ""]  # whether it is the second one
     keys: Int[Array, "*split"]  # in which it is by place
     t: Int[Array, "*units"]
-    above: Int[Array, "*units"]
+    lacking: Int[Array, "*units"]  # k less the keys from t on
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -222,18 +225,18 @@ def _mask_by_count(
     view = _view(scores, k, axes)
 
     def settle(state: _Settling) -> _Settling:
-        _, tied, keys, t, above = state
+        _, tied, keys, t, lacking = state
 
         def rank(keys: Int[Array, "*split"]) -> Int[Array, "*split"]:
             return view._replace(keys=keys).ranked_among_equals(t).keys
 
         keys = when(tied, rank, keys)
-        few = Bracket.of(0, view.n, view.need, above, keys.dtype)
+        few = bracket.all_from(0, view.n, view.need, lacking, keys.dtype)
         every = view.everywhere(scores.dtype)
-        bracket = jax.tree.map(functools.partial(jnp.where, tied), few, every)
-        found = view._replace(keys=keys).search(bracket)
-        low, above, _ = found.bracket
-        return _Settling(found.tied, found.tied, keys, low, above)
+        start = jax.tree.map(functools.partial(jnp.where, tied), few, every)
+        found = view._replace(keys=keys).search(start)
+        low, lacking, *_ = found.bracket
+        return _Settling(found.tied, found.tied, keys, low, lacking)
 
     yes, none = jnp.ones((), bool), jnp.zeros_like(view.need)
     start = _Settling(yes, ~yes, view.keys, none.astype(view.keys.dtype), none)
@@ -245,26 +248,26 @@ def _mask_by_count(
 def _kth_by_count(
     scores: Float[Array, "..."], k: Int[Array, "*others"], axes: tuple[int, ...]
 ) -> Float[Array, "*others"]:
-    view, top = _view(scores, k, axes), _top(scores.dtype)
+    view, top = _view(scores, k, axes), top_key(scores.dtype)
     t = view.search(view.everywhere(scores.dtype), exact=True).bracket.low
     t = jnp.where(view.need > 0, t, top).squeeze(view.parts.split)
-    bits = jnp.where(t < 0, jnp.abs(t) | jnp.iinfo(_bits(scores)).min, t)
-    return lax.bitcast_convert_type(bits.astype(_bits(scores)), scores.dtype)
+    return from_key(t, scores.dtype)
 
 
 def _all_keys(
     dtype: Any, need: Int[Array, "*units"], every: Int[Array, "*units"]
-) -> Bracket:
+) -> Bracket[Array]:
     """The bracket of all keys of a dtype, for units of `every` entries."""
-    top, wide = _top(dtype), jnp.dtype(dtype).itemsize == 8
-    return Bracket.of(-top - 1, top + 1, need, every, "int64" if wide else "int32")
+    top, wide = top_key(dtype), jnp.dtype(dtype).itemsize == 8
+    keys = "int64" if wide else "int32"
+    return bracket.all_from(-top - 1, top + 1, need, need - every, keys)
 
 
 def _view(
     scores: Float[Array, "..."], k: Int[Array, "*others"], axes: tuple[int, ...]
 ) -> _View:
     parts = Parts.of(scores, axes)
-    keys = _key(parts.cut(scores))
+    keys = key(parts.cut(scores))
     like = jax.typeof(jnp.sum(keys, parts.split, keepdims=True)).sharding
     need = _reshard(jnp.expand_dims(k, parts.split), like)
     n = math.prod(keys.shape[i] for i in parts.split)
@@ -282,34 +285,11 @@ def _places(shape: tuple[int, ...], order: Sequence[int]) -> Int[Array, "..."]:
     return places
 
 
-def _key(scores: Float[Array, "*shape"]) -> Int[Array, "*shape"]:
-    """Integers in the order of the scores: 0 for both zeros, -top - 1 for NaN."""
-    # XLA folds the bits of a transposed constant in the wrong order (jax 0.10.2, a jit
-    # inside a jit): behind a barrier, which costs nothing, it sees no constant.
-    scores = lax.optimization_barrier(scores)
-    bits = lax.bitcast_convert_type(scores, _bits(scores))
-    size = bits & jnp.iinfo(bits.dtype).max
-    nan = size > _top(scores.dtype)
-    keys = jnp.where(nan, -_top(scores.dtype) - 1, jnp.where(bits < 0, -size, size))
-    # 16-bit keys are compared at half the speed of 32-bit ones on CPU.
-    return keys.astype(jnp.int32) if keys.dtype.itemsize < 4 else keys
-
-
-def _bits(scores: Float[Array, "..."]) -> Any:
-    """The integers of the size of the scores."""
-    return jnp.dtype(f"int{scores.dtype.itemsize * 8}")
-
-
-def _top(dtype: Any) -> int:
-    """The key of +inf."""
-    return int(np.array(np.inf, dtype).view(f"int{jnp.dtype(dtype).itemsize * 8}"))
-
-
 @functools.partial(jax.jit, static_argnums=2)
 def _mask_by_top_k(
     scores: Float[Array, "*shape"], k: Int[Array, "*others"], axes: tuple[int, ...]
 ) -> Bool[Array, "*shape"]:
-    keys, k, last = whole(_key(scores)), whole(k), range(-len(axes), 0)
+    keys, k, last = whole(key(scores)), whole(k), range(-len(axes), 0)
     rows = jnp.moveaxis(keys, axes, last).reshape(k.size, -1)
     _, order = lax.top_k(rows, rows.shape[1])
     kept = jnp.arange(rows.shape[1], dtype=jnp.int32)[None] < k.reshape(-1, 1)

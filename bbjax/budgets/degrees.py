@@ -19,14 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, ArrayLike, Float, Int, Real
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 
+from bbjax.arrays.bracket import Bracket, bisect
+from bbjax.arrays.keys import from_key, key, top_key
 from bbjax.budgets import laws
 from bbjax.budgets.exact import check_density, exact_budget, mean_degree
 from bbjax.model.numbers import check_int
@@ -35,7 +36,7 @@ __all__ = ["degrees", "exact_budget", "solve"]
 
 _MAX_EDGES = 2**31 - 1  # counts are int32
 _BIG = float(2**31 - 128)  # the largest float32 that is also an int32
-_INF_KEY = 0x7F800000  # the ordered key of +inf
+_INF = top_key(jnp.float32)
 
 
 def _total(counts: Int[Array, "*stack units"]) -> Int[Array, "*stack"]:
@@ -46,74 +47,44 @@ def _int32(value: Int[ArrayLike, "*shape"]) -> Int[Array, "*shape"]:
     return jnp.asarray(value).astype(jnp.int32)
 
 
-class _Search(NamedTuple):
-    """Per slice, two levels and the counts at them; the lower fits the budget.
-
-    The counts at both ends are carried, never computed again: compiled twice, the
-    same float expression may be rounded differently.
-    """
-
-    stage: Int[Array, ""]
-    low: Int[Array, "*stack"]
-    high: Int[Array, "*stack"]
-    at_low: Int[Array, "*stack units"]
-    at_high: Int[Array, "*stack units"]
+Degrees = Bracket[Int[Array, "*stack units"]]
+Rise = Callable[[Array, Array, Array], Array]  # of degrees at both ends and a level
 
 
-_STAGES = 4
-
-
-def _search(
+def _spend(
     counts: Callable[[Int[Array, "*stack"]], Int[Array, "*stack units"]],
     budget: Int[Array, "*stack"],
-    start: _Search,
+    floats: Degrees,
     rate: Float[Array, "*stack units"],
 ) -> Int[Array, "*stack units"]:
-    """The counts within the budget after four bisections, in one loop.
+    """The degrees within the budget, after four searches.
 
-    Each takes up the two adjacent counts that the one before has found:
-
-        0   counts(level)                                    for an int level
-        1   n edges more where there is room                 for a number n
-        2   the rest, where the bits of the rate are below   for a key
-        3   the rest, where the index is below               for an index
-
-    Floats are coarse where profiles or degrees are huge: one step may then be worth
-    many edges to a unit. So stage 1 shares them evenly, until one edge each is left.
+    The first one finds two adjacent floats: the degrees fit the budget at the lower one
+    only. Floats are coarse where profiles or degrees are huge, and one step may be
+    worth many edges to a unit. So the second search adds the same number of edges to
+    all units that have room, until one edge each is left. The other two give that edge
+    to the units with the lowest on-rates, and of equal ones to the first.
     """
-    key = lax.bitcast_convert_type(jnp.abs(rate), jnp.int32)  # -0.0 is 0.0
     index = lax.broadcasted_iota(jnp.int32, rate.shape, rate.ndim - 1)
-    index = index + jnp.zeros_like(key)  # and its sharding
+    index = index + jnp.zeros_like(floats.at_low)  # and its sharding
+    none = jnp.zeros_like(budget)
 
-    def at(s: _Search, level: Int[Array, "*stack"]) -> Int[Array, "*stack units"]:
-        wide, rank = level[..., None], jnp.where(s.stage == 2, key, index)
-        evenly = jnp.minimum(s.at_high, s.at_low + (wide - s.low[..., None]))
-        below = jnp.where(rank < wide, s.at_high, s.at_low)
-        later = jnp.where(s.stage == 1, evenly, below)
-        return jnp.where(s.stage == 0, counts(level), later)
+    def fits(degrees: Int[Array, "*stack units"]) -> Bool[Array, "*stack"]:
+        return _total(degrees) <= budget
 
-    def step(s: _Search) -> _Search:
-        mid = (s.low & s.high) + ((s.low ^ s.high) >> 1)  # the mean, without overflow
-        at_mid = at(s, mid)
-        fits = _total(at_mid) <= budget
-        low, high = jnp.where(fits, mid, s.low), jnp.where(fits, s.high, mid)
-        fits = fits[..., None]
-        at_low = jnp.where(fits, at_mid, s.at_low)
-        at_high = jnp.where(fits, s.at_high, at_mid)
-        done = jnp.all(low + 1 >= high)
-        room = jnp.max(at_high - at_low, axis=-1)
-        last = jnp.where(s.stage == 1, jnp.int32(_INF_KEY), jnp.int32(rate.shape[-1]))
-        high = jnp.where(done, jnp.where(s.stage == 0, room, last), high)
-        low = jnp.where(done, jnp.zeros_like(low), low)
-        return _Search(s.stage + done.astype(jnp.int32), low, high, at_low, at_high)
+    def search(found: Degrees, rise: Rise, end: Int[ArrayLike, "*#stack"]) -> Degrees:
+        low, high = found.at_low, found.at_high
+        start = Bracket(none, low, none + end, high)
+        return bisect(lambda level: rise(low, high, level[..., None]), fits, start)
 
-    return lax.while_loop(lambda s: s.stage < _STAGES, step, start).at_low
+    def below(rank: Int[Array, "*stack units"]) -> Rise:
+        return lambda low, high, level: jnp.where(rank < level, high, low)
 
-
-def _from_key(key: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The float32 whose place in the order of all floats is `key`."""
-    bits = jnp.where(key < 0, key ^ 0x7FFFFFFF, key)
-    return lax.bitcast_convert_type(bits, jnp.float32)
+    found = bisect(counts, fits, floats)
+    room = jnp.max(found.at_high - found.at_low, axis=-1)
+    found = search(found, lambda low, high, n: jnp.minimum(high, low + n), room)
+    found = search(found, below(key(rate)), _INF)
+    return search(found, below(index), rate.shape[-1]).at_low
 
 
 @partial(jax.jit, static_argnames="combine")
@@ -160,22 +131,17 @@ def solve(
     if combine == "scale":
         profile = jnp.maximum(profile, jnp.finfo(jnp.float32).tiny)
 
-    def counts(key: Int[Array, "*stack"]) -> Int[Array, "*stack units"]:
-        c = _from_key(key)[..., None]
+    def counts(level: Int[Array, "*stack"]) -> Int[Array, "*stack units"]:
+        c = from_key(level, jnp.float32)[..., None]
         real = c + profile if combine == "shift" else c * profile
         whole = jnp.floor(jnp.clip(real, 0, _BIG)).astype(jnp.int32)
         full = real >= cap.astype(jnp.float32)
         return jnp.where(full, cap, jnp.clip(whole, floor, cap))
 
-    bottom = ~_INF_KEY if combine == "shift" else 0  # -inf (all at k_min), or 0
-    start = _Search(
-        stage=jnp.zeros((), jnp.int32),
-        low=jnp.full_like(budget, bottom),
-        high=jnp.full_like(budget, _INF_KEY),
-        at_low=floor,
-        at_high=cap,
-    )
-    return _search(counts, budget, start, rate)
+    bottom = -_INF if combine == "shift" else 0  # c = -inf (all at k_min), or 0
+    none = jnp.zeros_like(budget)
+    floats = Bracket(none + bottom, floor, none + _INF, cap)
+    return _spend(counts, budget, floats, rate)
 
 
 def _check_rate(on_rate: Float[Array, "*stack units"]) -> None:

@@ -8,7 +8,7 @@ purpose takes the `unchecked` fixture.
 """
 
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
@@ -34,4 +34,6 @@ def arrays_only(fn: Callable[..., Any]) -> Callable[..., Any]:
 def _speaks_of_arrays(hint: Any) -> bool:
     if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
         return True
+    if hasattr(get_origin(hint), "_fields"):  # generic named tuples it cannot check
+        return False
     return any(map(_speaks_of_arrays, get_args(hint)))

@@ -17,12 +17,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, ArrayLike, Float, Int, Real
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
+
+from bbjax.arrays.bracket import Bracket, bisect
+from bbjax.arrays.keys import from_key, top_key
 
 # Relative room for the rounding of on-rates, tau and sums: 0.9 holds 3 times 0.3.
 _ROOM = 1 + 2.0**-16
-_INF_BITS = 0x7F800000
 
 
 class Sharers(NamedTuple):
@@ -84,29 +85,18 @@ def common_fixed_point(
         each = [jnp.sum(_traffic(u, k)) for u, k in zip(units, counts, strict=True)]
         return jnp.sum(jnp.stack(each))
 
-    def at(bits: Int[Array, ""]) -> list[Int[Array, "..."]]:
-        tau = lax.bitcast_convert_type(bits, jnp.float32)
+    def at(level: Int[Array, ""]) -> list[Int[Array, "..."]]:
+        tau = from_key(level, jnp.float32)
         return [fixed_point(u, tau) for u in units]
+
+    def fits(counts: Sequence[Int[Array, "..."]]) -> Bool[Array, ""]:
+        return total(counts) <= most
 
     dense = total([jnp.full_like(u.rate, u.fan, jnp.int32) for u in units])
     most = jnp.asarray(traffic).astype(jnp.float32) * dense * _ROOM
-
-    # Floats above 0 are in the order of their bits. The degrees at both ends are
-    # carried: computed again by other code, they may be rounded differently.
-    def narrow(state):
-        low, high, below, above = state
-        middle = low + (high - low) // 2
-        new = at(middle)
-        fits = total(new) <= most
-        below = [jnp.where(fits, n, k) for n, k in zip(new, below, strict=True)]
-        above = [jnp.where(fits, k, n) for n, k in zip(new, above, strict=True)]
-        low, high = jnp.where(fits, middle, low), jnp.where(fits, high, middle)
-        return low, high, below, above
-
-    low, high = jnp.int32(0), jnp.int32(_INF_BITS)
-    start = low, high + 1, at(low), at(high)
-    *_, below, above = lax.while_loop(lambda s: s[0] + 1 < s[1], narrow, start)
-    return _topped_up(units, below, above, most - total(below))
+    low, high = jnp.int32(0), jnp.int32(top_key(jnp.float32))
+    found = bisect(at, fits, Bracket(low, at(low), high + 1, at(high)))
+    return _topped_up(units, found.at_low, found.at_high, most - total(found.at_low))
 
 
 def _traffic(units: Sharers, count: Int[Array, "*units"]) -> Float[Array, "*units"]:
