@@ -1,4 +1,4 @@
-"""Evaluates a jaxpr with taps: what it computes, and the activity of its units.
+"""Evaluates a jaxpr with taps, the places where units are measured.
 
 The jaxpr is evaluated equation by equation, through the public `jaxpr_as_fun`, with
 extra reductions where units are measured. Bodies that hold a tap are re-wrapped in the

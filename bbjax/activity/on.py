@@ -1,16 +1,17 @@
 """What counts as "on": functions of a value, elementwise, to [0, 1].
 
-The on-rate of a unit is the mean of one of these over batch and positions.
+The on-rate of a unit is the mean of one of these over batch and positions. Which value
+of a unit is measured, `bbjax.tracing.flow.kernels` decides.
 
     positive            x > 0                         ReLU and its kind (default)
     above(t)            |x| > t                       known scales
-    above(t, "rms")     |x| > t * rms(x)              GELU, SiLU, gates: near 0 is "off"
+    above(t, "rms")     |x| > t * rms(x)              GELU, SiLU, gated products
     soft(T)             sigmoid(x / T)                a graded count, for slow drifts
 
 For smooth activations no definition is published. `positive` is near one half for every
 unit at initialisation and stays meaningful where negative outputs are small (GELU,
-SiLU); `above(t, "rms")` asks whether the unit says something that is loud for its
-layer. Any callable from an array to an array of the same shape works as well.
+SiLU); `above(t, "rms")` is on where the value is large for its layer. Any callable from
+an array to an array of the same shape works as well.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Adapters: one file for each framework, and the only users of its classes.
+"""Adapters: one file for each framework. The rest of the library uses no Flax.
 
     linen         Flax linen: functions of modules, and modules of other sizes
     nnx           Flax NNX: modules in trees of parameters

@@ -49,8 +49,7 @@ def pack(mask: Bool[ArrayLike, "..."], axis: int) -> UInt8[Array, "..."]:
         mask = jnp.pad(mask, [(0, short * (a == axis)) for a in range(mask.ndim)])
     shape = mask.shape[:axis] + (mask.shape[axis] // 8, 8) + mask.shape[axis + 1 :]
     # `jnp.packbits` gives the same bits as fast, but moves the axis to the end and
-    back:
-    # a step without a refresh would then copy all masks to change their layout.
+    # back: a step without a refresh would then copy all masks to change their layout.
     shifted = mask.reshape(shape).astype(jnp.uint8) << _places(len(shape), axis + 1)
     return jnp.sum(shifted, axis + 1, dtype=jnp.uint8)
 

@@ -7,8 +7,8 @@ the largest float at which the floored degrees still fit the budget,
     c = max{c : sum_i degree_i(c) <= budget},   budget = round(density * fan * units)
 
 found by bisection on the ordered bits of c. What is left over goes, one edge each, to
-the units that take one at the next float, those with the largest fractional parts:
-lower on-rates first, then lower indices. All sums are of integers, so they are exact,
+units whose degree would grow at the next larger c; of these, units of lower on-rate
+come first, then lower indices. All sums are of integers, so they are exact,
 and with a law that falls with the on-rate no busier unit ever gets more edges.
 
 Shapes: on-rates, profiles, caps and degrees (..., units); budgets the leading shape.

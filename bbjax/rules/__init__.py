@@ -1,4 +1,7 @@
-"""Rules: which edges are kept. One small file each; see `bbjax.rules.base`."""
+"""Rules: which edges are kept, one small file each.
+
+`base` defines what a rule is; `WRITING.md` shows how to write one.
+"""
 
 from bbjax.rules.activation_topk import activation_topk
 from bbjax.rules.activity_only import activity_only

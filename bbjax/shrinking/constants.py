@@ -349,6 +349,8 @@ def moved(eqn: Any, parameter: Parameter) -> Parameter:
     def move(array: np.ndarray) -> np.ndarray:
         if name == "transpose":
             return np.transpose(array, params["permutation"])
+        if params.get("dimensions") is not None and name == "reshape":
+            array = np.transpose(array, params["dimensions"])  # as with order="F"
         return np.reshape(array, aval.shape)
 
     mask = None if parameter.mask is None else move(parameter.mask)

@@ -1,8 +1,9 @@
-"""What is known of JAX's primitives, by name: the one place that lists them.
+"""Sets of JAX's primitives, by what they do.
 
-Every analysis of a program asks the same questions about an operation. Does it act
-entry by entry? Is it linear? Does it leave 0 at 0? Does it only move entries? A name
-that is in no set is an operation about which nothing is known.
+Does an operation act entry by entry? Is it linear? Does it leave 0 at 0? Does it only
+move entries? A primitive that is in no set is one about which nothing is known. How a
+primitive moves axes is in tables by name beside each analysis: `flow/transfer` (units),
+`flow/tracks` (the unit graph) and `axes/moves` (sizes).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ transform     `bb.transform`, `bb.wrap`, `bb.hold`
 arguments     checks of what they are given
 options       their settings, in one record
 pruner        what one update does
-refresh       how masks are chosen anew
+refresh       one kernel's refresh, before and after the rule chooses
 state         what the optimizer state holds, and how it is read
 observations  checks of the activity and gradients that come with an update
 owners        finds the parameter of each leaf of an optimizer state

@@ -2,10 +2,10 @@
 
 Pure arrays, no schedule and no Optax. In the code's names, per kernel:
 
-    latent  = mask ? weights / scale : dormant      what each weight would be unmasked
-    keep    = rule(latent, ...)                     exactly the budget
-    dormant = keep and mask ? 0 : latent            of pruned and returning weights
-    ratio   = scale(keep) / scale(mask)             variance-preserving rescale
+    latent  = where(mask, weights / scale, dormant)     weights without mask and scale
+    keep    = rule(latent, ...)                         exactly the budget
+    dormant = where(keep & mask, 0, latent)             of pruned and returning weights
+    ratio   = scale(keep) / scale(mask)                 variance-preserving rescale
 
 `scale = sqrt(fan_in / kept fan_in)` per output unit where rescaling is on, else 1; it
 is folded into the weights, never into biases, and dormant weights are kept without it.

@@ -9,7 +9,8 @@ updates after which pruned weights are 0:
 
 A refresh chooses the masks anew, from the weights that were passed in (the ones whose
 activity was measured) and the running means of activity; the update then follows the
-new mask. `bbjax.training.pruner` does the work; only this file uses Optax.
+new mask. `bbjax.training.pruner` does the work; of this package,
+only this file uses Optax.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bbjax as bb
+from bbjax.shrinking.constants import Parameter, moved
 from tests.support.smaller import close, cut, drawn, masked
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((5, 3)), jnp.float32)
@@ -50,6 +51,18 @@ def test_products_over_axes_of_no_parameter_are_left_alone(name):
     params = drawn(u=(3, 6), d=(6, 2))
     for masks in ({}, cut(params, d=[1]), cut(params, u=np.s_[:, 1], d=[1])):
         checked(NO_PARAMETERS[name], params, masks, X)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_parameter_is_reshaped_in_the_order_of_the_function(order):
+    value = np.arange(6.0, dtype=np.float32).reshape(2, 3)
+    program = jax.make_jaxpr(lambda b: jnp.reshape(b, (1, 6), order=order))(value)
+    known = Parameter(lambda: value, value < 4)
+    for eqn in program.eqns:
+        known = moved(eqn, known)
+    expected = value.reshape((1, 6), order=order)
+    np.testing.assert_array_equal(known.value(), expected)
+    np.testing.assert_array_equal(known.mask, expected < 4)
 
 
 def test_a_number_that_is_none_is_the_same_number():

@@ -1,10 +1,11 @@
 """Reads kernels off a walked jaxpr, and where to measure their units.
 
-The value measured for a kernel's output units is the last elementwise value that every
-reader sees: in the flow from the product to the kernels that read it (to the outputs of
-the function, if none does), the last node that still is an elementwise function of the
-units and through which every path goes. With nodes numbered in topological order that
-is one sweep: a node is on every path iff no edge from an earlier node jumps over it.
+The value measured for a kernel's output units is the last elementwise value on the way
+to every reader: in the flow from the product to the kernels that read it (to the
+outputs of the function, if none does), the last node that is an elementwise function of
+the units and through which every path goes. With nodes numbered in topological order
+that is one sweep: a node is on every path if no earlier node is an operand of a later
+one. In `silu(g) * u` both kernels are measured at the product. A `Tap` is such a place.
 
     product -> + bias -> norm -> relu -> dropout -> pool -> next kernel
                elementwise chain ------------^

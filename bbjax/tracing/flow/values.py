@@ -8,9 +8,9 @@ so that reshapes which merge, split or move axes can be undone exactly:
     (512,)  ->  (8, 64)      part (axis 0, size 512, stride 1)
                              parts (axis 0, size 8, stride 64), (axis 0, 64, 1)
 
-Besides its axes, a value has `owners` (kernel uses of whose output units it is an
-elementwise function), the nonlinearity applied since, and `deps` (the sources that it
-depends on since the last kernel).
+Besides its axes, a value has `owners` (the uses of kernels from whose output units it
+is computed, entry by entry), the nonlinearity applied since, and `deps` (the sources
+that it depends on since the last kernel).
 """
 
 from __future__ import annotations
