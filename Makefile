@@ -49,7 +49,7 @@ lint: $(VENV)/.installed-dev ## check style and formatting, seconds
 types: $(VENV)/.installed-dev ## check types, less than a minute
 	$(PY) -m mypy
 
-wheel: $(VENV)/.installed-dev ## install the wheel alone, check it and its types, 2 minutes
+wheel: $(VENV)/.installed-dev ## install the wheel alone, check it and its types, a minute or two
 	$(PY) -m pytest -m slow tests/project/test_wheel.py
 
 doctest: $(VENV)/.installed-test ## run the examples of docstrings and README, a few minutes

@@ -1,4 +1,4 @@
-"""A user's program, to be checked by `mypy --strict`; the types must be real ones.
+"""A user's program that runs, and whose types `mypy --strict` finds to be real ones.
 
 `assert_type` refuses `Any` in the place of another type.
 """
@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 import bbjax as bb
-from bbjax.files.params import Loaded
+from bbjax.files.container import Loaded
 from bbjax.reporting import Report
 from bbjax.shrinking import Shrunk
 
@@ -65,16 +65,12 @@ assert_type(small.widths, dict[str, tuple[int, int]])
 assert_type(bb.report(masks, units).html(), str)
 assert_type(bb.report(masks, units), Report)
 
+# Files.
+bb.save("model.safetensors", pruned, masks, units)
+loaded = bb.load("model.safetensors", params, units)
+assert_type(loaded, Loaded)
+assert_type(loaded.masks, dict[str, np.ndarray])
 
-def on_disk() -> None:
-    """Needs safetensors, which is no dependency."""
-    bb.save("model.safetensors", pruned, masks, units)
-    loaded = bb.load("model.safetensors", params, units)
-    assert_type(loaded, Loaded)
-    assert_type(loaded.masks, dict[str, np.ndarray])
-
-
-def adapters() -> None:
-    """Modules that are loaded on first use have types, too."""
-    assert_type(bb.linen.features(small), dict[str, int | tuple[int, ...]])
-    assert_type(bb.nnx.objects_in(params), bool)
+# Modules that are imported on first use.
+assert_type(bb.linen.features(small), dict[str, int | tuple[int, ...]])
+assert_type(bb.nnx.objects_in(params), bool)
