@@ -5,8 +5,8 @@ Byte `r` along `axis` holds the entries `8 r ... 8 r + 7`, the first in the lowe
     byte[r] = sum_j mask[8 r + j] << j,   mask[i] = byte[i // 8] >> (i % 8) & 1
 
 and the entries past the end of the axis are 0. The axis keeps its place and need not
-be the minor one. Neighbours stay neighbours, so an axis that is sharded in multiples
-of eight packs and unpacks on each device by itself, with shifts and no gathers.
+be the minor one. A byte holds neighbours, so an axis that is sharded in multiples of
+eight is packed and unpacked on each device by itself, with shifts and no gathers.
 Shapes: mask `(..., n, ...)`, bits `(..., ceil(n / 8), ...)` in uint8.
 """
 
@@ -48,8 +48,8 @@ def pack(mask: Bool[ArrayLike, "..."], axis: int) -> UInt8[Array, "..."]:
     if short := -mask.shape[axis] % 8:
         mask = jnp.pad(mask, [(0, short * (a == axis)) for a in range(mask.ndim)])
     shape = mask.shape[:axis] + (mask.shape[axis] // 8, 8) + mask.shape[axis + 1 :]
-    # `jnp.packbits` gives the same bits as fast, but moves the axis to the end and back:
-    # a step without a refresh would then copy all masks to change their layout.
+    # `jnp.packbits` gives the same bits as fast, but it swaps axes: then
+    # a step without a refresh copies all masks, to change their layout.
     shifted = mask.reshape(shape).astype(jnp.uint8) << _places(len(shape), axis + 1)
     return jnp.sum(shifted, axis + 1, dtype=jnp.uint8)
 

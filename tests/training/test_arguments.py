@@ -196,7 +196,7 @@ def test_traced_numbers_are_taken_on_trust():
             lambda: bb.rules.budgeted_broadcast(spread="calibrated", scope="global"),
         ),
         (
-            "competition: expected one finite number >= 0 and <= 1, got 1.5; it is a",
+            r"expected competition in \[0, 1\], got 1.5; it is a share",
             lambda: bb.rules.budgeted_broadcast(competition=1.5),
         ),
         (
@@ -204,7 +204,7 @@ def test_traced_numbers_are_taken_on_trust():
             lambda: bb.rules.budgeted_broadcast(law=bb.laws.linear(), competition=0.5),
         ),
         (
-            "competition: expected one finite number >= 0 and <= 1, got -1; it is a",
+            r"expected competition in \[0, 1\], got -1; it is a share",
             lambda: bb.rules.sparsegpt(competition=-1),
         ),
         (
@@ -216,7 +216,7 @@ def test_traced_numbers_are_taken_on_trust():
             lambda: bb.rules.budgeted_broadcast(score="size"),
         ),
         (
-            "beta: expected one finite number > 0, got 0.0; larger",
+            r"expected beta in \(0, inf\), got 0.0; larger",
             lambda: bb.rules.budgeted_broadcast(beta=0.0),
         ),
         ("expected scope .*, got 'planet'", lambda: bb.rules.magnitude(scope="planet")),
