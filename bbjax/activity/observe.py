@@ -1,8 +1,8 @@
-"""Evaluates a function with taps: its results, and the activity of its units.
+"""The results of a function together with the activity of its units.
 
-The function is traced on the arguments at hand, its kernels are found again and its
-jaxpr is evaluated with a reduction wherever units are measured
-(`bbjax.activity.evaluate`). Results and gradients are those of the function itself.
+The function is traced on its arguments, its kernels are found again, and its jaxpr is
+evaluated with reductions where units are measured (`bbjax.activity.evaluate`). Results
+and gradients are those of the function itself.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def observe(
 
 
 def _pair(result: Any) -> tuple[Any, Any]:
-    """The two parts of what a function with side outputs returns."""
+    """The two results of a function with side outputs."""
     if not isinstance(result, tuple) or len(result) != 2:
         got = f"{len(result)} results" if isinstance(result, tuple) else "one result"
         raise TypeError(
@@ -118,7 +118,7 @@ def _pair(result: Any) -> tuple[Any, Any]:
 
 
 def check(units: Units, on: On) -> None:
-    """Refuses what is neither a trace nor a function.
+    """Raises an error if `units` is no trace, or `on` no function.
 
     Raises:
       TypeError: `units` is no `Units`, or `on` is not callable.

@@ -6,8 +6,8 @@ the largest float at which the floored degrees still fit the budget,
     degree_i(c) = floor(clip(real_i(c), min(k_min, cap_i), cap_i))
     c = max{c : sum_i degree_i(c) <= budget},   budget = round(density * fan * units)
 
-found by bisection over all floats (`bbjax.arrays.bracket`). The edges that are left over
-go, one each, to the units that take one at the next float, those with the largest
+found by bisection over all floats (`bbjax.arrays.bracket`). The edges that are left
+over go, one each, to the units that take one at the next float, those with the largest
 fractional parts: lower on-rates first, then lower indices. All sums are of integers, so
 they are exact. With a law that falls with the on-rate no busier unit gets more edges.
 

@@ -208,7 +208,7 @@ def test_traced_numbers_are_taken_on_trust():
             lambda: bb.rules.sparsegpt(competition=-1),
         ),
         (
-            'expected scope "global" or "layer", got .unit.; it is how far edges comp',
+            'expected scope "layer" or "global", got .unit.; it is how far edges comp',
             lambda: bb.rules.budgeted_broadcast(scope="unit"),
         ),
         (

@@ -22,8 +22,8 @@ Profile = Callable[
 ]
 Edges = Callable[[Float[Array, "*stack units"], Number], Float[Array, "*stack units"]]
 
-# On-rates are rounded to this grid. It is so coarse that `log` and `/`, which are off by
-# an ulp or two on some backends, cannot change the order of two on-rates.
+# On-rates are rounded to this grid. It is so coarse that `log` and `/`, which are off
+# by an ulp or two on some backends, cannot change the order of two on-rates.
 GRID = 2.0**20
 _LEAST_CLIP = 1e-6
 
