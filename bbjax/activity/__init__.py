@@ -9,7 +9,7 @@ evaluate      evaluates a jaxpr and measures on the way
 per_unit      reductions to one number per unit
 per_edge      larger statistics: pairs of units, maps, contributions of edges
 convolution   what each edge of a convolution contributes
-order         from the order of a product to that of the kernel
+order         measured values in the kernel's own order
 """
 
 from bbjax.activity.statistics import Activity, Statistics

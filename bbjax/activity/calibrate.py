@@ -3,14 +3,13 @@
     total = sum of the sums over batches;   statistics = total / count
 
 Each batch goes through the function once, up to the last value that is measured, in one
-compiled program per shape of batch; what comes out are sums of the size of the
-statistics. Sums and counts are added with their rounding errors beside them (two-sum,
-Knuth, TAOCP 2, 4.2.2), so that neither a long stream nor more than 2**24 samples lose
-counts; Gram matrices and edges, which are large, are added as they are. The result is
-that of one big batch, up to rounding within a batch, however the data are cut and on
-whatever devices they lie.
+compiled program per shape of batch. Its results are sums of the size of the statistics.
+Sums and counts are added together with their rounding errors (two-sum, Knuth, TAOCP 2,
+4.2.2), so that long streams and more than 2**24 samples lose no counts. Gram matrices
+and edges, which are large, are added without. The result is that of one big batch, up
+to rounding within a batch, for any division of the data into batches and over devices.
 
-`merge` adds the results of hosts that each saw a part of the data.
+`merge` combines the results of hosts that measured parts of the data.
 """
 
 from __future__ import annotations
@@ -102,9 +101,9 @@ def calibrate(
 def merge(
     first: dict[str, Activity], second: dict[str, Activity]
 ) -> dict[str, Activity]:
-    """Two calibrations of the same model on different data, as one.
+    """Combines two calibrations of the same model on different data.
 
-    Commutative and associative up to rounding: hosts may be merged in any order.
+    Up to rounding, the order in which hosts are merged does not matter.
 
     Args:
       first: from `calibrate` (or `bb.observe`).
@@ -182,7 +181,7 @@ def _unequal(first: Statistics, second: Statistics) -> Iterator[str]:
 # The stream ----------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class Meter:
-    """What `calibrate` measures with: compiled once, for any number of streams.
+    """A calibration that is compiled once, for any number of streams.
 
     Made by `Meter.of`; arguments as for `calibrate`.
     """
@@ -241,7 +240,7 @@ class Meter:
         return self.programs[this.key](this.arrays, mask)
 
     def _program(self, this: Call) -> _Program:
-        """What a kind of batch runs through."""
+        """The compiled program for a kind of batch."""
         prepared = traced(this)
         taps = wanted(self.units, analyse(prepared))
         found = geometries(taps, self.units, self.asked)
@@ -269,8 +268,8 @@ class Meter:
 class _Program:
     """A compiled function from the arrays of a batch to its sums.
 
-    It holds on to the arguments that are no arrays, for in the key of a call they may
-    be known by identity alone; not to arrays, which are other ones at every call.
+    It holds references to the arguments that are no arrays, since the key of a call may
+    contain their identity alone. It holds no arrays, which are new at every call.
     """
 
     others: tuple[Any, ...]
@@ -325,7 +324,7 @@ def _rounding(
     second: Float[Array, "*shape"],
     total: Float[Array, "*shape"],
 ) -> Float[Array, "*shape"]:
-    """What `total = first + second` lost, exactly."""
+    """The exact rounding error of `total = first + second`."""
     there = total - first
     return (first - (total - there)) + (second - there)
 
@@ -344,7 +343,7 @@ def _finished(
     geometries: tuple[tuple[str, Geometry], ...],
     paths: tuple[str, ...],
 ) -> tuple[dict[str, Activity], dict[str, Flags]]:
-    """The statistics of a stream, and which of them are sound."""
+    """The statistics of a stream, and whether each of them is sound."""
     made = finished(_corrected(total, lost), dict(geometries), paths)
     return made, {path: _flags(made[path]) for path in paths}
 
@@ -361,7 +360,7 @@ def _flags(activity: Activity) -> Flags:
 
 
 def _check_measured(path: str, flags: Flags) -> None:
-    """Refuses statistics that would be wrong in silence."""
+    """Raises an error if statistics are not finite, or of no samples."""
     for side, names in flags.items():
         broken = [n for n, good in names.items() if not np.asarray(good)]
         if broken == ["count"]:

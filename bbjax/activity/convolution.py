@@ -1,17 +1,17 @@
-"""What every edge of a convolution contributes: norms of `|K| * |x|`, edge by edge.
+"""Contributions of the edges of a convolution: norms of `|K| * |x|`, edge by edge.
 
-An edge (i, j) of a convolution is a whole window K_ij. What input unit i sends to
-output unit j on sample n is the map `|K_ij| * |x_i^n|` over the output positions, and
-its size is a norm of that map (NNrelief, arXiv 2109.10795). Three sizes are in use:
+An edge (i, j) of a convolution is a whole window K_ij. Its contribution to output unit
+j on sample n is the map `|K_ij| * |x_i^n|` over the output positions, and its size is a
+norm of that map (NNrelief, arXiv 2109.10795). Three sizes are in use:
 
     fro_of_mean     || |K_ij| * mean_n |x_i^n| ||_F
     mean_of_fro     mean_n || |K_ij| * |x_i^n| ||_F
     l1              mean_n || |K_ij| * |x_i^n| ||_1
 
 The maps of one input unit to all its output units are one convolution of a single
-channel, so a loop over input units costs what the layer itself costs and never holds
-more than the layer's own output. `Geometry` is all that the loop has to know of the
-layer; in the arrays here positions stand before channels and windows come last.
+channel. So a loop over input units costs as much as the layer itself, and never holds
+more than the output of the layer. `Geometry` describes the layer. In the arrays here
+positions stand before channels, and windows come last.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bbjax.model.units import Kernel
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """How a kernel moves over positions; of a matrix product, the kernel alone.
+    """How a kernel moves over positions; for a matrix product, the kernel alone.
 
     Attributes:
       kernel: the kernel.
@@ -67,7 +67,7 @@ def edge_norms(
     geometry: Geometry,
     order: int,
 ) -> Float[Array, " groups in out"]:
-    """Sums over samples the norms of what every edge contributes.
+    """Sums the norms of the contributions of every edge over samples.
 
     Args:
       x: non-negative maps, float32, shape `(samples, *positions, groups, in)`.

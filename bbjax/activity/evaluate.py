@@ -1,11 +1,11 @@
-"""Evaluates a jaxpr with taps, the places where units are measured.
+"""Evaluates a jaxpr with taps: its outputs, and the activity of its units.
 
-The jaxpr is evaluated equation by equation, through the public `jaxpr_as_fun`, with
-extra reductions where units are measured. Bodies that hold a tap are re-wrapped in the
-public transformation that made them (`jax.checkpoint`, `lax.scan`, `lax.switch`), with
-the statistics as additional outputs; a function with its own derivative is bound as it
-is and its body evaluated once more beside it; every other equation is bound as it is.
-Gradients never see the taps.
+A tap is a value that is measured. The jaxpr is evaluated equation by equation, through
+the public `jaxpr_as_fun`, with extra reductions at the taps. Bodies that hold a tap are
+wrapped again in the public transformation that made them (`jax.checkpoint`, `lax.scan`,
+`lax.switch`), with the statistics as additional outputs. A function with its own
+derivative is bound as it is, and its body is evaluated once more beside it. Every other
+equation is bound as it is. Taps have no gradients.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Sides = dict[tuple[str, Side], Raw]
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """What to measure, and how; evaluates scopes.
+    """The evaluation of a jaxpr with taps.
 
     Attributes:
       taps: where to measure.
@@ -84,7 +84,7 @@ class Probe:
         }
 
     def _weights(self, tap: Tap) -> Any:
-        """The operand that holds the weights, if what edges contribute is asked for."""
+        """The operand with the weights, if contributions of edges are asked for."""
         if tap.side == "outputs" or not set(self.asked[tap.side]) & set(PER_EDGE):
             return None
         return tap.use.eqn.invars[1 - tap.use.operand]
@@ -156,7 +156,7 @@ class Probe:
             args = _constrained(args, eqn.params.get("in_shardings"))
             outs, raw = self._body(eqn, inner)(*args)
             outs = _constrained(outs, eqn.params.get("out_shardings"))
-        else:  # it has its own derivative: bound as it is, measured beside it
+        else:  # with its own derivative: bound as it is, measured beside it
             _run_plain(jaxpr, index, index + 1, env, last)
             args = [lax.stop_gradient(a) for a in args]
             return self._body(eqn, inner)(*args)[1]
@@ -226,7 +226,7 @@ def _read(env: dict[Any, Any], atom: Any) -> Any:
 
 
 def _constant(env: dict[Any, Any], atom: Any) -> Num[Array, "..."]:
-    """A value that is measured: an array without a gradient."""
+    """A value to measure: an array without a gradient."""
     return lax.stop_gradient(jnp.asarray(_read(env, atom)))
 
 
@@ -272,7 +272,7 @@ def _constrained(values: Sequence[Any], shardings: Any) -> list[Any]:
 
 # Results -------------------------------------------------------------------------
 def geometries(taps: Sequence[Tap], units: Units, asked: Asked) -> dict[str, Geometry]:
-    """How each kernel moves over positions, once it is known to give what is asked for.
+    """How each kernel moves over positions, after a check of what is asked for.
 
     Raises:
       ValueError: a product without such statistics, or maps of a kernel whose uses move
@@ -290,7 +290,7 @@ def geometries(taps: Sequence[Tap], units: Units, asked: Asked) -> dict[str, Geo
 
 
 def same_maps(path: str, first: Geometry, second: Geometry) -> None:
-    """Raises where two uses of a kernel make maps that cannot be added."""
+    """Raises an error if two uses of a kernel make maps that cannot be added."""
     for name in (f.name for f in dataclasses.fields(Geometry)):
         one, other = getattr(first, name), getattr(second, name)
         if one != other:

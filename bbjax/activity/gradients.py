@@ -1,8 +1,7 @@
 """Loss, gradients and activity of one pass.
 
-`jax.value_and_grad(bb.observe(fn, units), has_aux=True)` nests its results in a way
-that is easy to get wrong. Here they come side by side, from arrays and from NNX modules
-alike.
+`jax.value_and_grad(bb.observe(fn, units), has_aux=True)` nests its results. Here they
+come side by side, for arrays and for NNX modules.
 """
 
 from __future__ import annotations
@@ -105,22 +104,16 @@ def _arrays(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`jax.value_and_grad` of a function, by the leaves that can have a gradient."""
 
     def run(params: Any, *args: Any, **kwargs: Any) -> Any:
-        leaves, tree = jax.tree_util.tree_flatten(params)
-        smooth = [_is_smooth(leaf) for leaf in leaves]
+        leaves, tree = jax.tree.flatten(params)
+        smooth = {i: leaf for i, leaf in enumerate(leaves) if _is_smooth(leaf)}
 
-        def of(chosen: Sequence[Any]) -> Any:
-            stream = iter(chosen)
-            full = [
-                next(stream) if is_smooth else leaf
-                for leaf, is_smooth in zip(leaves, smooth, strict=True)
-            ]
-            return fn(jax.tree_util.tree_unflatten(tree, full), *args, **kwargs)
+        def of(chosen: dict[int, Any]) -> Any:
+            full = [chosen.get(i, leaf) for i, leaf in enumerate(leaves)]
+            return fn(jax.tree.unflatten(tree, full), *args, **kwargs)
 
-        chosen = [leaf for leaf, yes in zip(leaves, smooth, strict=True) if yes]
-        results, slopes = jax.value_and_grad(of, has_aux=True)(chosen)
-        stream = iter(slopes)
-        grads = [next(stream) if is_smooth else None for is_smooth in smooth]
-        return results, jax.tree_util.tree_unflatten(tree, grads)
+        results, grads = jax.value_and_grad(of, has_aux=True)(smooth)
+        full = [grads.get(i) for i in range(len(leaves))]
+        return results, jax.tree.unflatten(tree, full)
 
     return run
 

@@ -1,8 +1,8 @@
-"""Evaluates a function with taps: its results, and the activity of its units.
+"""The results of a function together with the activity of its units.
 
-The function is traced on the arguments at hand, its kernels are found again and its
-jaxpr is evaluated with a reduction wherever units are measured
-(`bbjax.activity.evaluate`). Results and gradients are those of the function itself.
+The function is traced on its arguments, its kernels are found again, and its jaxpr is
+evaluated with reductions where units are measured (`bbjax.activity.evaluate`). Results
+and gradients are those of the function itself.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Real
 
 from bbjax.activity import statistics as stats
 from bbjax.activity.evaluate import Probe, by_side, finished, geometries
@@ -23,7 +23,7 @@ from bbjax.tracing.call import prepare
 from bbjax.tracing.flow.kernels import Tap, Traced
 from bbjax.tracing.trace import analyse
 
-Where = Bool[Array, "..."] | Callable[..., Array] | None
+Where = Real[Array, "..."] | Bool[Array, "..."] | Callable[..., Array] | None
 _ONE_SHOT = (*stats.PER_EDGE, "positions")
 
 
@@ -107,7 +107,7 @@ def observe(
 
 
 def _pair(result: Any) -> tuple[Any, Any]:
-    """The two parts of what a function with side outputs returns."""
+    """The two results of a function with side outputs."""
     if not isinstance(result, tuple) or len(result) != 2:
         got = f"{len(result)} results" if isinstance(result, tuple) else "one result"
         raise TypeError(
@@ -118,7 +118,7 @@ def _pair(result: Any) -> tuple[Any, Any]:
 
 
 def check(units: Units, on: On) -> None:
-    """Refuses what is neither a trace nor a function.
+    """Raises an error if `units` is no trace, or `on` no function.
 
     Raises:
       TypeError: `units` is no `Units`, or `on` is not callable.

@@ -9,21 +9,22 @@ of a unit is measured, `bbjax.tracing.flow.kernels` decides.
     soft(T)             sigmoid(x / T)                a graded count, for slow drifts
 
 For smooth activations no definition is published. `positive` is near one half for every
-unit at initialisation and stays meaningful where negative outputs are small (GELU,
-SiLU); `above(t, "rms")` is on where the value is large for its layer. Any callable from
-an array to an array of the same shape works as well.
+unit at initialisation, and is still meaningful where negative outputs are small (GELU,
+SiLU). With `above(t, "rms")` a unit is on where its value is large for its layer. Any
+callable from an array to an array of the same shape works as well.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
+
+from bbjax.model.numbers import check_number
 
 On = Callable[..., Array]
 
@@ -69,23 +70,21 @@ def above(threshold: float, relative_to: Literal["rms"] | None = None) -> Above:
       relative_to: `None` or `"rms"` (over batch, positions and units of the value).
 
     Raises:
+      TypeError: threshold is no number.
       ValueError: negative or non-finite threshold, unknown `relative_to`.
 
     Example:
       >>> above(0.5)(jnp.array([-1.0, 0.2, 2.0])).tolist()
       [True, False, True]
     """
-    if not (math.isfinite(threshold) and threshold >= 0):
-        raise ValueError(
-            f"expected a finite threshold >= 0, got {threshold!r}; pass the size above "
-            "which a value counts as on"
-        )
+    remedy = "it is the size above which a value counts as on"
+    threshold = check_number("threshold", threshold, "[0, inf)", remedy)
     if relative_to not in (None, "rms"):
         raise ValueError(
             f'expected relative_to None or "rms", got {relative_to!r}; leave it out '
             "for an absolute threshold"
         )
-    return Above(float(threshold), relative_to)
+    return Above(threshold, relative_to)
 
 
 def soft(temperature: float = 1.0) -> On:
@@ -95,17 +94,15 @@ def soft(temperature: float = 1.0) -> On:
       temperature: above 0; small values approach `positive`.
 
     Raises:
+      TypeError: temperature is no number.
       ValueError: temperature not finite and positive.
 
     Example:
       >>> float(soft(0.5)(jnp.array(0.0)))
       0.5
     """
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(
-            f"expected a finite temperature > 0, got {temperature!r}; use on.positive "
-            "for a hard count"
-        )
+    remedy = "use on.positive for a hard count"
+    check_number("temperature", temperature, "(0, inf)", remedy)
 
     def graded(x: Num[Array, "*shape"]) -> Float[Array, "*shape"]:
         return jax.nn.sigmoid(x.astype(jnp.float32) / temperature)

@@ -1,9 +1,9 @@
-"""From the order of a product to the kernel's own: where measured values belong.
+"""Puts measured values from the order of a product into the kernel's own order.
 
-A tap measures along the axes of the value at hand, in the order in which the product
-has them; inside scans, the layers come first. The parts on those axes say which piece
-of which axis of the parameter each of them is, so that all orders are undone by one
-reshape into parts, one transposition and one reshape:
+A tap measures along the axes of a value, in the order of the product; inside scans, the
+layers come first. Each axis consists of parts, and each part is a piece of an axis of
+the parameter. So one reshape into parts, one transposition and one reshape give the
+kernel's own order:
 
     per unit     layers, axes of the value, positions -> stack, positions, units
     gram         layers, stack, in, in                -> stack, in units, in units
@@ -12,6 +12,7 @@ reshape into parts, one transposition and one reshape:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from bbjax.tracing.flow.values import Part
 def arranged(
     name: str, value: Float[Array, "..."], tap: Tap, kernel: Kernel
 ) -> Float[Array, "..."]:
-    """A measurement by its name, put into the kernel's own order."""
+    """Puts a measurement, given by its name, into the kernel's own order."""
     if name == "gram":
         return _gram(value, tap, kernel)
     if name in ("fro_of_mean", "mean_of_fro", "l1", "windows"):
@@ -108,9 +109,7 @@ def _gram(
     value = jnp.reshape(value, [p.size for p in lead + inputs + inputs])
     order = [n + i for i in _by_place(inputs)]
     value = jnp.transpose(value, (*_by_place(lead), *order, *(m + i for i in order)))
-    size = 1
-    for part in inputs:
-        size *= part.size
+    size = math.prod(part.size for part in inputs)
     return jnp.reshape(value, (*kernel.stack_shape, size, size))
 
 

@@ -1,4 +1,4 @@
-"""Larger statistics of one array at hand: pairs of units, maps, what edges contribute.
+"""Larger statistics of one array: pairs of units, maps, contributions of edges.
 
     gram     sum of x x^T over the input units of a matrix product
     maps     sum over samples of |x|, positions kept
@@ -7,8 +7,8 @@
 All are sums in the order of the product, of values that are 0 at padding:
 `(leading, in, in)` for pairs, `(units, positions)` for maps and `(leading, in, out)`
 for edges, where "leading" numbers separate products (experts, groups).
-`bbjax.activity.order` puts them into the kernel's order. What a product cannot give is
-refused by name before anything is evaluated.
+`bbjax.activity.order` puts them into the kernel's order. Statistics that a product does
+not have raise an error before anything is evaluated.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def gram_sum(
 
 
 def _whole(x: Float[Array, "..."]) -> NamedSharding | None:
-    """A sum over a sharded batch has to say where it goes if axes are explicit."""
+    """The sharding that a sum over a sharded batch needs if axes are explicit."""
     mesh = jax.typeof(x).sharding.mesh
     if AxisType.Explicit not in mesh.axis_types:
         return None
@@ -73,7 +73,7 @@ def map_sums(
     valid: Bool[Array, "..."] | None,
     statistics: Sequence[str],
 ) -> Raw:
-    """Sums maps of |x|, and what edges contribute, over samples.
+    """Sums maps of |x|, and contributions of edges, over samples.
 
     Args:
       x: the value at the tap.
@@ -82,7 +82,7 @@ def map_sums(
       geometry: of the kernel.
       count: entries that each unit was measured on, shape of the axes of the tap.
       valid: padding mask with as many axes as `x`, or None.
-      statistics: names; those that are neither maps nor edges are left to others.
+      statistics: names; those that are neither maps nor edges are ignored.
 
     Returns:
       Sums and the number of samples.
@@ -175,14 +175,14 @@ def _samples_first(tap: Tap, ndim: int) -> list[int]:
 def _samples(
     x: Float[Array, "samples ..."], valid: Bool[Array, "..."] | None
 ) -> Float[Array, ""]:
-    """Number of samples of which anything is real."""
+    """Number of samples that are not padding altogether."""
     if valid is None:
         return jnp.asarray(x.shape[0], jnp.float32)
     some = jnp.any(valid, axis=tuple(range(1, x.ndim)))
     return jnp.sum(some, dtype=jnp.float32) * (x.shape[0] // valid.shape[0])
 
 
-# What a product can give ---------------------------------------------------------
+# The statistics that a product has -----------------------------------------------
 def geometry_of(tap: Tap, kernel: Kernel) -> Geometry:
     """How the product that a tap belongs to moves over positions."""
     if kernel.op != "conv_general_dilated":
@@ -204,7 +204,7 @@ def geometry_of(tap: Tap, kernel: Kernel) -> Geometry:
 
 
 def refuse(tap: Tap, geometry: Geometry, statistics: Sequence[str]) -> None:
-    """Raises where a product has no such statistics.
+    """Raises an error if a product does not have the statistics.
 
     Raises:
       ValueError: a Gram matrix of anything but a plain matrix product, a map of a

@@ -1,11 +1,11 @@
-"""Reductions of one array at hand to statistics of the units on its axes.
+"""Reductions of one array to statistics of the units on its axes.
 
-`unit_sums` reduces over everything that is not a unit, without padding: sums, maxima
-and a count, in the order of the value's own axes. `bbjax.activity.order` puts them into
-the kernel's order and `bbjax.activity.statistics.finish` divides them.
+`unit_sums` reduces over all axes but those of units, without padding: sums, maxima and
+a count, in the order of the value's own axes. `bbjax.activity.order` puts them into the
+kernel's order and `bbjax.activity.statistics.finish` divides them.
 
-A padding mask covers leading axes of what is left without the unit axes, and becomes
-an array with as many axes as the values, of size 1 where it says nothing.
+A padding mask covers leading ones of the axes that are not units. It becomes an array
+with as many axes as the values, of size 1 along all other axes.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _share(
     rest: tuple[int, ...],
     valid: Bool[Array, "..."] | None,
 ) -> Float[Array, "..."]:
-    """The sum of hits; NaN where `x` is not finite: a broken batch is no silent one."""
+    """The sum of hits; NaN where `x` is not finite, so that it is noticed."""
     counted = [real(hit.astype(jnp.float32), valid)]
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         return reductions.sums(counted, rest)[0]

@@ -1,4 +1,4 @@
-"""Statistics of activity: what they are, and how partial measurements combine.
+"""Statistics of activity: definitions, and how partial measurements are combined.
 
 Per unit, over the batch and all positions that are not padding (`stack + units`):
 
@@ -6,19 +6,19 @@ Per unit, over the batch and all positions that are not padding (`stack + units`
     mean_square  mean of x**2             zero_share   mean of (x == 0)
     max_abs      maximum of |x|           count        entries measured
 
-Larger ones, for the one side that is named with them:
+Larger statistics, measured only on the side that is named with them:
 
     inputs.gram        mean of x x^T over the input units of a matrix product
     inputs.abs_map     mean over samples of |x|, positions kept (also outputs.abs_map)
     inputs.fro_of_mean, inputs.mean_of_fro, inputs.l1
-                       what each edge contributes (`bbjax.activity.convolution`), of
+                       contribution of each edge (`bbjax.activity.convolution`), of
                        shape `kernel.edge_shape`; |w| * mean |x| in a matrix product
     outputs.positions  output positions of one sample, 1 in a matrix product: a bias b
                        contributes |b| * sqrt(positions) beside the first two sizes of
                        an edge, |b| * positions beside l1
 
 A sample of a convolution is an entry of the batch, and padding is 0 in its map; a
-sample of a matrix product is an entry of the batch at a position, and padding is none.
+sample of a matrix product is an entry of the batch at a position that is not padding.
 
 A partial measurement is a sum (or a maximum) and a count, in float32. Counts of 0/1
 values are exact below 2**24 samples, so the result does not depend on how the batch is
@@ -41,9 +41,7 @@ from bbjax.model.units import Side
 MEANS = ("on_rate", "mean_abs", "mean_square", "zero_share")
 PER_UNIT = (*MEANS, "max_abs")
 PER_EDGE = ("fro_of_mean", "mean_of_fro", "l1")
-SIDED: dict[
-    str, tuple[Side, ...]
-] = {  # statistics that are measured on the sides named, and only where asked
+SIDED: dict[str, tuple[Side, ...]] = {  # measured on these sides, and only if asked for
     "gram": ("inputs",),
     "abs_map": ("inputs", "outputs"),
     **dict.fromkeys(PER_EDGE, ("inputs",)),
@@ -51,12 +49,12 @@ SIDED: dict[
 }
 STATISTICS = (*PER_UNIT, *SIDED)
 BY_SAMPLE = ("abs_map", *PER_EDGE)  # means over samples, not over entries
-SAME = ("max_abs", "windows", "positions")  # combined by the larger one, or equal
+SAME = ("max_abs", "windows", "positions")  # the larger one is taken, or all are equal
 Raw = dict[str, Float[Array, "..."]]  # statistic -> sum or maximum; "count" -> entries
 Asked = dict[Side, tuple[str, ...]]
 
 
-@no_type_check  # of fields: a tree of anything has this form (`jax.tree.map`)
+@no_type_check  # `jax.tree.map` makes objects of this class with anything in its fields
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Statistics:
@@ -118,13 +116,12 @@ class Activity(NamedTuple):
 
 
 def asked_for(needs: Sequence[str]) -> Asked:
-    """Which statistics to measure on which side so that `needs` are met.
+    """The statistics to measure on each side, for the needs of a rule.
 
     Args:
-      needs: names of statistics. `"inputs.<name>"` and `"outputs.<name>"` ask for one
-        side, a bare name asks for both; those that exist on one side alone, or are
-        large, have to say which. `"grads"` asks for nothing here, on-rates are always
-        measured.
+      needs: names of statistics: `"inputs.<name>"` or `"outputs.<name>"` for one side,
+        a bare name for both. Larger statistics need the side. `"grads"` is ignored;
+        on-rates are always measured.
 
     Raises:
       ValueError: an unknown name, or one without its side.
@@ -205,7 +202,7 @@ def unfinished(statistics: Statistics, geometry: Geometry | None = None) -> Raw:
 
 
 def _behind(name: str, raw: Raw, geometry: Geometry | None) -> Float[Array, "..."]:
-    """How many samples are behind each entry of a mean."""
+    """The number of samples of each entry of a mean."""
     if name == "gram":  # units of a slice are all measured on the same entries
         slices = raw[name].shape[:-2]
         return jnp.reshape(raw["count"], (*slices, -1))[..., :1, None]

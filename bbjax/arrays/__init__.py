@@ -6,5 +6,6 @@ keys          floats as integers of the same order
 reductions    several reductions of one array in one pass
 bits          boolean arrays as packed bits
 sharding      where an array lies on devices
+types         types of arguments
 loop          a change that is made only where a condition holds, without copies
 """

@@ -5,8 +5,8 @@ Byte `r` along `axis` holds the entries `8 r ... 8 r + 7`, the first in the lowe
     byte[r] = sum_j mask[8 r + j] << j,   mask[i] = byte[i // 8] >> (i % 8) & 1
 
 and the entries past the end of the axis are 0. The axis keeps its place and need not
-be the minor one. Neighbours stay neighbours, so an axis that is sharded in multiples
-of eight packs and unpacks on each device by itself, with shifts and no gathers.
+be the minor one. A byte holds neighbours, so an axis that is sharded in multiples of
+eight is packed and unpacked on each device by itself, with shifts and no gathers.
 Shapes: mask `(..., n, ...)`, bits `(..., ceil(n / 8), ...)` in uint8.
 """
 

@@ -25,7 +25,7 @@ def key(x: Float[Array, "*shape"]) -> Int[Array, "*shape"]:
       [0, 0, 1, -1]
     """
     # XLA folds the bits of a transposed constant in the wrong order (jax 0.10.2, a jit
-    # inside a jit): behind a barrier, which costs nothing, it sees no constant.
+    # inside a jit): behind a barrier, which costs nothing, there is no constant.
     x = lax.optimization_barrier(x)
     bits = lax.bitcast_convert_type(x, _integer(x.dtype))
     size = bits & jnp.iinfo(bits.dtype).max

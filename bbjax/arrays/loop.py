@@ -1,8 +1,9 @@
-"""A change that is made only where it is due, without copies.
+"""An in-place conditional: a while loop of zero or one steps.
 
-A loop of zero or one iterations. What a loop carries is changed in place, where a
-conditional would copy what it leaves alone; the change is compiled once and runs, and
-reads, only if it has to; and under `vmap` it still runs only where one lane wants it.
+`lax.cond` copies the arrays that its branches pass through; a loop changes what it
+carries in place. The change is compiled once, and runs only if the condition holds.
+Under `vmap`, where `lax.cond` always runs both branches, it runs only if the condition
+holds for one element of the batch.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ T = TypeVar("T")
 
 
 def when(due: Bool[Array, ""], change: Callable[[T], T], held: T) -> T:
-    """What `change` makes of `held` if it is due, else `held`.
+    """Returns `change(held)` if it is due, else `held`.
 
     Args:
       due: bool scalar.
-      change: keeps structure, shapes and dtypes.
-      held: arrays; those that are only read are better left to `change` to close over.
+      change: a function that keeps structure, shapes and dtypes.
+      held: arrays that may change. Arrays that are only read are better closed over.
 
     Example:
       >>> when(jnp.array(True), lambda x: x + 1, jnp.zeros(2)).tolist()

@@ -1,13 +1,13 @@
-"""One pass over an array: several reductions at once, on each device by itself.
+"""Several reductions of one array in one pass, on each device by itself.
 
 A reduced axis of `n` entries is split in (parts, entries of a part). The entries of a
-part are reduced by one operation of several operands, into which comparisons and casts
-fuse, where a plain sum of a comparison is written out first on CPU. The parts follow by
-plain reductions, of which partitioners make an all-reduce.
+part are reduced by one operation with several operands. Comparisons and casts fuse into
+it; before a plain sum, a CPU would write a comparison to memory. The parts are then
+reduced by plain sums, which become an all-reduce on several devices.
 
-No part straddles devices, however the axis is sharded. On CPU the fused loop is fast
-along the minor axis, and elsewhere over so few rows that they are unrolled: parts are
-small there.
+No part lies on two devices, however the axis is sharded. On CPU the fused loop is fast
+along the minor axis; along other axes it is fast only over so few rows that they are
+unrolled, so parts are small there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,7 @@ class Parts(NamedTuple):
 
     @property
     def split(self) -> tuple[int, ...]:
-        """Both, in the order of the reduced axes."""
+        """Both kinds of axes, in the order of the reduced axes."""
         pairs = zip(self.outer, self.inner, strict=True)
         return tuple(axis for pair in pairs for axis in pair)
 
@@ -131,7 +131,7 @@ def sums(
 Pair = tuple[Array, Array]
 
 
-def _add(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
+def _add(a: tuple[Array, ...], b: tuple[Array, ...]) -> tuple[Array, ...]:
     return tuple(map(operator.add, a, b))
 
 

@@ -1,10 +1,11 @@
-"""Where state lives: next to the weights it speaks of.
+"""Sharding of state: masks and dormant weights lie where their weights lie.
 
-Masks and dormant weights take the sharding of their kernel, so that plain steps move
-nothing between devices. On meshes with explicit axes the sharding is part of an array's
-type and must be the same after every update: `match` restores it. Arrays per unit are
-whole on every device of any mesh: one and the same measurement may serve two kernels
-that are sharded along different axes, and a state that moved would compile again.
+Masks and dormant weights take the sharding of their kernel, so that steps without a
+refresh move nothing between devices. On meshes with explicit axes the sharding is part
+of an array's type and must be the same after every update: `match` restores it. Arrays
+per unit are whole on every device of a mesh. One measurement may belong to two kernels
+that are sharded along different axes, and a change of sharding would compile the step
+again.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def like(
         for i, name in enumerate(spec)
     ]
     if AxisType.Explicit not in sharding.mesh.axis_types and not any(spec):
-        spec = []  # as the compiler writes it: another spelling is looked up anew
+        spec = []  # as the compiler writes it; another form would compile again
     return _place(array, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
 
 
@@ -66,7 +67,7 @@ def match_axes(
 
 
 def whole(x: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
-    """All of a value on every device."""
+    """Replicates a value: all of it on every device."""
     sharding = jax.typeof(x).sharding
     everywhere = sharding.update(spec=PartitionSpec(*[None] * x.ndim))
     if not sharding.mesh.empty and AxisType.Explicit not in sharding.mesh.axis_types:

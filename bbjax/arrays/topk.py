@@ -24,14 +24,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Integer, Shaped
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Integer
 
 from bbjax.arrays import bracket
 from bbjax.arrays.bracket import Bracket, Countable, Ranked
 from bbjax.arrays.keys import from_key, key, top_key
 from bbjax.arrays.loop import when
 from bbjax.arrays.reductions import Parts
-from bbjax.arrays.sharding import whole
+from bbjax.arrays.sharding import match, whole
 
 _METHODS = ("auto", "count", "top_k")
 _FASTEST = {"cpu": "count"}  # benchmarks.speed; not measured: "count"
@@ -144,13 +144,12 @@ def _share_out(
         )
         return jnp.min(least), jnp.max(most)
 
-    every = jnp.asarray(sum(s.size for s in scores), jnp.int32)
     entries = Countable(counts, ends, min(v.parts.width for v in views))
-    everywhere = _all_keys(jnp.float32, k, every)
+    everywhere = _all_keys(jnp.float32, k, sum(s.size for s in scores))
     t = bracket.kth_largest(entries, k, everywhere, exact=True).bracket.low
     pairs = [_flat(v.counts(jnp.stack([t, t + 1]))) for v in views]
     reach, above = jnp.stack(pairs, 1)
-    # What equal scores share, the first arrays first.
+    # Of equal scores at the threshold, those of the first arrays are taken first.
     left = k - jnp.sum(above, dtype=jnp.int32)
     shares = []
     for n, more in zip(reach, above, strict=True):
@@ -170,9 +169,7 @@ class _View(NamedTuple):
 
     keys: Int[Array, "*split"]
     places: Int[Array, "..."]  # n - 1 - index; broadcasts to keys
-    need: Int[
-        Array, "*units"
-    ]  # k, with axes of size 1 in the place of the selected ones
+    k: Int[Array, "*units"]  # with axes of size 1 in the place of the selected ones
     parts: Parts
     n: int  # entries of a unit
 
@@ -195,25 +192,22 @@ class _View(NamedTuple):
     def search(self, start: Bracket[Array], *, exact: bool = False) -> Ranked:
         """Looks for the k-th largest key of every unit."""
         entries = Countable(self.counts, self.ends, self.parts.width)
-        return bracket.kth_largest(entries, self.need, start, exact=exact)
+        return bracket.kth_largest(entries, self.k, start, exact=exact)
 
-    def everywhere(self, dtype: Any) -> Bracket[Array]:
-        """The bracket of all keys of a dtype."""
-        return _all_keys(dtype, self.need, jnp.full_like(self.need, self.n))
-
-    def ranked_among_equals(self, t: Int[Array, "*units"]) -> _View:
-        """Other keys, all different from `t` on: places of the keys that equal `t`."""
-        equals = jnp.where(self.keys == t, self.places, -1)
-        ranks = jnp.where(self.keys > t, self.n, equals).astype(self.keys.dtype)
-        return self._replace(keys=ranks)
+    def ranks(
+        self, keys: Int[Array, "*split"], t: Int[Array, "*units"]
+    ) -> Int[Array, "*split"]:
+        """Keys that order equal ones: places of those that equal `t`, `n` above it."""
+        equals = jnp.where(keys == t, self.places, -1)
+        return jnp.where(keys > t, self.n, equals).astype(keys.dtype)
 
 
 class _Settling(NamedTuple):
     """A search, and a second one where equal scores straddle the k-th place."""
 
     again: Bool[Array, ""]
-    tied: Bool[Array, ""]  # whether it is the second one
-    keys: Int[Array, "*split"]  # in which it is by place
+    tied: Bool[Array, ""]  # whether this is the second one
+    keys: Int[Array, "*split"]  # by place in the second one
     t: Int[Array, "*units"]
     lacking: Int[Array, "*units"]  # k less the keys from t on
 
@@ -226,19 +220,15 @@ def _mask_by_count(
 
     def settle(state: _Settling) -> _Settling:
         _, tied, keys, t, lacking = state
-
-        def rank(keys: Int[Array, "*split"]) -> Int[Array, "*split"]:
-            return view._replace(keys=keys).ranked_among_equals(t).keys
-
-        keys = when(tied, rank, keys)
-        few = bracket.all_from(0, view.n, view.need, lacking, keys.dtype)
-        every = view.everywhere(scores.dtype)
+        keys = when(tied, lambda keys: view.ranks(keys, t), keys)
+        few = bracket.all_from(0, view.n, view.k, lacking, keys.dtype)
+        every = _all_keys(scores.dtype, view.k, view.n)
         start = jax.tree.map(functools.partial(jnp.where, tied), few, every)
         found = view._replace(keys=keys).search(start)
         low, lacking, *_ = found.bracket
         return _Settling(found.tied, found.tied, keys, low, lacking)
 
-    yes, none = jnp.ones((), bool), jnp.zeros_like(view.need)
+    yes, none = jnp.ones((), bool), jnp.zeros_like(view.k)
     start = _Settling(yes, ~yes, view.keys, none.astype(view.keys.dtype), none)
     last = lax.while_loop(lambda state: state.again, settle, start)
     return view.parts.join(last.keys >= last.t)
@@ -249,18 +239,17 @@ def _kth_by_count(
     scores: Float[Array, "..."], k: Int[Array, "*others"], axes: tuple[int, ...]
 ) -> Float[Array, "*others"]:
     view, top = _view(scores, k, axes), top_key(scores.dtype)
-    t = view.search(view.everywhere(scores.dtype), exact=True).bracket.low
-    t = jnp.where(view.need > 0, t, top).squeeze(view.parts.split)
+    everywhere = _all_keys(scores.dtype, view.k, view.n)
+    t = view.search(everywhere, exact=True).bracket.low
+    t = jnp.where(view.k > 0, t, top).squeeze(view.parts.split)
     return from_key(t, scores.dtype)
 
 
-def _all_keys(
-    dtype: Any, need: Int[Array, "*units"], every: Int[Array, "*units"]
-) -> Bracket[Array]:
-    """The bracket of all keys of a dtype, for units of `every` entries."""
+def _all_keys(dtype: Any, k: Int[Array, "*units"], n: int) -> Bracket[Array]:
+    """The bracket of all keys of a dtype, for units of `n` entries."""
     top, wide = top_key(dtype), jnp.dtype(dtype).itemsize == 8
     keys = "int64" if wide else "int32"
-    return bracket.all_from(-top - 1, top + 1, need, need - every, keys)
+    return bracket.all_from(-top - 1, top + 1, k, k - n, keys)
 
 
 def _view(
@@ -268,10 +257,10 @@ def _view(
 ) -> _View:
     parts = Parts.of(scores, axes)
     keys = key(parts.cut(scores))
-    like = jax.typeof(jnp.sum(keys, parts.split, keepdims=True)).sharding
-    need = _reshard(jnp.expand_dims(k, parts.split), like)
+    per_unit = jnp.sum(keys, parts.split, keepdims=True)  # for its sharding alone
+    k = match(jnp.expand_dims(k, parts.split), per_unit)
     n = math.prod(keys.shape[i] for i in parts.split)
-    return _View(keys, _places(keys.shape, parts.split), need, parts, n)
+    return _View(keys, _places(keys.shape, parts.split), k, parts, n)
 
 
 def _places(shape: tuple[int, ...], order: Sequence[int]) -> Int[Array, "..."]:
@@ -296,15 +285,7 @@ def _mask_by_top_k(
     mask = jnp.put_along_axis(jnp.zeros_like(kept), order, kept, 1, inplace=False)
     split = k.shape + tuple(scores.shape[a] for a in axes)
     mask = jnp.moveaxis(mask.reshape(split), last, axes)
-    return _reshard(mask, jax.typeof(scores).sharding)
-
-
-def _reshard(
-    x: Shaped[Array, "*shape"], sharding: jax.sharding.NamedSharding
-) -> Shaped[Array, "*shape"]:
-    """Does nothing but on meshes where the sharding is part of the type."""
-    same = jax.typeof(x).sharding == sharding
-    return x if same else jax.sharding.reshard(x, sharding)
+    return match(mask, scores)
 
 
 def _checked(

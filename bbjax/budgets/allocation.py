@@ -1,4 +1,4 @@
-"""Allocation: one density as a number of edges for every kernel.
+"""Allocation: from one density to a number of edges for every kernel.
 
     a number, a schedule      the same share of every kernel and stack slice
     {pattern: density, ...}   a share for the kernels whose path matches
@@ -8,10 +8,10 @@ Erdos-Renyi-Kernel: the density of a kernel falls with the size of its array,
 
     density_l = min(1, c * sum(shape_l) / prod(shape_l))
 
-with the largest `c` whose whole edges fit the budget of all kernels together; what is
-left over goes, one edge each, to the first that would take one next. `pool` is the
-budget of several kernels taken together, for rules whose edges compete across kernels.
-Everything may be traced.
+with the largest `c` whose whole edges fit the budget of all kernels together. The edges
+that are left over go, one each, to the first kernels that take one at the next larger
+`c`. `pool` is the budget of several kernels together, for rules whose edges compete
+across kernels. Everything may be traced.
 
 References: Mocanu et al., 2018 (Erdos-Renyi); Evci et al., arXiv 1911.11134 (with the
 window of a convolution).
@@ -28,11 +28,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from bbjax.arrays.types import Number
 from bbjax.budgets.degrees import solve
 from bbjax.budgets.exact import exact_budget
 from bbjax.model.units import Kernel
 
-Plain = float | Array | Callable[[Int[Array, ""]], Any]
+Plain = Number | Callable[[Int[Array, ""]], Number]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ def budgets(
 
     Args:
       density: number, schedule, mapping from path patterns, or `erk(...)`; None keeps
-        everything (rules whose density is an outcome).
+        everything, for rules whose density is an outcome.
       kernels: the budgeted kernels.
       step: int32, for schedules.
       k_min: for each kernel the least number of edges of a slice, for `erk`.
@@ -110,7 +111,7 @@ def budgets(
     return Budgets(edges, asked, _rounded_once(shares[0], kernels))
 
 
-def at(density: Plain, step: Int[Array, ""]) -> Any:
+def at(density: Plain, step: Int[Array, ""]) -> Number:
     """The value of a density at a step."""
     return density(step) if callable(density) else density
 
@@ -157,7 +158,7 @@ def _sum_of(
 
 
 def _rounded_once(
-    density: Any, kernels: Sequence[Kernel]
+    density: Number, kernels: Sequence[Kernel]
 ) -> Callable[[Sequence[int]], Int[Array, ""]]:
     def pool(which: Sequence[int]) -> Int[Array, ""]:
         return exact_budget(density, sum(all_edges(kernels[i]) for i in which))
@@ -170,7 +171,7 @@ def all_edges(kernel: Kernel) -> int:
     return math.prod(kernel.edge_shape)
 
 
-def _shared_out(density: Any, kernels: Sequence[Kernel], k_min: Any) -> Budgets:
+def _shared_out(density: Number, kernels: Sequence[Kernel], k_min: Any) -> Budgets:
     """Every stack slice is a layer of its own."""
     counts = [math.prod(k.stack_shape) for k in kernels]
     sizes = [k.edge_count for k in kernels]

@@ -6,13 +6,14 @@ the largest float at which the floored degrees still fit the budget,
     degree_i(c) = floor(clip(real_i(c), min(k_min, cap_i), cap_i))
     c = max{c : sum_i degree_i(c) <= budget},   budget = round(density * fan * units)
 
-found by bisection on the ordered bits of c. What is left over goes, one edge each, to
-units whose degree would grow at the next larger c; of these, units of lower on-rate
-come first, then lower indices. All sums are of integers, so they are exact,
-and with a law that falls with the on-rate no busier unit ever gets more edges.
+found by bisection over all floats (`bbjax.arrays.bracket`). The edges that are left
+over go, one each, to units whose degree would grow at the next larger c; of these,
+units of lower on-rate come first, then lower indices. All sums are of integers, so they
+are exact. With a law that falls with the on-rate no busier unit gets more edges.
 
 Shapes: on-rates, profiles, caps and degrees (..., units); budgets the leading shape.
-Reference: d0 of the degree controller, arXiv 2510.01263, which leaves it open.
+Reference: d0 of the degree controller, arXiv 2510.01263, which does not say how to find
+it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Budgets: a density as a number of edges, to the edge.
+"""Budgets: a density as an exact number of edges.
 
     budget = round(density * edges), halves to even
 
-On paper one line; in float32, the only float a compiled program has by default, the
-product of a density and 3e8 edges is off by up to 8. So the product is taken in
-integers: a float32 density is exactly mantissa / 2**(shift + 1) with a mantissa of 24
-bits, the product with 31 bits of edges has 55, and two 32-bit words hold it.
+In float32, the only float of a compiled program by default, the product of a density
+and 3e8 edges is off by up to 8. So the product is taken in integers: a float32 density
+is exactly mantissa / 2**(shift + 1) with a mantissa of 24 bits, the product with 31
+bits of edges has 55, and two 32-bit words hold it.
 
 Shapes: the budget has the shape of the density; the edges are a static int.
 """
@@ -20,10 +20,11 @@ from jaxtyping import Array, ArrayLike, Float, Int, Real, UInt32
 
 
 def check_density(density: Real[ArrayLike, "..."], shape: tuple[int, ...] = ()) -> None:
-    """Refuses a density that is not a scalar or of `shape`, or is outside (0, 1].
+    """Raises an error if a density has a wrong shape or value.
 
     Raises:
-        ValueError: if so. The value of a tracer is not known and not checked.
+        ValueError: neither a scalar nor of `shape`, or outside (0, 1]. The value of a
+            tracer is not checked.
 
     Example:
         >>> check_density(0.7)
@@ -77,8 +78,9 @@ def _round_product(density: Float[Array, "*shape"], edges: int) -> Int[Array, "*
 def mean_degree(budget: Int[ArrayLike, "*stack"], units: int) -> Float[Array, "*stack"]:
     """Edges of a unit on average: float32 of the shape of the budget.
 
-    Compiled and eager alike: the compiler would replace the division by a constant by a
-    product with its rounded reciprocal, and a floor of the mean could lose an edge.
+    The same number in compiled and eager code: a compiler would replace the division by
+    a constant by a product with its rounded reciprocal, and a floor of the mean could
+    lose an edge.
 
     Example:
         >>> float(mean_degree(jnp.int32(30), 4))

@@ -1,7 +1,7 @@
 """Schedules: the density as a function of the step.
 
-A schedule is a function `step -> density`, as in Optax. `ramp` stays at 1 (nothing is
-pruned) until `start` and then falls to the final density in `steps` steps,
+A schedule is a function `step -> density`, as in Optax. `ramp` is 1 (nothing is pruned)
+until `start` and then falls to the final density in `steps` steps,
 
     left = 1 - clip((step - start) / steps, 0, 1)
     density(step) = density + (1 - density) * left ** power
@@ -15,20 +15,20 @@ References: Meirovitch et al., arXiv 2510.01263 (linear); Zhu and Gupta, arXiv
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Integer, Real
+from jaxtyping import Array, ArrayLike, Float, Integer
 
+from bbjax.arrays.types import Number
 from bbjax.budgets.exact import check_density
-from bbjax.model.numbers import check_int
+from bbjax.model.numbers import check_int, check_number
 
 _MAX_STEP = 2**31 - 1  # steps are int32
 
 
 def ramp(
-    density: Real[ArrayLike, ""], start: int, steps: int, power: float = 1
+    density: Number, start: int, steps: int, power: float = 1
 ) -> Callable[[Integer[ArrayLike, "*shape"]], Float[Array, "*shape"]]:
     """A density of 1 before `start`, falling to `density` over `steps` updates.
 
@@ -53,11 +53,7 @@ def ramp(
         [1.0, 1.0, 0.75, 0.5, 0.5]
     """
     check_density(density)
-    if not (math.isfinite(power) and power > 0):
-        raise ValueError(
-            f"power: expected a finite number > 0, got {power!r}; use 1 for a linear "
-            "or 3 for a cubic ramp"
-        )
+    check_number("power", power, "(0, inf)", "use 1 for a linear or 3 for a cubic ramp")
     start = check_int("start", start, 0, _MAX_STEP, "it is an optimizer update")
     room = _MAX_STEP - start
     steps = check_int("steps", steps, 0, room, "it counts optimizer updates")

@@ -7,6 +7,7 @@ import operator
 from typing import Any
 
 import jax
+import numpy as np
 
 INT32 = 2**31 - 1  # counts are int32 in compiled programs
 
@@ -62,6 +63,8 @@ def check_number(name: str, value: Any, inside: str, remedy: str) -> Any:
         return value
     message = f"expected {name} in {inside}, got {value!r}; {remedy}"
     try:
+        if np.ndim(value):
+            raise TypeError
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(

@@ -2,23 +2,20 @@
 
     keep the round(density * units) units of a slice with the largest mean |a|
 
-The density is a share of units, hence of edges. (The other method of that name keeps
-the largest activations of each token in the forward pass and has no mask.) With
-actuator "in" a unit that goes loses its incoming edges: what it still says is its bias,
-and by that alone it may come back. With actuator "out" it loses its outgoing edges, is
-measured as before, and comes back when it is active again. Shapes: statistics
-`stack + units`. Reference: the baseline of arXiv 2510.01263.
+The density is a share of units, hence of edges. (Another method of that name keeps the
+largest activations of each token in the forward pass; it has no mask.) With actuator
+"in" a unit that goes loses its incoming edges: its value is then its bias, and a large
+bias may bring it back. With actuator "out" it loses its outgoing edges, is measured as
+before, and returns when it is active again. Shapes: statistics `stack + units`.
+Reference: the baseline of arXiv 2510.01263.
 """
 
 from __future__ import annotations
 
 from typing import Literal, get_args
 
-from jaxtyping import Array, Bool
-
-from bbjax.rules.base import Candidates, Rule
-from bbjax.rules.parts.limits import of_living
-from bbjax.rules.parts.selection import whole_units
+from bbjax.rules.base import Rule
+from bbjax.rules.parts.whole_units import most_active
 
 Activeness = Literal["mean_abs", "mean_square", "max_abs", "on_rate"]
 
@@ -26,11 +23,11 @@ Activeness = Literal["mean_abs", "mean_square", "max_abs", "on_rate"]
 def activation_topk(*, statistic: Activeness = "mean_abs") -> Rule:
     """Keeps the most active units with all their edges, and no edge of the others.
 
-    Every slice keeps at least one unit; `k_min` has no say.
+    Every slice keeps at least one unit; `k_min` has no effect.
 
     Args:
-      statistic: what makes a unit active: `"mean_abs"`, `"mean_square"`, `"max_abs"`
-        or `"on_rate"`.
+      statistic: the measure of activity: `"mean_abs"`, `"mean_square"`, `"max_abs"` or
+        `"on_rate"`.
 
     Returns:
       A rule that needs this statistic; on one side of each kernel, without a pattern.
@@ -48,12 +45,10 @@ def activation_topk(*, statistic: Activeness = "mean_abs") -> Rule:
             f"expected a statistic out of {get_args(Activeness)}, got {statistic!r}; "
             "the units where it is largest are kept"
         )
-
-    def select(seen: Candidates) -> Bool[Array, "*edges"]:
-        (actuator,) = seen.actuators
-        score = of_living(seen, seen.of_units(statistic, actuator), actuator)
-        return whole_units(seen, score, actuator)
-
     return Rule(
-        "activation_topk", select, needs=(statistic,), patterned=False, one_sided=True
+        "activation_topk",
+        most_active(statistic),
+        needs=(statistic,),
+        patterned=False,
+        one_sided=True,
     )

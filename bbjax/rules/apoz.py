@@ -4,42 +4,40 @@
     prune u if APoZ_u > mean + sigmas * std
 
 with mean and (population) standard deviation over the units of the slice that still
-have edges. Units go whole, with all their edges on the budgeted side, and stay away;
-the density is an outcome. Every refresh trims again, as the paper does after each
-retraining, so leave it time to train. Paper: prune, retrain from the surviving weights,
-repeat. Shapes: shares of zeros `stack + units`. Reference: Hu, Peng, Tai, Tang, arXiv
-1607.03250.
+have edges. Units go whole, with all their edges on the budgeted side, and do not come
+back; the density is an outcome. Every refresh trims again. The paper retrains the
+remaining weights between two trims, so leave enough steps between refreshes. Shapes:
+shares of zeros `stack + units`. Reference: Hu, Peng, Tai, Tang, arXiv 1607.03250.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Real
+from jaxtyping import Array, Bool, Float
 
-from bbjax.arrays import sharding
+from bbjax.arrays.types import Number
+from bbjax.model.numbers import check_number
 from bbjax.model.units import Actuator
-from bbjax.rules.base import Candidates, Rule, side_of
-from bbjax.rules.parts.selection import edges_of
+from bbjax.rules.base import Candidates, Rule
+from bbjax.rules.parts.whole_units import alive, edges_of
 
-# Shares and bar are told apart in steps of this size. The last bits of a mean depend
-# on the order of the units; a bar that is mathematically equal to a share must not cut.
+# Shares and bar are rounded to this grid. The last bits of a mean depend on the order
+# of the units; a unit whose share is mathematically equal to the bar has to stay.
 _STEP = 2.0**-20
 
 
 def apoz(
     *,
-    sigmas: Real[ArrayLike, ""] = 1.0,
+    sigmas: Number = 1.0,
     statistic: Literal["zero_share", "off_rate"] = "zero_share",
 ) -> Rule:
     """Prunes units whose average percentage of zeros stands out from their layer.
 
     The unit with the fewest zeros always stays. A unit that is pruned never returns,
-    whatever `regrow` says (`regrow=False` saves the memory of the dormant weights).
-    `k_min` has no say.
+    whatever `regrow` is (`regrow=False` saves the memory of the dormant weights).
+    `k_min` has no effect.
 
     Args:
       sigmas: standard deviations above the mean, at least 0; may be traced.
@@ -51,13 +49,15 @@ def apoz(
       A rule that needs this share; it takes no density and no pattern.
 
     Raises:
+      TypeError: `sigmas` is no number.
       ValueError: negative `sigmas`, unknown statistic.
 
     Example:
       >>> apoz().needs, apoz(statistic="off_rate").needs
       (('zero_share',), ('on_rate',))
     """
-    _check(sigmas)
+    remedy = "units more than this many standard deviations above the mean go"
+    check_number("sigmas", sigmas, "[0, inf)", remedy)
     if statistic not in ("zero_share", "off_rate"):
         raise ValueError(
             f'expected statistic "zero_share" or "off_rate", got {statistic!r}; the '
@@ -77,37 +77,22 @@ def apoz(
     return Rule("apoz", select, needs=(need,), free=True, patterned=False)
 
 
-def _check(sigmas: Real[ArrayLike, ""]) -> None:
-    if isinstance(sigmas, jax.core.Tracer):
-        return
-    number = np.asarray(sigmas, np.float64)
-    if number.ndim or not 0 <= number < np.inf:
-        raise ValueError(
-            f"expected a finite number sigmas >= 0, got {sigmas!r}; units more than "
-            "this many standard deviations above the mean go"
-        )
-
-
 def _below_bar(
-    seen: Candidates,
-    actuator: Actuator,
-    share: Float[Array, "*units"],
-    sigmas: Real[ArrayLike, ""],
+    seen: Candidates, actuator: Actuator, share: Float[Array, "*units"], sigmas: Number
 ) -> Bool[Array, "*units"]:
-    """Units that stay, bool `stack + units`; the bar is that of the living ones."""
-    held = seen.kernel.gather(seen.mask.astype(jnp.int32), side_of(actuator))
-    alive = sharding.match(held, share) > 0
+    """Units that stay; mean and deviation are those of the units with edges."""
+    living = alive(seen, actuator, like=share)
     grid = jnp.round(share / _STEP) * _STEP
     axes = tuple(range(len(seen.kernel.stack_shape), share.ndim))
 
     def mean(values: Float[Array, "*units"]) -> Float[Array, "..."]:
-        count = jnp.sum(alive, axes, dtype=jnp.float32, keepdims=True)
-        total = jnp.sum(jnp.where(alive, values, 0.0), axes, keepdims=True)
+        count = jnp.sum(living, axes, dtype=jnp.float32, keepdims=True)
+        total = jnp.sum(jnp.where(living, values, 0.0), axes, keepdims=True)
         return total / jnp.maximum(count, 1.0)
 
     middle = mean(grid)
     spread = jnp.sqrt(mean(jnp.square(grid - middle)))
     bar = middle + jnp.asarray(sigmas).astype(jnp.float32) * spread
     bar = jnp.round(bar / _STEP) * _STEP
-    least = jnp.min(jnp.where(alive, grid, jnp.inf), axes, keepdims=True)
-    return alive & (grid <= jnp.maximum(bar, least))
+    least = jnp.min(jnp.where(living, grid, jnp.inf), axes, keepdims=True)
+    return living & (grid <= jnp.maximum(bar, least))

@@ -1,12 +1,20 @@
-"""What a rule is, and what it is given.
+"""Rules: the class, its arguments and its results.
 
 A rule decides *which* edges are kept. It is a frozen record of a `select` function and
-of what that function needs; it sees a `Candidates` view of one kernel and returns a
-mask, or, where edges compete across kernels (`joint`), a `Group` of such views and
-returns as many masks. Everything else (schedules, dormant weights, state, statistics)
-is the business of `bb.transform` and `bb.prune`. `bbjax.rules.parts.selection` has the
-parts that most rules are made of; they respect budgets, N:M patterns, prune-only runs
-and meshes, so that a rule made of them does as well.
+of what that function needs. The function takes a `Candidates` view of one kernel and
+returns a mask; where edges compete across kernels (`joint`), it takes a `Group` of such
+views and returns as many masks. `bb.transform` and `bb.prune` do everything else:
+schedules, dormant weights, state, statistics. Most rules are made of the parts in
+`bbjax.rules.parts.selection`, which respect budgets, N:M patterns, prune-only runs and
+meshes.
+
+Names of shapes in signatures:
+
+    *stack    `kernel.stack_shape`, one entry per slice
+    *units    `stack + units`, of the side that is meant; flat in each slice:
+              `*stack units`
+    *edges    `kernel.edge_shape`, one entry per edge
+    *split    `kernel.split`, that of weights: edges and the window of a convolution
 """
 
 from __future__ import annotations
@@ -16,24 +24,25 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from bbjax.arrays.types import Number
 from bbjax.model.units import Actuator, Kernel, Side
 from bbjax.rules.patterns import Pattern
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """One kernel at a refresh, as a rule sees it.
+    """One kernel at a refresh: the argument of a rule.
 
-    Arrays "per edge" have shape `kernel.edge_shape`, weights also the window axes of a
-    convolution (`kernel.split`).
+    Arrays "per edge" have shape `kernel.edge_shape`; weights also have the window axes
+    of a convolution (`kernel.split`).
 
     Attributes:
       kernel: the kernel.
       actuators: sides whose edges the budget counts.
-      weights: latent weights, shape `kernel.split`; a pruned weight has the value it
-        would come back with (0 where nothing comes back).
+      weights: latent weights, shape `kernel.split`; a pruned weight has the value that
+        it would come back with (0 where nothing comes back).
       mask: edges kept so far, per edge.
       statistics: averages by `"side.statistic"`, shape `stack + units` (see
         `bb.activity` for those of other shapes).
@@ -42,11 +51,11 @@ class Candidates:
       k_min: least degree of a unit.
       regrow: whether pruned edges may return.
       step: number of the update, int32; 0 in `bb.prune`.
-      grads: dense gradients, shape `kernel.split`, where the rule needs them.
-      index: position of the kernel among the budgeted ones, to draw its own noise.
+      grads: dense gradients, shape `kernel.split`, if the rule needs them.
+      index: position of the kernel among the budgeted ones, for noise of its own.
       bias: the bias of the output units, `stack + units`, or None.
       pattern: groups that the edges of a unit are kept in, or None.
-      hysteresis: share by which what is kept is favoured; see
+      hysteresis: share by which the scores of kept edges are raised; see
         `bbjax.rules.parts.hysteresis`.
     """
 
@@ -63,7 +72,7 @@ class Candidates:
     index: int = 0
     bias: Float[Array, "*outputs"] | None = None
     pattern: Pattern | None = None
-    hysteresis: Real[ArrayLike, ""] = 0.0
+    hysteresis: Number = 0.0
 
     @property
     def magnitude(self) -> Float[Array, "*edges"]:
@@ -77,6 +86,17 @@ class Candidates:
     def of_units(self, statistic: str, actuator: Actuator) -> Float[Array, "*units"]:
         """A statistic of the units whose edges an actuator counts."""
         return self.statistics[f"{side_of(actuator)}.{statistic}"]
+
+    def degrees(
+        self, actuator: Actuator, mask: Bool[Array, "*edges"] | None = None
+    ) -> Int[Array, "*units"]:
+        """Edges of each unit: those kept so far, or those of another mask."""
+        edges = self.mask if mask is None else mask
+        return self.kernel.gather(edges.astype(jnp.int32), side_of(actuator))
+
+    def flat(self, per_unit: Shaped[Array, "..."]) -> Shaped[Array, "*stack units"]:
+        """An array per unit with the units of a slice on one axis."""
+        return jnp.reshape(per_unit, (*self.kernel.stack_shape, -1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +113,7 @@ class Group:
 
 
 class Fitted(NamedTuple):
-    """What a rule chose on calibration data: float32 arrays, `kernel.stack_shape`.
+    """The slope that a rule chose on calibration data: float32, `kernel.stack_shape`.
 
     Attributes:
       spread: slope of the balance, a share of the mean degree per nat of log-odds.
@@ -107,7 +127,7 @@ class Fitted(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What a rule may return instead of a mask: more than a mask.
+    """A mask and more: what a rule may return in place of a mask.
 
     Attributes:
       mask: edges to keep, per edge.
@@ -136,23 +156,22 @@ class Rule:
       name: for tables and messages.
       select: from `Candidates` to the mask of kept edges, per edge; from a `Group` to
         one mask per member if `joint`.
-      needs: statistics it reads: names of `bb.activity.STATISTICS` for the units that
-        the actuator counts, `"inputs.<name>"` or `"outputs.<name>"` for one side of a
-        kernel, `"grads"` for dense gradients.
-      revive: value of a weight that comes back: what it was (`"dormant"`) or 0
+      needs: statistics that it reads: names of `bb.activity.STATISTICS` for the units
+        that the actuator counts, `"inputs.<name>"` or `"outputs.<name>"` for one side
+        of a kernel, `"grads"` for dense gradients.
+      revive: value of a weight that comes back: its old one (`"dormant"`) or 0
         (`"zero"`).
       joint: whether edges compete across kernels.
       free: whether the density is an outcome, so that none is asked for.
       one_shot: whether it can only prune once (`bb.prune`), not while training.
       patterned: whether it can keep edges in N:M patterns.
       one_sided: whether it can budget one side of a kernel only.
-      favours: whether it favours what is kept where `bb.transform` is asked for
-        hysteresis.
+      favours: whether it can raise the scores of kept edges (hysteresis).
       fits: whether it chooses its slope on calibration data (`bb.spreads`).
     """
 
     name: str
-    select: Callable[[Any], Any]
+    select: Callable[[Any], Any]  # `Select`, or `JointSelect` if `joint`
     needs: tuple[str, ...] = ()
     revive: Literal["dormant", "zero"] = "dormant"
     joint: bool = False
@@ -165,7 +184,7 @@ class Rule:
 
     @property
     def reads_activity(self) -> bool:
-        """Whether it needs anything but gradients: statistics of a model at work."""
+        """Whether it needs statistics of activity, not gradients alone."""
         return any(need != "grads" for need in self.needs)
 
     def choose(self, group: Group) -> list[Choice]:
@@ -178,17 +197,17 @@ class Rule:
 
 
 def as_choice(chosen: Chosen) -> Choice:
-    """A bare mask as a choice of nothing but the mask."""
+    """A mask alone as a choice."""
     return chosen if isinstance(chosen, Choice) else Choice(chosen)
 
 
 def side_of(actuator: Actuator) -> Side:
-    """The side of a kernel whose units' edges an actuator counts."""
+    """The side of the units whose edges an actuator counts."""
     return "outputs" if actuator == "in" else "inputs"
 
 
 def side_in(name: str) -> Side:
-    """The side that a running mean `"side.statistic"` speaks of."""
+    """The side of a running mean `"side.statistic"`."""
     return "inputs" if name.startswith("inputs.") else "outputs"
 
 

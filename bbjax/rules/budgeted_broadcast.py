@@ -9,22 +9,23 @@ degree is
 with `d0` such that the kept edges are exactly the budget. Each unit keeps its `k`
 best edges, over its full row, so that a pruned edge returns once it is among them.
 
-The paper leaves open how steep the balance is, what a unit that is never on gets, and
-where `d0` comes from. Here the slope is a share of the mean degree per nat of log-odds
-(`spread`), and a unit that is never on gets what a unit of mean log-odds gets
-(`bb.laws.log_odds`). By default three quarters of the edges that a unit wins in the
-whole layer are added to its degree (`competition`), and `d0` is solved for the rest of
-the budget; `competition=0` leaves the law alone.
+The paper gives no slope, no degree for units that are never on, and no way to find
+`d0`. Here the slope is a share of the mean degree per nat of log-odds (`spread`), and a
+unit that is never on has the degree of a unit of mean log-odds (`bb.laws.log_odds`). By
+default three quarters of the edges that a unit wins in the whole layer are added to its
+degree (`competition`), and `d0` spends the rest of the budget. With `competition=0` the
+law alone sets the degrees.
 
 Reference: Meirovitch, Yang, Lichtman, Shavit, arXiv 2510.01263.
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from jaxtyping import ArrayLike, Real
 
+from bbjax.arrays.types import Number
 from bbjax.budgets import laws
 from bbjax.rules.base import Rule
 from bbjax.rules.parts.calibrated import select_calibrated
@@ -39,9 +40,9 @@ COMPETITION = 0.75
 def budgeted_broadcast(
     *,
     spread: Real[ArrayLike, "*stack"] | Literal["calibrated"] | None = None,
-    beta: Real[ArrayLike, ""] | None = None,
+    beta: Number | None = None,
     law: laws.Law | None = None,
-    competition: Real[ArrayLike, ""] | None = None,
+    competition: Number | None = None,
     scope: Scope = "layer",
     score: Name = "magnitude",
 ) -> Rule:
@@ -53,12 +54,13 @@ def budgeted_broadcast(
         the balance. `"calibrated"`, for `bb.prune`: the slope of least output error on
         the calibration data, chosen for every kernel and stack slice (`bb.spreads`).
       beta: slope of the balance in log-odds per edge instead, above 0: the paper's
-        controller to the letter. May be traced.
+        formula without changes. May be traced.
       law: another law than `log_odds`, e.g. `bb.laws.threshold()`.
       competition: share of the edges that a unit wins among all edges of the layer,
         which is added to its degree, in [0, 1]; may be traced. 0.75 by default, 0 with
-        `beta` or `law`, and 0 for laws that combine by "scale". Under actuator "out" a
-        kernel that reads raw inputs follows competition alone, unless it is 0.
+        `beta` or `law`; laws that combine by "scale" allow 0 only. Under actuator "out"
+        the degrees of a kernel that reads raw inputs come from competition alone,
+        unless it is 0.
       scope: `"layer"`: every stack slice of a kernel has its own budget; `"global"`:
         all kernels compete for one budget, by `score`, before the units of each do;
         budgets then move at every refresh, and `hysteresis` holds edges, not degrees.
@@ -88,7 +90,7 @@ def budgeted_broadcast(
         )
     if competition is None:
         competition = COMPETITION if law is None and beta is None else 0.0
-    check_scope(scope, get_args(Scope))
+    check_scope(scope)
     slope = _number(spread)
     law = laws.log_odds(beta, spread=slope) if law is None else law
     of, needs = score_called(score)
@@ -124,7 +126,7 @@ def _calibrated(
     name: str,
     of: Score,
     needs: tuple[str, ...],
-    competition: Real[ArrayLike, ""],
+    competition: Number,
     scope: Scope,
 ) -> Rule:
     if scope != "layer":

@@ -1,13 +1,13 @@
-"""GraSP: keep the edges that the gradient flow through the net rests on.
+"""GraSP: keep the edges that preserve the gradient flow through the net.
 
     score = w * (H g),   g = d loss / d w,   H = d^2 loss / d w^2
 
-Removing a weight changes |g|^2 by -2 w (H g) to first order, so that edges of a large
-positive score go last and those of a negative one, which stand in the way of training,
-first: the sign matters. `grads` is H g, from `bb.saliency.hessian_gradient`. In a
-convolution scores are summed over the window. Reference: Wang, Zhang, Grosse, arXiv
-2002.07376. (Their loss divides the logits by a temperature of 200; so can yours. Their
-code removes one edge fewer than asked for.)
+Removing a weight changes |g|^2 by -2 w (H g) to first order. So the sign matters: edges
+of a large positive score go last, and edges of a negative score, which slow training,
+go first. `grads` is H g, from `bb.saliency.hessian_gradient`. In a convolution scores
+are summed over the window. Reference: Wang, Zhang, Grosse, arXiv 2002.07376. (Their
+loss divides the logits by a temperature of 200; your loss can do the same. Their code
+removes one edge fewer than asked for.)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bbjax.rules.parts.pools import Scope, by_saliency
 def grasp(*, scope: Scope = "global") -> Rule:
     """Keeps the largest w * (H g), over all kernels; one-shot.
 
-    Each unit first keeps its `k_min` best edges; `k_min=0` gives the published rule. An
+    Each unit first keeps its `k_min` best edges; `k_min=0` is the published rule. An
     edge whose score is NaN ranks below all others. Not for refreshes while training,
     where gradients are not H g.
 

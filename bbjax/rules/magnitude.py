@@ -19,12 +19,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from jaxtyping import Array, Bool
-
 from bbjax.budgets import laws
-from bbjax.rules.base import Group, JointSelect, Rule
+from bbjax.rules.base import Chosen, Group, JointSelect, Rule
 from bbjax.rules.parts.hysteresis import Score, scored
-from bbjax.rules.parts.pools import in_slices, over_all
+from bbjax.rules.parts.pools import competing, in_slices
 from bbjax.rules.parts.scores import Name, score_called
 from bbjax.rules.parts.selection import pooled_over, select_by_law
 
@@ -43,7 +41,7 @@ def magnitude(*, scope: Scope = "unit", score: Name = "magnitude") -> Rule:
       scope: `"unit"`: each unit has its own share of the budget; `"layer"`: all edges
         of a stack slice compete for its budget; `"global"`: all edges of all budgeted
         kernels, slices of a stack included, compete for one budget; a tuple of regular
-        expressions: so do the edges of the kernels whose path matches the same one
+        expressions: the edges of all kernels whose path matches the same one compete
         (the first match counts), and a kernel that none matches is a layer.
       score: what an edge is worth: `"magnitude"`, |w|; `"wanda"`, |w| times the root
         mean square of its input; `"scaled"`, |w| times the square root of that where
@@ -70,10 +68,9 @@ def magnitude(*, scope: Scope = "unit", score: Name = "magnitude") -> Rule:
     if scope == "unit":
         name = "magnitude" if not tail else f"magnitude[{score}]"
         return Rule(name, select_by_law(laws.uniform(), of), needs)
-    if scope == "layer":
-        return Rule(f"magnitude[layer{tail}]", in_slices(of), needs)
-    if scope == "global":
-        return Rule(f"magnitude[global{tail}]", over_all(of), needs, joint=True)
+    if scope == "layer" or scope == "global":
+        name, joint = f"magnitude[{scope}{tail}]", scope == "global"
+        return competing(name, of, needs, joint=joint)
     pooled = _in_pools(_checked(scope), of)
     return Rule(f"magnitude[pools{tail}]", pooled, needs, joint=True)
 
@@ -81,8 +78,8 @@ def magnitude(*, scope: Scope = "unit", score: Name = "magnitude") -> Rule:
 def _in_pools(patterns: Sequence[str], of: Score) -> JointSelect:
     in_layer = in_slices(of)
 
-    def select(group: Group) -> list[Bool[Array, "..."]]:
-        masks: dict[int, Array] = {}
+    def select(group: Group) -> list[Chosen]:
+        masks: dict[int, Chosen] = {}
         for which in _pools([seen.kernel.path for seen in group.members], patterns):
             sizes = [scored(group.members[i], of) for i in which]
             masks |= zip(which, pooled_over(group, which, sizes), strict=True)

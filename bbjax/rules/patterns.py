@@ -1,11 +1,10 @@
-"""N:M patterns: edges kept in small groups, as sparse hardware and kernels want them.
+"""N:M patterns: edges kept in small groups, as sparse hardware and kernels need them.
 
 The edges of a unit are cut into groups of `m` neighbours along its own edges: along the
-contracted axis for actuator "in", along the output axis for "out", whatever their
-place in the array, for the trace knows which is which. A rule that gives every unit the
-same degree keeps exactly `n` of each group. A rule that gives units degrees of their
-own gives unit `i` a number `N_i` of edges per group, with `sum_i N_i` fixed by the
-budget:
+contracted axis for actuator "in", along the output axis for "out". The trace says which
+axis of the array that is. A rule with the same degree for every unit keeps exactly `n`
+of each group. A rule with different degrees gives unit `i` a number `N_i` of edges per
+group, with `sum_i N_i` fixed by the budget:
 
     degree_i = N_i * groups,   sum_i N_i = round(density * m * units)
 
@@ -77,7 +76,7 @@ def row_axes(kernel: Kernel, actuator: Actuator) -> tuple[int, ...]:
 def check_pattern(
     kernel: Kernel, actuators: tuple[Actuator, ...], pattern: Pattern
 ) -> None:
-    """Refuses kernels whose edges cannot be cut into groups.
+    """Raises an error if the edges of a kernel cannot be cut into groups.
 
     Raises:
       ValueError: both sides are budgeted, or an axis is no multiple of `m`.
@@ -99,9 +98,9 @@ def check_pattern(
         )
 
 
-def groups_per_unit(kernel: Kernel, actuator: Actuator, pattern: Pattern) -> int:
-    """Number of groups that the edges of one unit make."""
-    return kernel.fan(actuator) // pattern.m
+def groups_per_unit(kernel: Kernel, actuator: Actuator, pattern: Pattern | None) -> int:
+    """Number of groups that the edges of one unit make, 1 without a pattern."""
+    return 1 if pattern is None else kernel.fan(actuator) // pattern.m
 
 
 def split_groups(

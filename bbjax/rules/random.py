@@ -2,10 +2,9 @@
 
     k = budget / units,   score = uniform noise, the same at every refresh
 
-The floor that any rule has to beat. The noise depends on the seed and on the kernel's
-position among the budgeted ones, not on the step, so that masks stay what they were
-unless the budget changes, and a smaller budget keeps a subset of the edges of a larger
-one.
+The baseline that any rule has to beat. The noise depends on the seed and on the
+kernel's position among the budgeted ones, not on the step. So masks change only with
+the budget, and a smaller budget keeps a subset of the edges of a larger one.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ def random(*, seed: Integer[ArrayLike, ""] = 0) -> Rule:
     """Every unit keeps random edges, the same number each.
 
     Args:
-      seed: integer (may be traced) that the noise is drawn from.
+      seed: integer of the noise; may be traced.
 
     Returns:
       A rule that needs no activity.

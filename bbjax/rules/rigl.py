@@ -4,44 +4,41 @@
     grow   as many again, largest |dL/dw| over all edges of the slice, weight 0
     f(step) = drop / 2 * (1 + cos(pi * min(step, anneal) / anneal))
 
-The count is the budget at every refresh (`bbjax.rules.parts.regrowth`). The gradient is
-the dense one, of pruned weights too. Edges that have just been dropped may grow again,
-as published, and are then as if they had stayed. Different from the published code: a
-refresh does not replace the gradient step; ties go to the lowest index instead of by
-noise; the number of dropped edges is rounded down, as there, but never so small or
-large that a unit has fewer than `k_min` edges. Reference: Evci et al., arXiv
-1911.11134.
+The number of edges is the budget at every refresh (`bbjax.rules.parts.regrowth`). The
+gradient is the dense one, with pruned weights. Edges that have just been dropped may
+grow again, as published, and then keep their weights. Differences from the published
+code: a refresh does not replace the gradient step; ties go to the lowest index, not by
+noise; the number of dropped edges is rounded down, as there, but no unit is left with
+fewer than `k_min` edges. Reference: Evci et al., arXiv 1911.11134.
 """
 
 from __future__ import annotations
 
-from jaxtyping import Array, ArrayLike, Bool, Real
+from jaxtyping import Array, Bool
 
+from bbjax.arrays.types import Number
 from bbjax.rules.base import Candidates, Rule
 from bbjax.rules.parts.regrowth import (
-    check_anneal,
-    check_share,
+    check_drop,
     drop_and_grow,
     drop_share,
     gradient,
 )
 
 
-def rigl(
-    *, drop: Real[ArrayLike, ""] = 0.3, anneal: Real[ArrayLike, ""] | None = None
-) -> Rule:
+def rigl(*, drop: Number = 0.3, anneal: Number | None = None) -> Rule:
     """Drops the weakest edges, grows those of the largest dense gradient.
 
-    `bb.wrap` has the dense gradients, and lets the optimizer's moments of what grows
-    begin anew, as published. In a chain pass `tx.update(..., grads=grads)`, and see
+    `bb.wrap` has the dense gradients, and resets the optimizer's moments of weights
+    that grow, as published. In a chain pass `tx.update(..., grads=grads)`, and see
     `bb.reset_moments`. An edge of a convolution is a whole window and grows by the sum
     of its |gradients|. With `regrow=False` nothing grows, and the largest |w| of a
     slice stay. A unit's `k_min` largest weights are not dropped; `k_min=0` is the
     published rule.
 
     Published runs start from a random topology with densities by shape, and refresh
-    through the first three quarters of the training. Without `masks` the first refresh
-    takes the largest |w| of the dense net and then drops and grows:
+    during the first three quarters of the training, as below. Without `masks` the first
+    refresh takes the largest |w| of the dense net and then drops and grows.
 
         density = bb.erk(0.1)
         params, masks = bb.prune(params, units, bb.rules.random(), density=density)
@@ -64,8 +61,7 @@ def rigl(
       >>> rigl(anneal=1000).needs, rigl().revive
       (('grads',), 'zero')
     """
-    check_share("drop", drop, "it is the share of kept edges to drop, e.g. 0.3")
-    check_anneal(anneal)
+    check_drop(drop, anneal)
 
     def select(seen: Candidates) -> Bool[Array, "*edges"]:
         share = drop_share(drop, anneal, seen.step)

@@ -3,23 +3,24 @@
     drop   a share of the kept edges of a slice, smallest |w|
     grow   as many again, drawn from all other edges of the slice, weight 0
 
-RigL without the gradient (`bbjax.rules.parts.regrowth`), and its control. What grows
-depends on the seed, the update and the kernel's position among the budgeted ones, so
-that a run can be repeated and resumed. Different from the published rule: "weakest" is
-the smallest |w|, not the smallest positive and the largest negative weights, and edges
-that have just been dropped are drawn from as well. Reference: Mocanu et al., "Scalable
-training of artificial neural networks with adaptive sparse connectivity", 2018.
+RigL without the gradient (`bbjax.rules.parts.regrowth`), and its control. The edges
+that grow depend on the seed, the update and the kernel's position among the budgeted
+ones, so that a run can be repeated and resumed. Differences from the published rule:
+"weakest" is the smallest |w|, not the smallest positive and the largest negative
+weights, and edges that have just been dropped may be drawn again. Reference: Mocanu et
+al., "Scalable training of artificial neural networks with adaptive sparse
+connectivity", 2018.
 """
 
 from __future__ import annotations
 
 import jax
-from jaxtyping import Array, ArrayLike, Bool, Integer, Real
+from jaxtyping import Array, ArrayLike, Bool, Integer
 
+from bbjax.arrays.types import Number
 from bbjax.rules.base import Candidates, Rule
 from bbjax.rules.parts.regrowth import (
-    check_anneal,
-    check_share,
+    check_drop,
     drop_and_grow,
     drop_share,
 )
@@ -27,8 +28,8 @@ from bbjax.rules.parts.regrowth import (
 
 def set_(
     *,
-    drop: Real[ArrayLike, ""] = 0.3,
-    anneal: Real[ArrayLike, ""] | None = None,
+    drop: Number = 0.3,
+    anneal: Number | None = None,
     seed: Integer[ArrayLike, ""] = 0,
 ) -> Rule:
     """Drops the weakest edges and grows random ones.
@@ -41,21 +42,20 @@ def set_(
       drop: share of the kept edges that a refresh drops, in [0, 1] (may be traced).
       anneal: number of updates until the share has fallen to 0 by half a cosine, at
         least 1 (may be traced); None, as published, keeps it constant.
-      seed: integer (may be traced) that the new edges are drawn from.
+      seed: integer of the random edges (may be traced).
 
     Returns:
       A rule that needs neither activity nor gradients; weights come back as 0.
 
     Raises:
-      TypeError: a number is none.
-      ValueError: a number is out of range.
+      TypeError: an argument is no number.
+      ValueError: an argument is out of range.
 
     Example:
       >>> set_(seed=1).needs, set_().revive
       ((), 'zero')
     """
-    check_share("drop", drop, "it is the share of kept edges to drop, e.g. 0.3")
-    check_anneal(anneal)
+    check_drop(drop, anneal)
 
     def select(seen: Candidates) -> Bool[Array, "*edges"]:
         key = jax.random.fold_in(jax.random.key(seed), seen.index)

@@ -2,11 +2,11 @@
 
     score = |w * g|,   g = d loss / d w on a batch
 
-is the size of d loss / d c for a gate c on the weight. The gradient is averaged over
-the batch first (and may be over many). Made for pruning at initialisation; while
-training it is the first-order Taylor saliency. In a convolution scores are summed over
-the window. Reference: Lee, Ajanthan, Torr, arXiv 1810.02340. (Their code lets biases
-compete as well, which start at 0 and go first.)
+is the size of d loss / d c for a gate c on the weight. The gradient is first averaged
+over the batch, or over many batches. The rule was made for pruning at initialisation;
+while training the score is the first-order Taylor saliency. In a convolution scores are
+summed over the window. Reference: Lee, Ajanthan, Torr, arXiv 1810.02340. (In their code
+biases compete as well; they start at 0 and go first.)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bbjax.rules.parts.pools import Scope, by_saliency
 def snip(*, scope: Scope = "global") -> Rule:
     """Keeps the largest |w * g|, over all kernels.
 
-    Each unit first keeps its `k_min` best edges; `k_min=0` gives the published rule. An
+    Each unit first keeps its `k_min` best edges; `k_min=0` is the published rule. An
     edge whose score is NaN ranks below all others.
 
     Args:

@@ -1,33 +1,32 @@
-"""SparseGPT: prune where the rest of the unit can make up for it, and let it.
+"""SparseGPT: prune the edges whose loss the rest of the unit can best compensate.
 
     cost of edge (i, j) = w_ij**2 / U_ii**2,   U^T U = (H + damp mean(diag H))^-1
 
-with H the mean of x x^T over the inputs: the cost is the squared error that losing the
-edge adds to the output of unit j once its later weights have moved
+with H the mean of x x^T over the inputs. The cost is the squared error that the loss of
+the edge adds to the output of unit j once its later weights have been updated
 (`bbjax.rules.parts.brain_surgeon`). Every unit keeps the same number of edges, or as
-many as a law gives it; under an N:M pattern the edges of a group are chosen when the
-sweep reaches it, at the weights of that moment. Kept weights change: a rule for one
-shot.
+many as a law gives it. Under an N:M pattern the edges of a group are chosen when the
+sweep reaches it, by the weights of that moment. Kept weights change, so the rule is for
+one shot.
 
 Reference: Frantar and Alistarh, arXiv 2301.00774. N:M choices are theirs. Their
-unstructured choice is one threshold for the edges of all units in a block of inputs,
-which takes the same share of every block, unlike numbers from units, and one edge more
-than asked for; here numbers are exact per unit, and blocks give up as many edges as is
+unstructured choice is one threshold for the edges of all units in a block of inputs: it
+takes the same share of every block, different numbers from units, and one edge more
+than asked for. Here numbers are exact per unit, and blocks lose as many edges as is
 cheapest.
 """
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Real
+from jaxtyping import Array, Bool
 
 from bbjax.arrays import sharding
+from bbjax.arrays.types import Number
 from bbjax.budgets import laws
-from bbjax.model.numbers import check_int
+from bbjax.model.numbers import check_int, check_number
 from bbjax.rules.base import Candidates, Choice, Rule
 from bbjax.rules.parts.brain_surgeon import cost, operate
 from bbjax.rules.parts.competition import Blend
@@ -38,8 +37,8 @@ from bbjax.rules.parts.selection import degrees_for, ranked
 def sparsegpt(
     *,
     law: laws.Law | None = None,
-    competition: Real[ArrayLike, ""] = 0.0,
-    damp: Real[ArrayLike, ""] = 0.01,
+    competition: Number = 0.0,
+    damp: Number = 0.01,
     block: int = 128,
 ) -> Rule:
     """Prunes by output error, with an update of the kept weights (one-shot).
@@ -81,7 +80,8 @@ def sparsegpt(
             f"expected a law from bb.laws or None, got {law!r}; call its factory, e.g. "
             "bb.laws.log_odds()"
         )
-    _check_damp(damp)
+    remedy = "it is a share of the mean of the Gram matrix's diagonal, e.g. 0.01"
+    check_number("damp", damp, "[0, inf)", remedy)
     blend = Blend(law, competition)
     block = check_int("block", block, 1, 2**20, "it is a number of inputs, e.g. 128")
 
@@ -112,31 +112,18 @@ def sparsegpt(
 
 
 # Checks --------------------------------------------------------------------------
-def _check_damp(damp: Real[ArrayLike, ""]) -> None:
-    if isinstance(damp, jax.core.Tracer):
-        return
-    share = np.asarray(damp)
-    if share.ndim or not 0 <= share < math.inf:
-        raise ValueError(
-            f"expected damp to be one finite number >= 0, got {damp!r}; it is a share "
-            "of the mean of the Gram matrix's diagonal, e.g. 0.01"
-        )
-
-
 def _check_kernel(seen: Candidates) -> None:
     kernel = seen.kernel
     if seen.actuators != ("in",):
         raise ValueError(
             f"expected actuator 'in' for {kernel.path!r}, got "
-            f"{' and '.join(map(repr, seen.actuators))}: sparsegpt makes up for the "
-            "lost inputs of a unit; select with actuator='in'"
+            f"{' and '.join(map(repr, seen.actuators))}: sparsegpt compensates "
+            "the lost inputs of a unit; select with actuator='in'"
         )
     refuse_windows(kernel, "for rule 'sparsegpt'", "choose bb.rules.wanda()")
 
 
-def _check_sound(
-    path: str, sound: Bool[Array, " slices"], damp: Real[ArrayLike, ""]
-) -> None:
+def _check_sound(path: str, sound: Bool[Array, " slices"], damp: Number) -> None:
     if isinstance(sound, jax.core.Tracer) or np.asarray(sound).all():
         return
     raise ValueError(

@@ -1,4 +1,4 @@
-"""SRigL: RigL with a constant degree per unit, and without units that are starved.
+"""SRigL: RigL with the same degree for every unit, except units that lose all edges.
 
     salient   the strongest |w| that RigL would keep, and as many of the largest
               |dL/dw| of the whole slice as it would grow
@@ -7,13 +7,13 @@
     degree    0 for starved units, else budget / survivors, as equal as can be
     mask      each unit's strongest edges that stay, then its largest |dL/dw|
 
-A starved unit loses all its edges and the others share them. It is judged anew at every
-refresh and comes back where gradients are large. So many units survive that the budget
-fits them: `t` is at most the salient edges of the m+1-st unit, m = floor(budget / fan).
+A starved unit loses all its edges, and the other units get them. It may return at any
+later refresh, where its gradients are large. Enough units survive to hold the budget:
+`t` is at most the number of salient edges of the m+1-st unit, m = floor(budget / fan).
 
-Different from the published code: the budget is met exactly, the edges left over by the
-division going to survivors with the largest sums of |w| (published: lost); a unit with
-more edges than its degree loses the weakest (published: an arbitrary choice).
+Differences from the published code: the budget is met exactly, and the edges left over
+by the division go to survivors with the largest sums of |w| (published: lost); a unit
+with more edges than its degree loses the weakest (published: an arbitrary choice).
 Reference: Lasby et al., arXiv 2305.02299.
 """
 
@@ -22,16 +22,17 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
+from jaxtyping import Array, Bool, Float, Int
 
 from bbjax.arrays.topk import kth_largest, top_k_mask
+from bbjax.arrays.types import Number
 from bbjax.budgets import laws
 from bbjax.budgets.degrees import solve
+from bbjax.model.numbers import check_number
 from bbjax.model.units import Actuator
 from bbjax.rules.base import Candidates, Chosen, Rule, side_of
 from bbjax.rules.parts.regrowth import (
-    check_anneal,
-    check_share,
+    check_drop,
     drop_share,
     gradient,
     staying,
@@ -50,11 +51,11 @@ from bbjax.rules.patterns import groups_per_unit
 
 def srigl(
     *,
-    drop: Real[ArrayLike, ""] = 0.3,
-    anneal: Real[ArrayLike, ""] | None = None,
-    gamma: Real[ArrayLike, ""] = 0.3,
+    drop: Number = 0.3,
+    anneal: Number | None = None,
+    gamma: Number = 0.3,
 ) -> Rule:
-    """RigL in which every unit has the same degree, but starved ones none at all.
+    """RigL in which every unit has the same degree, and starved ones have none.
 
     Units are those that the actuator counts: constant fan-in for "in", as published,
     constant fan-out for "out". `k_min` does not hold for starved units. Gradients,
@@ -81,9 +82,9 @@ def srigl(
       >>> srigl(gamma=0.5).needs
       ('grads',)
     """
-    check_share("drop", drop, "it is the share of kept edges to drop, e.g. 0.3")
-    check_share("gamma", gamma, "it is the share that has to be salient, e.g. 0.3")
-    check_anneal(anneal)
+    check_drop(drop, anneal)
+    remedy = "it is the share that has to be salient, e.g. 0.3"
+    check_number("gamma", gamma, "[0, 1]", remedy)
     same = select_by_law(laws.uniform())
 
     def select(seen: Candidates) -> Chosen:
@@ -104,7 +105,7 @@ def _select(
     share: Float[Array, ""],
     gamma: Float[Array, ""],
 ) -> Bool[Array, "*edges"]:
-    # What units and groups keep is seen to at the end.
+    # The degrees of units and groups are set at the end.
     kept, n = within_budget(dataclasses.replace(seen, pattern=None))
     strong, grads = ranked(kept, seen.magnitude), gradient(seen)
     stay = staying(n, share)
@@ -124,14 +125,14 @@ def _survivors(
     salient: Bool[Array, "*edges"],
     gamma: Float[Array, ""],
 ) -> Bool[Array, "*units"]:
-    """Which units are not starved: bool, `stack + units`."""
+    """The units that are not starved."""
     kernel = seen.kernel
-    count = kernel.gather(salient.astype(jnp.int32), side_of(actuator))
-    flat = jnp.reshape(count, (*kernel.stack_shape, -1)).astype(jnp.float32)
+    count = seen.degrees(actuator, salient)
+    flat = seen.flat(count).astype(jnp.float32)
     degree = (seen.budget // kernel.unit_count(actuator)).astype(jnp.float32)
     asked = jnp.maximum(whole_part(gamma * degree), 1).astype(jnp.float32)
     least = jnp.where(gamma > 0, asked, 0.0)
-    needed = seen.budget // kernel.fan(actuator) + 1  # units that the budget fits in
+    needed = seen.budget // kernel.fan(actuator) + 1  # units that can hold the budget
     least = jnp.minimum(least, kth_largest(flat, needed, axis=flat.ndim - 1))
     return jnp.reshape(flat >= least[..., None], count.shape)
 
@@ -142,24 +143,18 @@ def _degrees(
     survive: Bool[Array, "*units"],
     strong: Float[Array, "*edges"],
 ) -> Int[Array, "*units"]:
-    """The same degree for all survivors, per group: int32, `stack + units`."""
+    """The same degree for all survivors, per group of edges."""
     kernel, side = seen.kernel, side_of(actuator)
-    groups = 1
-    if seen.pattern is not None:
-        groups = groups_per_unit(kernel, actuator, seen.pattern)
-    shape = (*kernel.stack_shape, -1)
-    cap = jnp.reshape(survive, shape).astype(jnp.int32) * (
-        kernel.fan(actuator) // groups
-    )
-    # In whole numbers a sum does not depend on the order of its terms, hence not on
-    # the number of devices.
+    groups = groups_per_unit(kernel, actuator, seen.pattern)
+    cap = seen.flat(survive).astype(jnp.int32) * (kernel.fan(actuator) // groups)
+    # A sum of integers does not depend on the order of its terms, nor on the number of
+    # devices.
     axes = kernel.axes("group", "in", "out")
     top = jnp.max(strong, axis=axes, keepdims=True)
     parts = jnp.where(top > 0, strong / jnp.where(top > 0, top, 1.0), 0.0)
     unit = 2.0**30 / kernel.fan(actuator)
     total = kernel.gather(jnp.floor(parts * unit).astype(jnp.int32), side)
-    weak = 1.0 - jnp.reshape(total, shape).astype(jnp.float32) / 2.0**30
-    none = jnp.zeros_like(weak)
+    weak = 1.0 - seen.flat(total).astype(jnp.float32) / 2.0**30
     edges = in_steps_of(seen.budget, groups)
-    degree = solve(none, "shift", edges, cap, 0, weak)
+    degree = solve(jnp.zeros_like(weak), "shift", edges, cap, 0, weak)
     return jnp.reshape(degree, survive.shape)

@@ -1,12 +1,13 @@
-"""SynFlow: keep the edges that carry most of what can flow from input to output.
+"""SynFlow: keep the edges on the strongest paths from input to output.
 
     score = |w| * dR/d|w|,   R = sum of the outputs of the net with weights |w|
 
-is the sum over all paths through the edge of the product of their weights: no data, and
-no layer is cut off as long as edges go a few at a time. So one round at the final
-density is not the published method; `bb.saliency.prune_by_flow` runs its rounds.
-`grads` is dR/d|w|, from `bb.saliency.synaptic_flow`. In a convolution scores are summed
-over the window. Reference: Tanaka, Kunin, Yamins, Ganguli, arXiv 2006.05467.
+The score is the sum over all paths through the edge of the product of their weights. It
+needs no data, and no layer loses all edges as long as few edges go at a time. So one
+round at the final density is not the published method: `bb.saliency.prune_by_flow` runs
+its rounds. `grads` is dR/d|w|, from `bb.saliency.synaptic_flow`. In a convolution
+scores are summed over the window. Reference: Tanaka, Kunin, Yamins, Ganguli, arXiv
+2006.05467.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from bbjax.rules.parts.pools import Scope, by_saliency
 def synflow(*, scope: Scope = "global") -> Rule:
     """Keeps the largest |w| * dR/d|w|, over all kernels; one-shot.
 
-    Each unit first keeps its `k_min` best edges; `k_min=0` gives the published rule. An
+    Each unit first keeps its `k_min` best edges; `k_min=0` is the published rule. An
     edge whose score is NaN ranks below all others. Not for refreshes while training,
     where gradients are not those of the flow.
 

@@ -2,14 +2,14 @@
 
     a_j k_j > tau:   k_j <- max(k_j - ceil(fraction * k_j), floor(tau / a_j), k_min)
 
-at every refresh, by |w| among the edges that are left; none comes back. Each unit
-decides by itself, the density is an outcome, and the fixed point is
+at every refresh, by |w| among the edges that are left; none comes back. No unit depends
+on another one, the density is an outcome, and the fixed point is
 
     k_j = max(floor(min(fan, tau / a_j)), k_min)
 
-Instead of tau the traffic of that fixed point can be named, as a share of what the same
-units would carry dense: then tau is one number for all budgeted kernels, the largest
-with
+In place of tau you can give the traffic of that fixed point, as a share of the traffic
+of the same units when dense. Then tau is one number for all budgeted kernels, the
+largest with
 
     sum_j a_j k_j(tau) <= traffic * sum_j a_j fan_j
 
@@ -22,27 +22,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Int, Real
+from jaxtyping import Array, Bool, Int
 
 from bbjax.arrays import sharding
+from bbjax.arrays.types import Number
+from bbjax.model.numbers import check_number
 from bbjax.model.units import Actuator
-from bbjax.rules.base import Candidates, Group, JointSelect, Rule, Select, side_of
-from bbjax.rules.parts.limits import within_limits
+from bbjax.rules.base import Candidates, Group, JointSelect, Rule, Select
+from bbjax.rules.parts.selection import within_limits
 from bbjax.rules.parts.traffic import Sharers, common_fixed_point, fixed_point
 
 
 def threshold(
-    tau: Real[ArrayLike, ""] | None = None,
+    tau: Number | None = None,
     *,
-    traffic: Real[ArrayLike, ""] | None = None,
-    fraction: Real[ArrayLike, ""] = 0.1,
+    traffic: Number | None = None,
+    fraction: Number = 0.1,
 ) -> Rule:
     """Units over their traffic lose a fraction of their weakest edges at each refresh.
 
-    Nothing comes back, whatever `regrow` says (`regrow=False` saves the memory of the
+    Nothing comes back, whatever `regrow` is (`regrow=False` saves the memory of the
     dormant weights). A unit that is never on has no traffic and keeps its edges. With
     both actuators on one kernel an edge goes if one of its ends drops it. In `bb.prune`
     `fraction=1` goes to the fixed point at once. For the same degrees under a density,
@@ -51,8 +51,8 @@ def threshold(
     Args:
       tau: traffic per unit (edges times on-rate), above 0; may be traced.
       traffic: share of the dense traffic of all budgeted kernels together, in (0, 1];
-        may be traced. Degrees are whole, so what is reached is up to one edge of a
-        unit less; `k_min` comes first.
+        may be traced. Degrees are whole numbers, so the traffic may be less by up to
+        one edge of a unit; `k_min` comes first.
       fraction: share of its edges that a unit over tau loses, in (0, 1], rounded up.
 
     Returns:
@@ -70,12 +70,15 @@ def threshold(
             f"expected tau or traffic, got tau={tau!r} and traffic={traffic!r}; name "
             "the traffic of one unit, or the share of the dense traffic of all"
         )
-    _check("fraction", fraction, 1, "it is the share of its edges a unit loses at once")
+    remedy = "it is the share of its edges that a unit loses at once"
+    check_number("fraction", fraction, "(0, 1]", remedy)
     if traffic is not None:
-        _check("traffic", traffic, 1, "it is a share of the dense traffic")
+        remedy = "it is a share of the dense traffic"
+        check_number("traffic", traffic, "(0, 1]", remedy)
         return _rule("threshold[traffic]", _to_a_total(traffic, fraction), joint=True)
     assert tau is not None
-    _check("tau", tau, np.inf, "it is the traffic of one unit, edges times on-rate")
+    remedy = "it is the traffic of one unit, edges times on-rate"
+    check_number("tau", tau, "(0, inf)", remedy)
     return _rule("threshold", _to_each(tau, fraction), joint=False)
 
 
@@ -85,16 +88,7 @@ def _rule(name: str, select: Callable[[Any], Any], joint: bool) -> Rule:
     )
 
 
-def _check(name: str, value: Real[ArrayLike, ""], most: float, what: str) -> None:
-    if isinstance(value, jax.core.Tracer):
-        return
-    number = np.asarray(value, np.float64)
-    if number.ndim or not (0 < number <= most and np.isfinite(number)):
-        end = "above 0" if np.isinf(most) else f"in (0, {most}]"
-        raise ValueError(f"expected {name} {end}, got {value!r}; {what}")
-
-
-def _to_each(tau: Real[ArrayLike, ""], fraction: Real[ArrayLike, ""]) -> Select:
+def _to_each(tau: Number, fraction: Number) -> Select:
     def select(seen: Candidates) -> Bool[Array, "*edges"]:
         ends = {a: fixed_point(_units_of(seen, a), tau) for a in seen.actuators}
         return _fewer(seen, ends, fraction)
@@ -102,9 +96,7 @@ def _to_each(tau: Real[ArrayLike, ""], fraction: Real[ArrayLike, ""]) -> Select:
     return select
 
 
-def _to_a_total(
-    traffic: Real[ArrayLike, ""], fraction: Real[ArrayLike, ""]
-) -> JointSelect:
+def _to_a_total(traffic: Number, fraction: Number) -> JointSelect:
     def select(group: Group) -> list[Bool[Array, "..."]]:
         keys = [(i, a) for i, seen in enumerate(group.members) for a in seen.actuators]
         units = [_units_of(group.members[i], a) for i, a in keys]
@@ -124,14 +116,13 @@ def _units_of(seen: Candidates, actuator: Actuator) -> Sharers:
 def _fewer(
     seen: Candidates,
     ends: Mapping[Actuator, Int[Array, "..."]],
-    fraction: Real[ArrayLike, ""],
+    fraction: Number,
 ) -> Bool[Array, "*edges"]:
     """Takes a fraction of their weakest edges from units above their fixed point."""
     share = jnp.asarray(fraction).astype(jnp.float32)
     limits = {}
     for actuator, end in ends.items():
-        held = seen.kernel.gather(seen.mask.astype(jnp.int32), side_of(actuator))
-        held = sharding.match(held, end)
+        held = sharding.match(seen.degrees(actuator), end)
         step = jnp.ceil(share * held.astype(jnp.float32)).astype(jnp.int32)
         limits[actuator] = held - jnp.minimum(step, jnp.maximum(held - end, 0))
     return within_limits(seen, jnp.where(seen.mask, seen.magnitude, jnp.nan), limits)

@@ -1,9 +1,9 @@
-"""A law taken at its word: degrees from activity alone, the density is an outcome.
+"""Uses a law's degrees directly, without a budget: the density is an outcome.
 
     k = clip(round(law.edges(a, fan)), k_min, fan),   score = |w|
 
-Every unit keeps its `k` largest weights out of its full row. This is how the authors of
-Budgeted Broadcast ran their networks:
+Every unit keeps its `k` largest weights out of its full row. The authors of Budgeted
+Broadcast trained their networks in this way:
 
     speech, change detection   laws.three_zone(), k_min 8 and 4, regrow=False
     faces                      laws.quantile(), k_min 8
@@ -20,16 +20,16 @@ from jaxtyping import Array, Bool, Int
 from bbjax.budgets.laws import Edges, Law
 from bbjax.model.units import Actuator
 from bbjax.rules.base import Candidates, Rule
-from bbjax.rules.parts.limits import within_limits
+from bbjax.rules.parts.selection import within_limits
 
 
 def unbudgeted(law: Law) -> Rule:
-    """Degrees as a law says them, with no budget to rescale them.
+    """Degrees of a law, without a budget that would rescale them.
 
     With both actuators on one kernel an edge stays if both its ends keep it.
 
     Args:
-      law: one that says degrees by itself: `bb.laws.three_zone()`, `quantile()`,
+      law: one with degrees of its own: `bb.laws.three_zone()`, `quantile()`,
         `threshold(tau)`, or a `Law` of your own with `edges`.
 
     Returns:
@@ -37,7 +37,7 @@ def unbudgeted(law: Law) -> Rule:
 
     Raises:
       TypeError: `law` is no `Law`.
-      ValueError: a law that says degrees up to a budget only.
+      ValueError: a law whose degrees depend on a budget.
 
     Example:
       >>> from bbjax import laws
@@ -51,8 +51,8 @@ def unbudgeted(law: Law) -> Rule:
         )
     if law.edges is None:
         raise ValueError(
-            f"expected a law that says degrees by itself, got {law.name!r}, which says "
-            "them up to a budget; use bb.rules.budgeted_broadcast(law=...) with a "
+            f"expected a law with degrees of its own, got {law.name!r}, whose degrees "
+            "depend on a budget; use bb.rules.budgeted_broadcast(law=...) with a "
             "density"
         )
     edges = law.edges
@@ -70,6 +70,6 @@ def _degrees(
 ) -> Int[Array, "*units"]:
     """The law's degrees, as whole numbers within their bounds: `stack + units`."""
     rate, fan = seen.on_rate(actuator), seen.kernel.fan(actuator)
-    real = edges(jnp.reshape(rate, (*seen.kernel.stack_shape, -1)), fan)
+    real = edges(seen.flat(rate), fan)
     whole = jnp.clip(jnp.round(real), seen.k_min, fan).astype(jnp.int32)
     return jnp.reshape(jnp.minimum(whole, fan), rate.shape)

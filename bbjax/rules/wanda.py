@@ -1,4 +1,4 @@
-"""Wanda: a weight counts by what it carries, its size times that of its input.
+"""Wanda: the score of a weight is its size times the norm of its input.
 
     score of edge (i, j) = |w_ij| * sqrt(mean x_i**2),   k = budget / units
 

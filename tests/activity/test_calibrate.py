@@ -3,6 +3,7 @@
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +49,7 @@ def cut(x, *sizes):
 
 def same(got, want, rtol=2e-6):
     """Equal statistics: on-rates, counts and what is the same everywhere exactly."""
-    assert jax.tree.structure(got) == jax.tree.structure(want)
+    chex.assert_trees_all_equal_structs(got, want)
     leaves = jax.tree_util.tree_leaves_with_path(want)
     for (key, b), a in zip(leaves, jax.tree.leaves(got), strict=True):
         name = key[-1].name
@@ -216,9 +217,7 @@ def test_merged_parts_are_the_whole(stream):
 
 
 def near(got, want):
-    assert jax.tree.structure(got) == jax.tree.structure(want)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(a, b, 1e-5, 1e-6)
+    chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
 
 
 def test_units_that_one_part_did_not_measure_come_from_the_other():

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -31,8 +32,7 @@ def rates(activity):
 
 def assert_same(got, want, rtol=1e-6):
     # Entries of 1e-6 are sums of terms of 1e-2: to rounding, they are 0.
-    close = functools.partial(np.testing.assert_allclose, rtol=rtol, atol=1e-8)
-    jax.tree.map(close, got, want)
+    chex.assert_trees_all_close(got, want, rtol=rtol, atol=1e-8)
 
 
 def test_under_vmap_over_seeds():

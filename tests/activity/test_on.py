@@ -63,7 +63,7 @@ def test_rms_leaves_padding_out():
 
 @pytest.mark.parametrize("threshold", [-0.1, float("nan"), float("inf")])
 def test_bad_threshold_raises(threshold):
-    with pytest.raises(ValueError, match="expected a finite threshold >= 0"):
+    with pytest.raises(ValueError, match=r"expected threshold in \[0, inf\)"):
         bb.on.above(threshold)
 
 
@@ -73,7 +73,7 @@ def test_bad_scale_and_temperature_raise():
     ):
         bb.on.above(1.0, relative_to="std")
     for temperature in (0.0, -1.0, float("inf")):
-        with pytest.raises(ValueError, match="expected a finite temperature > 0"):
+        with pytest.raises(ValueError, match=r"expected temperature in \(0, inf\)"):
             bb.on.soft(temperature)
 
 

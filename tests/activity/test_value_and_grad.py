@@ -1,5 +1,6 @@
 """`bb.value_and_grad`: loss, gradients and activity side by side, of any framework."""
 
+import chex
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -30,10 +31,8 @@ UNITS = bb.trace(loss_fn, P, X)
 
 
 def equal(got, want, **tolerance):
-    assert jax.tree.structure(got) == jax.tree.structure(want)
     tolerance = {"rtol": 1e-6, "atol": 1e-7} | tolerance
-    for mine, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(mine, theirs, **tolerance)
+    chex.assert_trees_all_close(got, want, **tolerance)
 
 
 # Arrays --------------------------------------------------------------------------

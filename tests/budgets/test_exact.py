@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bbjax.budgets.exact import check_density, check_int, exact_budget
+from bbjax.budgets.exact import check_density, exact_budget
 
 MOST = 2**31 - 1
 EDGES = st.one_of(
@@ -94,13 +94,3 @@ def test_density_of_another_shape_is_refused():
 
 def test_traced_density_is_not_looked_at():
     jax.jit(check_density)(2.0)
-
-
-def test_ints_are_checked():
-    assert check_int("n", np.int64(3), 0, 3, "why") == 3
-    with pytest.raises(ValueError, match=r"n: expected an int in \[0, 3\], got 4; why"):
-        check_int("n", 4, 0, 3, "why")
-    with pytest.raises(TypeError, match=r"n: expected an int in .*, got 2.0; why"):
-        check_int("n", 2.0, 0, 3, "why")
-    with pytest.raises(TypeError, match="n: expected an int"):
-        jax.jit(lambda n: check_int("n", n, 0, 3, "why"))(2)

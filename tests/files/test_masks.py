@@ -176,7 +176,7 @@ def test_bad_masks_leave_the_old_file(tmp_path):
 
 @pytest.mark.parametrize(("mask", "kind"), [(None, "NoneType"), ({"w": 1}, "dict")])
 def test_masks_stand_by_whole_paths(tmp_path, mask, kind):
-    with pytest.raises(TypeError, match=f"mask at 'mlp', got {kind}; .* whole paths"):
+    with pytest.raises(TypeError, match=f"mask at 'mlp', got {kind}; .* whole path"):
         save_masks(tmp_path / "masks.safetensors", {"mlp": mask})
 
 

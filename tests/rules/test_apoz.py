@@ -149,8 +149,10 @@ def test_measured_zeros_of_a_relu(getkey):
 
 @pytest.mark.usefixtures("unchecked")
 def test_bad_arguments():
-    for bad in (-1, float("nan"), float("inf"), np.ones(2)):
-        with pytest.raises(ValueError, match="expected a finite number sigmas >= 0, "):
+    with pytest.raises(TypeError, match="expected sigmas to be a number, got array"):
+        apoz(sigmas=np.ones(2))
+    for bad in (-1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"expected sigmas in \[0, inf\), got"):
             apoz(sigmas=bad)
     with pytest.raises(ValueError, match='expected statistic "zero_share" or "off_ra'):
         apoz(statistic="on_rate")

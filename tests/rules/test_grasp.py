@@ -112,5 +112,5 @@ def test_it_is_not_for_training():
     """There, what comes as gradients is not H g."""
     with pytest.raises(ValueError, match="got 'grasp', which prunes once"):
         bb.transform(UNITS, grasp(), density=0.5)
-    with pytest.raises(ValueError, match='expected scope "global" or "layer", got'):
+    with pytest.raises(ValueError, match='expected scope "layer" or "global", got'):
         grasp(scope="all")

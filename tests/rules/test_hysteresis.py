@@ -284,9 +284,9 @@ def test_the_share_may_be_traced():
 
 
 def test_errors_say_what_to_do():
-    with pytest.raises(ValueError, match=r"expected hysteresis >= 0, got -0\.1"):
+    with pytest.raises(ValueError, match=r"hysteresis in \[0, inf\), got -0\.1"):
         bb.transform(SELECTED, hysteresis=-0.1)
-    with pytest.raises(ValueError, match="expected hysteresis >= 0, got inf"):
+    with pytest.raises(ValueError, match=r"hysteresis in \[0, inf\), got inf"):
         bb.transform(SELECTED, hysteresis=float("inf"))
     with pytest.raises(TypeError, match="expected hysteresis to be a number, got 'a'"):
         bb.transform(SELECTED, hysteresis="a")

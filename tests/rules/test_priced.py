@@ -138,8 +138,8 @@ def test_in_a_run_traffic_is_below_that_of_magnitude():
 @pytest.mark.parametrize(
     "text, given",
     [
-        (r"finite price >= 0, got -1; it is the cost", {"price": -1}),
-        (r"finite price >= 0, got inf", {"price": float("inf")}),
+        (r"expected price in \[0, inf\), got -1; it is the cost", {"price": -1}),
+        (r"expected price in \[0, inf\), got inf", {"price": float("inf")}),
         (r"expected inputs in \[0, 1\], got 1.5; it is", {"inputs": 1.5}),
         ('scope "layer" or "global", got .unit.; it is how', {"scope": "unit"}),
     ],

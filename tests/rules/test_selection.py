@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import bbjax as bb
 from bbjax.arrays.topk import share_out
 from bbjax.rules import Group
-from bbjax.rules.parts.selection import pooled, pooled_over, whole_units
+from bbjax.rules.parts.selection import pooled, pooled_over
+from bbjax.rules.parts.whole_units import whole_units
 from tests.support.runs import candidates, dense
 
 STACKED = bb.Kernel("s", (2, 6, 9), stack=(0,), fan_in=(1,), fan_out=(2,))

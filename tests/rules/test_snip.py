@@ -182,7 +182,7 @@ def test_works_while_training():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match='expected scope "global" or "layer", got'):
+    with pytest.raises(ValueError, match='expected scope "layer" or "global", got'):
         snip(scope="unit")
     units = bb.Units((dense(2, 2),)).select("w")
     with pytest.raises(ValueError, match="expected gradients, which rule 'snip' needs"):

@@ -290,8 +290,10 @@ def test_from_calibration_to_parameters():
 def test_bad_settings():
     with pytest.raises(TypeError, match="expected a law from bb.laws or None"):
         sparsegpt(law="log_odds")
-    for damp in (-0.1, np.inf, np.nan, np.ones(2)):
-        with pytest.raises(ValueError, match="expected damp to be one finite number"):
+    with pytest.raises(TypeError, match="expected damp to be a number, got array"):
+        sparsegpt(damp=np.ones(2))
+    for damp in (-0.1, np.inf, np.nan):
+        with pytest.raises(ValueError, match=r"expected damp in \[0, inf\), got "):
             sparsegpt(damp=damp)
     with pytest.raises(ValueError, match="block: expected an int in"):
         sparsegpt(block=0)

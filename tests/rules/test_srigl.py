@@ -1,6 +1,7 @@
 """SRigL: one degree for all units but those that are starved, and an exact budget."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -262,8 +263,13 @@ def test_both_actuators_are_refused():
 
 @pytest.mark.usefixtures("unchecked")
 def test_numbers_out_of_range():
-    for name, rest in {"drop": "in", "gamma": "in", "anneal": "of updates"}.items():
-        with pytest.raises(ValueError, match=f"{name}: expected a number {rest}"):
+    for name, inside in {
+        "drop": "[0, 1]",
+        "gamma": "[0, 1]",
+        "anneal": "[1, inf)",
+    }.items():
+        text = re.escape(f"expected {name} in {inside}, got -0.5; it is the")
+        with pytest.raises(ValueError, match=text):
             srigl(**{name: -0.5})
-    with pytest.raises(TypeError, match="gamma: expected a number, got None"):
+    with pytest.raises(TypeError, match="expected gamma to be a number, got None"):
         srigl(gamma=None)

@@ -102,5 +102,5 @@ def test_bfloat16_and_what_is_not_a_number():
 def test_it_is_not_for_training():
     with pytest.raises(ValueError, match="got 'synflow', which prunes once"):
         bb.transform(UNITS, synflow(), density=0.5)
-    with pytest.raises(ValueError, match='expected scope "global" or "layer", got'):
+    with pytest.raises(ValueError, match='expected scope "layer" or "global", got'):
         synflow(scope="pool")

@@ -213,8 +213,10 @@ def test_bad_arguments():
     for both in ({}, {"tau": 1.0, "traffic": 0.5}):
         with pytest.raises(ValueError, match="expected tau or traffic, got .*; name"):
             threshold(**both)
-    for bad in (0, -1.0, float("nan"), float("inf"), np.ones(2)):
-        with pytest.raises(ValueError, match="expected tau above 0, got .*; it is"):
+    with pytest.raises(TypeError, match="expected tau to be a number, got array"):
+        threshold(np.ones(2))
+    for bad in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"expected tau in \(0, inf\), got .*; it"):
             threshold(bad)
     for bad in (0.0, 1.1, float("nan")):
         with pytest.raises(

@@ -109,7 +109,7 @@ def test_with_both_sides_an_edge_needs_both_its_ends(getkey):
 
 def test_law_without_degrees_of_its_own():
     for law in (laws.log_odds(), laws.uniform()):
-        with pytest.raises(ValueError, match=f"by itself, got '{law.name}', .*; use"):
+        with pytest.raises(ValueError, match=f"of its own, got '{law.name}', .*; use"):
             unbudgeted(law)
     with pytest.raises(TypeError, match="expected a law from bb.laws, got .*; call"):
         unbudgeted(laws.three_zone)

@@ -19,8 +19,8 @@ import psutil
 import pytest
 
 MB = 2**20
-LARGE = 800 * MB  # forget at the end of a module
-VERY_LARGE = 1100 * MB  # forget after the test; one test adds at most 250 MB
+LARGE = 700 * MB  # forget at the end of a module
+VERY_LARGE = 1000 * MB  # forget after the test; one test adds at most 250 MB
 
 
 def forget() -> None:

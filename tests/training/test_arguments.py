@@ -196,7 +196,7 @@ def test_traced_numbers_are_taken_on_trust():
             lambda: bb.rules.budgeted_broadcast(spread="calibrated", scope="global"),
         ),
         (
-            "competition: expected one finite number >= 0 and <= 1, got 1.5; it is a",
+            r"expected competition in \[0, 1\], got 1.5; it is a share",
             lambda: bb.rules.budgeted_broadcast(competition=1.5),
         ),
         (
@@ -204,11 +204,11 @@ def test_traced_numbers_are_taken_on_trust():
             lambda: bb.rules.budgeted_broadcast(law=bb.laws.linear(), competition=0.5),
         ),
         (
-            "competition: expected one finite number >= 0 and <= 1, got -1; it is a",
+            r"expected competition in \[0, 1\], got -1; it is a share",
             lambda: bb.rules.sparsegpt(competition=-1),
         ),
         (
-            'expected scope "global" or "layer", got .unit.; it is how far edges comp',
+            'expected scope "layer" or "global", got .unit.; it is how far edges comp',
             lambda: bb.rules.budgeted_broadcast(scope="unit"),
         ),
         (
@@ -216,12 +216,13 @@ def test_traced_numbers_are_taken_on_trust():
             lambda: bb.rules.budgeted_broadcast(score="size"),
         ),
         (
-            "beta: expected one finite number > 0, got 0.0; larger",
+            r"expected beta in \(0, inf\), got 0.0; larger",
             lambda: bb.rules.budgeted_broadcast(beta=0.0),
         ),
         ("expected scope .*, got 'planet'", lambda: bb.rules.magnitude(scope="planet")),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_rules(text, make):
     with pytest.raises(ValueError, match=text):
         make()

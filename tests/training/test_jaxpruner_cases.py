@@ -15,7 +15,7 @@ from bbjax import rules
 from bbjax.budgets.allocation import budgets
 from bbjax.budgets.exact import exact_budget
 from bbjax.rules.parts.regrowth import staying
-from bbjax.rules.parts.selection import whole_units
+from bbjax.rules.parts.whole_units import whole_units
 from tests.support.runs import candidates, dense
 
 ROW = [1, 0.5, 0.3, 0.2, 1, 1.5, 1.8, 2, 1, 1]

@@ -1,15 +1,15 @@
 """Laws: on-rates to real-valued degrees, up to the one number a budget fixes.
 
-A unit that is rarely on may keep many edges, a busy one few. A law says how many
-relative to each other, as a `profile`, and how the free number `c` enters:
+A unit that is rarely on may keep many edges, a busy one few. A law gives their relative
+numbers, a `profile`, and how the free number `c` enters:
 
     shift:  degree_i = c + profile_i        (c is the paper's d0)
     scale:  degree_i = c * profile_i        (c is the paper's tau)
 
 `bbjax.budgets.degrees` finds the `c` that spends the budget, and rounds. The default,
 `log_odds`, is the selectivity-audience balance log((1 - a) / a) = beta * k. Some laws
-say degrees by themselves as well (`edges`); `bb.rules.unbudgeted` takes them as they
-are, and the density is an outcome.
+give degrees without a budget as well (`edges`): `bb.rules.unbudgeted` uses them
+directly, and the density is an outcome.
 
 Shapes: on-rates are (..., units). The units of the last axis share one budget, the
 leading axes are independent slices; mean degrees have the leading shape or none.

@@ -2,12 +2,11 @@
 
     log((1 - a) / a) = beta k,    so    degree = c + log((1 - a) / a) / beta
 
-The paper leaves the slope open: it gives neither a value of `beta` nor a rule for one,
-and says nothing of units that are never on. Here the slope is a share of the mean
-degree per nat of log-odds (`spread`), so that nearly equal activity gives nearly equal
-degrees, however wide a layer is. Degrees stay within a band around the mean degree, and
-a unit that is never on gets what a unit of mean log-odds gets. With `beta` the law is
-the paper's as it stands.
+The paper gives no value of `beta`, no rule to choose one, and no degree for units that
+are never on. Here the slope is a share of the mean degree per nat of log-odds
+(`spread`), so that nearly equal activity gives nearly equal degrees at any width of a
+layer. Degrees stay within a band around the mean degree, and a unit that is never on
+has the degree of a unit of mean log-odds. With `beta` the law is the paper's formula.
 
 Reference: the degree controller of arXiv 2510.01263.
 """
@@ -21,20 +20,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Real
 
+from bbjax.arrays.types import Number
 from bbjax.budgets.laws.base import (
     Law,
     Profile,
     alive_share,
     check_clip,
-    check_range,
     grid_rate,
 )
+from bbjax.model.numbers import check_number
 
 SPREAD = 0.1
 
 
 def log_odds(
-    beta: Real[ArrayLike, ""] | None = None,
+    beta: Number | None = None,
     *,
     spread: Real[ArrayLike, "*stack"] | None = None,
     limit: float = 2.0,
@@ -48,16 +48,16 @@ def log_odds(
 
         degree_i = c + spread * mean_degree * clamp(L_i - mean(L), -limit, limit)
 
-    The mean is over the living units of a slice; a dead unit (on-rate of at most
-    `dead`) has the degree `c`, that of a unit of mean log-odds, and from there to four
-    times that on-rate a unit's claim rises to the full one. No unit gets less than
+    The mean is over the living units of a slice. A dead unit (on-rate of at most
+    `dead`) has the degree `c`, that of a unit of mean log-odds; from there to four
+    times that on-rate the second term rises to its full size. No unit gets less than
     `floor * mean_degree`, rounded down (where both sides of a kernel are budgeted, only
-    `k_min` holds). With the defaults, a unit that is on 10 % of
-    the time gets 22 % of the mean degree more than one that is on half of the time, and
-    on-rates of .49 and .51 give degrees that differ by less than 1 % of it.
+    `k_min` holds). With the defaults, a unit that is on 10 % of the time gets 22 % of
+    the mean degree more than one that is on half of the time, and on-rates of .49 and
+    .51 give degrees that differ by less than 1 % of it.
 
-    With `beta`, degree_i = c + L_i / beta, the paper's formula and nothing else: no
-    band, no dead units and no floor but `k_min`.
+    With `beta`, degree_i = c + L_i / beta, the paper's formula: no band, no dead units
+    and no floor but `k_min`.
 
     Args:
         beta: slope in log-odds per edge, a number > 0 or a traced scalar; larger is
@@ -99,12 +99,11 @@ def log_odds(
                 f"spread={spread!r}); beta is the slope in log-odds per edge, spread "
                 "in shares of the mean degree per nat of log-odds"
             )
-        remedy = "larger is flatter; None takes spread=0.1"
-        check_range("beta", beta, above=0, remedy=remedy)
+        check_number("beta", beta, "(0, inf)", "larger is flatter; None: spread=0.1")
         return Law("log_odds", _by_beta(beta, clip), "shift")
     spread = SPREAD if spread is None else spread
     _check_spread(spread)
-    check_range("limit", limit, above=0, remedy="it is a number of nats, e.g. 2.0")
+    check_number("limit", limit, "(0, inf)", "it is a number of nats, e.g. 2.0")
     profile = _by_spread(spread, limit, clip, dead)
     return Law("log_odds", profile, "shift", dead=dead, floor=floor)
 
@@ -128,7 +127,7 @@ def _log_odds(rate: Float[Array, "*shape"], clip: float) -> Float[Array, "*shape
     return jnp.log((1 - a) / a)
 
 
-def _by_beta(beta: Real[ArrayLike, ""], clip: float) -> Profile:
+def _by_beta(beta: Number, clip: float) -> Profile:
     def profile(
         on_rate: Float[ArrayLike, "*stack units"], mean_degree: Float[Array, "*#stack"]
     ) -> Float[Array, "*stack units"]:
@@ -165,11 +164,11 @@ def _mean_over(
     weights: Float[Array, "*stack units"],
     clip: float,
 ) -> Float[Array, "*stack 1"]:
-    """The weighted mean over units, the same in whatever order they are summed.
+    """The weighted mean over units, independent of the order of the sum.
 
-    The last bits of a sum of floats depend on the order of the units and the number of
-    devices, and could decide a unit's edges. So values and weights are summed as
-    integers, on a grid as fine as their number allows.
+    The last bits of a sum of floats depend on the order of the units and on the number
+    of devices, and could change a degree. So values and weights are summed as integers,
+    on a grid as fine as their number allows.
     """
     most = math.log((1 - clip) / clip) + 1
     grid = 2.0 ** min(math.floor(math.log2(2.0**31 / (most * values.shape[-1]))), 20)

@@ -1,4 +1,4 @@
-"""What a law is, and how laws read on-rates.
+"""The class of laws, and how laws read on-rates.
 
 Reference: Meirovitch et al., Budgeted Broadcast, arXiv 2510.01263.
 """
@@ -9,41 +9,40 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int, Real
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from bbjax.arrays.types import Number
+from bbjax.model.numbers import check_number
 
 Combine = Literal["shift", "scale"]
 Profile = Callable[
     [Float[Array, "*stack units"], Float[Array, "*#stack"]],
     Float[Array, "*stack units"],
 ]
-Edges = Callable[
-    [Float[Array, "*stack units"], Real[ArrayLike, ""]], Float[Array, "*stack units"]
-]
+Edges = Callable[[Float[Array, "*stack units"], Number], Float[Array, "*stack units"]]
 
-# Steps of the on-rate that a law tells apart. Coarse enough that `log` and `/`, which
-# are off by an ulp or two on some backends, cannot turn two neighbours around.
+# On-rates are rounded to this grid. It is so coarse that `log` and `/`, which are off
+# by an ulp or two on some backends, cannot change the order of two on-rates.
 GRID = 2.0**20
 _LEAST_CLIP = 1e-6
 
 
 @dataclass(frozen=True)
 class Law:
-    """A law: relative degrees, and how the budget's free number enters.
+    """A law: relative degrees, and how the free number of the budget enters.
 
     Attributes:
-        name: what reports and errors call it.
+        name: for reports and errors.
         profile: `(on_rate, mean_degree) -> profile`. On-rates are (..., units) in
             [0, 1]; mean degrees, in edges, have the leading shape or are a scalar;
             the profile is float32 of the shape of the on-rates and, for "scale",
             positive.
         combine: "shift" (degree = c + profile) or "scale" (degree = c * profile).
-        reads_activity: whether a rule lets on-rates matter, be it only for ties.
+        reads_activity: whether on-rates matter, for degrees or for ties.
         edges: `(on_rate, fan) -> degrees` without a budget, float32 of the shape of
             the on-rates, not yet rounded or held within [k_min, fan]; None for laws
-            that say degrees up to a budget only.
+            whose degrees depend on a budget.
         dead: on-rate up to which a unit counts as dead, below 0.5; below 0, none does.
         floor: least degree under a budget, as a share of the mean degree, in [0, 0.9],
             beside the `k_min` of the caller.
@@ -77,16 +76,16 @@ class Law:
                 "same number, 'scale' if by the same factor"
             )
         remedy = "it is an on-rate, e.g. 1e-3; a negative one calls no unit dead"
-        check_range("dead", self.dead, below=0.5, remedy=remedy)
+        check_number("dead", self.dead, "(-inf, 0.5)", remedy)
         # At most .9: the mean is a float32 and may be rounded up, and floors must fit.
         remedy = "it is a share of the mean degree"
-        check_range("floor", self.floor, 0, 0.9, remedy=remedy)
+        check_number("floor", self.floor, "[0, 0.9]", remedy)
 
     def alive(self, on_rate: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
-        """How much of a unit's claim counts: 0 up to `dead`, all from 4 `dead` on.
+        """How much of a unit's profile counts: 0 up to `dead`, all from 4 `dead` on.
 
-        In between it rises in proportion, so that the noise of a running mean does not
-        move degrees at one threshold.
+        In between it rises linearly, so that the noise of a running mean does not
+        switch it on and off.
 
         Args:
             on_rate: any shape; NaN counts as 0.5.
@@ -109,7 +108,7 @@ class Law:
 
         Args:
             mean_degree: of the units of a slice, in edges, any shape.
-            k_min: int, least degree that the caller asks for.
+            k_min: least degree that the caller asks for.
 
         Returns:
             int32 of the shape of the mean degrees.
@@ -143,7 +142,7 @@ def clean_rate(on_rate: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def grid_rate(on_rate: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
-    """On-rates on the grid of those that laws tell apart."""
+    """On-rates, rounded to the grid of those that laws distinguish."""
     return jnp.round(clean_rate(on_rate) * GRID) / GRID
 
 
@@ -158,46 +157,6 @@ def alive_share(
 
 
 def check_clip(clip: float) -> None:
-    """Refuses a clip of on-rates outside its range."""
-    if not _LEAST_CLIP <= clip < 0.5:
-        raise ValueError(
-            f"clip: expected a number in [{_LEAST_CLIP}, 0.5), got {clip!r}; it is the "
-            "on-rate below which all units count as equally rare, e.g. 1e-2"
-        )
-
-
-def check_range(
-    name: str,
-    value: ArrayLike,
-    least: float = -np.inf,
-    most: float = np.inf,
-    *,
-    above: float = -np.inf,
-    below: float = np.inf,
-    remedy: str,
-) -> None:
-    """Refuses what is no single finite number, or outside [least, most].
-
-    `above` and `below` are bounds that do not belong to the range. The value of a
-    tracer is not known and not checked.
-
-    Raises:
-        ValueError: if so.
-
-    Example:
-        >>> check_range("limit", 2.0, above=0, remedy="")
-    """
-    if isinstance(value, jax.core.Tracer):
-        return
-    try:
-        number = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
-        number = np.asarray(np.nan)
-    sound = number.ndim == 0 and np.isfinite(number) and least <= number <= most
-    if not (sound and above < number < below):
-        low = f"> {above:g}" if above > -np.inf else f">= {least:g}"
-        high = f"< {below:g}" if below < np.inf else f"<= {most:g}"
-        bounds = [low] * (max(least, above) > -np.inf)
-        bounds += [high] * (min(most, below) < np.inf)
-        what = " ".join(["one finite number", " and ".join(bounds)]).rstrip()
-        raise ValueError(f"{name}: expected {what}, got {value!r}; {remedy}")
+    """Raises an error if a clip of on-rates is outside its range."""
+    remedy = "it is the on-rate below which all units count as equally rare, e.g. 1e-2"
+    check_number("clip", clip, f"[{_LEAST_CLIP}, 0.5)", remedy)

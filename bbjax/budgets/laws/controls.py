@@ -1,4 +1,4 @@
-"""Controls: laws that leave out the balance, or the activity."""
+"""Controls: laws without the balance, or without activity."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bbjax.budgets.laws.base import Law, grid_rate
 
 
 def uniform() -> Law:
-    """Equal degrees: the activity is ignored, except to place a remainder.
+    """Equal degrees: activity is ignored.
 
     Returns:
         A law that combines by "shift", with a profile of 0.
@@ -32,9 +32,9 @@ def uniform() -> Law:
 def linear() -> Law:
     """Degrees from activity alone: degree = c * (1 - a).
 
-    The control for the traffic idea, with no price on the degree itself. The profile
-    is at least 1e-6, so that an always-on unit, whose share would be 0, still takes
-    what is left once every other unit is full.
+    The control for the idea of traffic: the degree itself has no price. The profile is
+    at least 1e-6: a unit that is always on, whose share would be 0, still takes the
+    edges that are left once every other unit is full.
 
     Returns:
         A law that combines by "scale".

@@ -12,23 +12,24 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from bbjax.arrays.topk import kth_largest
+from bbjax.arrays.types import Number
 from bbjax.budgets.laws.base import (
     GRID,
     Law,
     check_clip,
-    check_range,
     clean_rate,
     grid_rate,
 )
+from bbjax.model.numbers import check_number
 
 
-def threshold(tau: Real[ArrayLike, ""] = 1.0, *, clip: float = 1e-2) -> Law:
+def threshold(tau: Number = 1.0, *, clip: float = 1e-2) -> Law:
     """The local threshold's fixed point: degree = c * tau / a.
 
-    "Prune while the traffic a * k exceeds tau" settles at k = min(fan, tau / a): every
-    unit carries the same traffic. Under a budget tau is an outcome, not a choice: `c`
-    rescales it until the degrees add up, so any two values of `tau` give the same
-    degrees, and `c * tau` is the threshold that would have led there.
+    "Prune while the traffic a * k exceeds tau" ends at k = min(fan, tau / a): every
+    unit carries the same traffic. Under a budget, `c` rescales tau until the degrees
+    add up. So any two values of `tau` give the same degrees, those of the threshold
+    `c * tau`.
 
     Args:
         tau: traffic per unit (edges times on-rate), a number > 0 or a traced scalar.
@@ -46,7 +47,7 @@ def threshold(tau: Real[ArrayLike, ""] = 1.0, *, clip: float = 1e-2) -> Law:
         >>> threshold(2.0).profile(jnp.array([0.25, 1.0]), jnp.array(8.0)).tolist()
         [8.0, 2.0]
     """
-    check_range("tau", tau, above=0, remedy="a budget rescales it, so 1.0 will do")
+    check_number("tau", tau, "(0, inf)", "a budget rescales it, so 1.0 will do")
     check_clip(clip)
 
     def settled(
@@ -72,9 +73,9 @@ def three_zone(
         density = rare if a < low, busy if a > high, else middle
 
     As in the authors' speech notebook. By default it is not monotone: rare units lose a
-    tenth, those between nothing. In a run that only prunes (`bb.rules.unbudgeted` with
-    `regrow=False`) a unit between keeps what it has, as published. Under a budget the
-    three densities are relative ones.
+    tenth of their edges, those between lose none. In a run that only prunes
+    (`bb.rules.unbudgeted` with `regrow=False`) a unit between keeps the edges that it
+    has, as published. Under a budget only the ratios of the three densities matter.
 
     Args:
         rare: density of rare units, in (0, 1].
@@ -84,7 +85,7 @@ def three_zone(
         middle: density of the others, in (0, 1].
 
     Returns:
-        A law that combines by "scale", and that says degrees: density * fan.
+        A law that combines by "scale", with degrees without a budget: density * fan.
 
     Raises:
         ValueError: if a number is outside its range.
@@ -124,7 +125,7 @@ def quantile(
         high: share of the units below the upper quantile, in [low, 1].
 
     Returns:
-        A law that combines by "scale", and that says degrees: density * fan.
+        A law that combines by "scale", with degrees without a budget: density * fan.
 
     Raises:
         ValueError: if a number is outside its range.
@@ -155,11 +156,8 @@ def quantile(
 
 def _check_zones(low: float, high: float, **shares: float) -> None:
     for name, share in shares.items():
-        if not 0 < share <= 1:
-            raise ValueError(
-                f"{name}: expected a density in (0, 1], got {share!r}; it is the kept "
-                "fraction of the edges of such a unit"
-            )
+        remedy = "it is the density of such a unit, the kept share of its edges"
+        check_number(name, share, "(0, 1]", remedy)
     if not 0 <= low <= high <= 1:
         raise ValueError(
             f"low, high: expected 0 <= low <= high <= 1, got {low!r} and {high!r}; "
@@ -180,7 +178,7 @@ def _of_density(
         return density(on_rate)
 
     def edges(
-        on_rate: Float[ArrayLike, "*stack units"], fan: Real[ArrayLike, ""]
+        on_rate: Float[ArrayLike, "*stack units"], fan: Number
     ) -> Float[Array, "*stack units"]:
         return density(on_rate) * jnp.asarray(fan).astype(jnp.float32)
 

@@ -1,12 +1,12 @@
 """Parts of rules: what several rules share.
 
-selection     the strongest edges of every unit, by its degree
-competition   the strongest edges of a kernel, with a quota for each unit
-pools         selection over a whole layer or network
+selection     the best edges of every unit, of a layer, or of several kernels
+competition   a share of the degrees from competition inside the layer
+pools         rules whose edges compete by a score, in a layer or over all kernels
+whole_units   units that keep all of their edges or none
 scores        scores of edges
 matrices      kernels as matrices, as one-shot rules see them
 calibrated    slopes of a law chosen from calibration data
-limits        bounds of degrees
 regrowth      regrowth of pruned edges
 hysteresis    pruned edges that stay pruned for a while
 shares        the largest entries that carry a share of a sum

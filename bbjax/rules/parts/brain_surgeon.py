@@ -1,18 +1,18 @@
-"""Optimal brain surgery: what the kept weights of a unit do for those that go.
+"""Optimal brain surgery: kept weights of a unit compensate for those that go.
 
-With the Gram matrix H of the inputs, pruning weight j of a unit raises the squared
-error of its output least if the weights after it move as well. With `U^T U = H^-1`, U
-upper triangular, inputs are gone through in order, and for each that a unit loses
+H is the Gram matrix of the inputs. Pruning weight j of a unit raises the squared error
+of its output least if the weights after it are updated as well. With `U^T U = H^-1`, U
+upper triangular, a sweep takes the inputs in order, and for each one that a unit loses
 
     error = w_j / U_jj        w_later -= error * U_j,later        loss += error**2
 
-so that `w_j**2 / U_jj**2` is what losing the edge costs when its turn comes. The inputs
-ahead of the sweep are ranked by it anew at every block, or in every group of m when it
-is reached; of these, a unit keeps the best it still has to keep. So its number of edges
-is exact, and which block gives up how many follows from the costs.
+so that `w_j**2 / U_jj**2` is the cost of the edge when the sweep reaches it. At every
+block the inputs ahead of the sweep are ranked by it; under a pattern, those of a group
+of m when it is reached. Of these, a unit keeps the best that it still has to keep. So
+its number of edges is exact, and the costs determine how many each block loses.
 
 Shapes: weights `(in, out)`, one column per unit; Gram matrix `(in, in)`. Kept weights
-are moved within a block at once, those behind it when the block is done.
+are updated within a block at once, and behind it when the block is done.
 Reference: Hassibi and Stork, 1993; order and blocks: Frantar and Alistarh, "SparseGPT",
 arXiv 2301.00774.
 """
@@ -25,16 +25,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
+from jaxtyping import Array, Bool, Float, Int
 
 from bbjax.arrays.topk import top_k_mask
+from bbjax.arrays.types import Number
 
-# In place of a cost: what ranks below every weight, but above what is behind (NaN).
+# Ranks in place of a cost: below every weight, but above inputs behind the sweep (NaN).
 _UNSEEN, _GONE = -1.0, -2.0
 
 
 class Operated(NamedTuple):
-    """What is left of the units of a kernel.
+    """The units of a kernel after pruning.
 
     Attributes:
       weights: new values of the kept weights, float32 `(in, out)`; the others are 0.
@@ -54,21 +55,21 @@ def operate(
     gram: Float[Array, "in in"],
     keep: Int[Array, " out"],
     alive: Bool[Array, "in out"],
-    damp: Real[ArrayLike, ""],
+    damp: Number,
     *,
     block: int,
     m: int | None = None,
 ) -> Operated:
-    """Prunes the units of one kernel, and moves what they keep.
+    """Prunes the units of one kernel, and updates the weights that they keep.
 
     Args:
-      weights: float `(in, out)`; what is not finite counts as 0.
+      weights: float `(in, out)`; entries that are not finite count as 0.
       gram: mean of x x^T, float32 `(in, in)`. Inputs that are always 0 are unseen:
         their edges go first, and those that have to stay keep their values.
       keep: edges that each unit keeps, or keeps of each group: int32 `(out,)`.
       alive: edges that are left to choose from, bool `(in, out)`.
       damp: added to the diagonal of `gram`, as a share of its mean over seen inputs.
-      block: inputs after which the weights behind are moved.
+      block: number of inputs after which the weights behind them are updated.
       m: size of a group of neighbouring inputs, a divisor of their number, or None.
 
     Returns:
@@ -114,12 +115,12 @@ def operate(
 def cost(
     weights: Float[Array, "in out"],
     gram: Float[Array, "in in"],
-    damp: Real[ArrayLike, ""],
+    damp: Number,
 ) -> Float[Array, "in out"]:
-    """What losing each edge costs at the weights as they are, `w**2 / U_ii**2`.
+    """The cost of each edge at the given weights, `w**2 / U_ii**2`.
 
     Args:
-      weights: as for `operate`, as what follows.
+      weights: as for `operate`, like the other arguments.
       gram: likewise.
       damp: likewise.
 
@@ -141,12 +142,12 @@ def cost(
 
 
 def _factor(
-    gram: Float[Array, "in in"], damp: Real[ArrayLike, ""]
+    gram: Float[Array, "in in"], damp: Number
 ) -> tuple[Float[Array, "in in"], Bool[Array, " in"], Bool[Array, ""]]:
     """U with `U^T U` the inverse of the damped matrix; unseen inputs; is it sound.
 
     With the order of the inputs reversed, the Cholesky factor of the matrix itself is
-    the inverse of U: nothing is inverted but a triangle.
+    the inverse of U, so that only a triangle is inverted.
     """
     size = jnp.diagonal(gram)
     unseen = ~(size > 0)
@@ -173,7 +174,7 @@ class _Sweep(NamedTuple):
     """One pass over the inputs, block by block."""
 
     upper: Float[Array, "in in"]
-    rank: Float[Array, "in out"]  # 0, or what stands in place of the cost
+    rank: Float[Array, "in out"]  # 0, or a rank in place of the cost
     block: int
     m: int | None
 
@@ -186,7 +187,7 @@ class _Sweep(NamedTuple):
         return jnp.where(rank == 0, jnp.square(weights / pivot[:, None]), rank)
 
     def block_of(self, number: Int[Array, ""], state: _State) -> _State:
-        """Goes through a block, then moves the weights behind it."""
+        """Prunes in a block, then updates the weights behind it."""
         at, n = number * self.block, len(self.upper)
         mask, left = state.mask, state.left
         if self.m is None:
@@ -202,7 +203,7 @@ class _Sweep(NamedTuple):
         return _State(weights, mask, left)
 
     def _ahead(self, at: Int[Array, ""], state: _State) -> Bool[Array, "in out"]:
-        """The best of all that is not behind the sweep, as many as are left to keep."""
+        """The best edges ahead of the sweep, as many as are left to keep."""
         cost = self.cost(state.weights, self.rank, jnp.diagonal(self.upper))
         ahead = (jnp.arange(len(cost)) >= at)[:, None]
         return top_k_mask(jnp.where(ahead, cost, jnp.nan), state.left, axis=0)
@@ -216,7 +217,7 @@ class _Sweep(NamedTuple):
     ) -> tuple[
         Float[Array, "block out"], Bool[Array, "in out"], Float[Array, "block out"]
     ]:
-        """Takes the inputs of a block in turn: its weights, the mask, the errors."""
+        """The inputs of a block, one by one: its weights, the mask, the errors."""
         size = self.block
         upper = lax.dynamic_slice(self.upper, (at, at), (size, size))
         rank = lax.dynamic_slice_in_dim(self.rank, at, size)

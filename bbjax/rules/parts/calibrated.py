@@ -1,4 +1,4 @@
-"""The slope of the balance chosen on calibration data: both signs, and none, compete.
+"""The slope of the balance chosen on calibration data, of either sign or 0.
 
 With the Gram matrix G = mean x x^T of a kernel's inputs, pruning changes the outputs by
 
@@ -6,8 +6,8 @@ With the Gram matrix G = mean x x^T of a kernel's inputs, pruning changes the ou
 
 Masks are made with every slope of `SPREADS`, and each stack slice takes the slope of
 the least error, the flattest one among equal errors. So on the calibration data no
-slice is worse than with equal claims (slope 0), and the sign that is chosen says
-whether rare or busy units need more edges than their share.
+slice is worse than with slope 0, and the sign that is chosen shows whether rare or busy
+units need more edges.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, ArrayLike, Bool, Float, Real, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from bbjax.arrays import sharding
+from bbjax.arrays.types import Number
 from bbjax.budgets.laws import log_odds
 from bbjax.model.kernel import Kernel
 from bbjax.rules.base import Candidates, Choice, Fitted, Select, as_choice
@@ -29,13 +30,14 @@ from bbjax.rules.parts.hysteresis import Score
 from bbjax.rules.parts.matrices import matrices, refuse_windows
 from bbjax.rules.parts.selection import select_by_law
 
-# Shares of the mean degree per nat, the flattest first: it wins where errors are equal.
+# Shares of the mean degree per nat. The flattest comes first: of equal errors the first
+# slope is taken.
 SPREADS = (0.0, 0.05, -0.05, 0.1, -0.1, 0.2, -0.2, 0.4, -0.4)
 # Fields of candidates that hold arrays; the others are static.
 _ARRAYS = ("weights", "mask", "statistics", "budget", "step", "grads", "bias")
 
 
-def select_calibrated(score: Score, competition: Real[ArrayLike, ""]) -> Select:
+def select_calibrated(score: Score, competition: Number) -> Select:
     """Selection whose slope is the best one on the calibration data, slice by slice.
 
     Args:
@@ -43,9 +45,9 @@ def select_calibrated(score: Score, competition: Real[ArrayLike, ""]) -> Select:
       competition: likewise.
 
     Returns:
-      A `select` function whose choice says in `fitted` what was chosen.
+      A `select` function whose choice has the slopes in `fitted`.
     """
-    share = Blend(log_odds(), competition).share  # checked, and a float if it is known
+    share = Blend(log_odds(), competition).share  # checked, and a float if known
 
     def select(seen: Candidates) -> Choice:
         refuse_windows(
@@ -71,7 +73,7 @@ class _Kept(NamedTuple):
 
 def _best(
     arrays: dict[str, Any],
-    share: Real[ArrayLike, ""],
+    share: Number,
     score: Score,
     static: tuple[tuple[str, Any], ...],
 ) -> Choice:
@@ -98,7 +100,7 @@ def _best(
     return Choice(best.mask, fitted=Fitted(best.spread, best.error, errors[0]))
 
 
-# Once for every kernel, not at every call: eager code would compile the loop anew.
+# Compiled once for every kernel: eager code would compile the loop at every call.
 _compiled = jax.jit(_best, static_argnums=(1, 2, 3))
 
 

@@ -1,19 +1,19 @@
-"""Competition: part of a unit's degree is what its edges win in the whole layer.
+"""Competition: part of a unit's degree is the number of edges it wins in its layer.
 
     won_i = number of edges of unit i among the B best of the slice, B its budget
     k_i   = clip(d0 + competition * won_i + profile_i, floor, fan)
 
 with the law's profile and `d0` such that the kept edges are exactly the budget. At 0
-the law decides alone; at 1 with a flat law all edges of the layer compete, as in
-layer-wide magnitude pruning. Each unit keeps its `k_i` best edges.
+the law alone sets the degrees; at 1 with a flat law all edges of the layer compete, as
+in layer-wide magnitude pruning. Each unit keeps its `k_i` best edges.
 
-Edges that tie at the threshold are shared by all units that have them, in proportion,
-whatever their place: units that are alike win alike. Dead units do not compete: the
-living win the whole budget, and a dead unit keeps what every unit gets besides.
+Edges that tie at the threshold are divided in proportion among all units that have
+them, so that equal units win equally. Dead units do not compete: the living ones win
+the whole budget, and a dead unit keeps only what every unit gets besides.
 
 Under actuator "out" the units of a kernel that reads raw inputs (no other kernel's
-output units) are no units of the net, and their on-rates say nothing: as soon as there
-is competition, their degrees come from competition alone.
+output units) are no units of the net, and their on-rates mean nothing. With any
+competition, their degrees come from competition alone.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
+from jaxtyping import Array, Float
 
 from bbjax.arrays import sharding
 from bbjax.arrays.topk import kth_largest
+from bbjax.arrays.types import Number
 from bbjax.budgets.laws import Law
-from bbjax.budgets.laws.base import check_range
+from bbjax.model.numbers import check_number
 from bbjax.model.units import Actuator
 from bbjax.rules.base import Candidates, side_of
 
@@ -49,12 +50,12 @@ class Blend:
     """
 
     law: Law
-    share: Real[ArrayLike, ""] = 0.0
+    share: Number = 0.0
 
     def __post_init__(self) -> None:
-        """Checks what is known."""
+        """Checks the values that are known."""
         remedy = "it is a share of the degree, e.g. 0.75"
-        check_range("competition", self.share, 0, 1, remedy=remedy)
+        check_number("competition", self.share, "[0, 1]", remedy)
         if not isinstance(self.share, jax.core.Tracer):  # 0 of any type is 0
             object.__setattr__(self, "share", float(np.asarray(self.share)))
         if self.competes and self.law.combine != "shift":
@@ -66,12 +67,12 @@ class Blend:
 
     @property
     def competes(self) -> bool:
-        """Whether there is competition, as far as is known while tracing."""
+        """Whether there may be competition; a traced share may be anything."""
         return self.share != 0 if isinstance(self.share, float) else True
 
 
 class Claims(NamedTuple):
-    """What units ask for, up to the number that the budget fixes: (..., units).
+    """Degrees up to the number that the budget fixes: (..., units).
 
     Attributes:
       profile: relative degrees, float32.
@@ -90,7 +91,7 @@ def blended(
     scores: Float[Array, "*edges"],
     groups: int,
 ) -> Claims:
-    """The claims of a law with those of competition.
+    """Adds the claims of competition to those of a law.
 
     Args:
       seen: the kernel.
@@ -98,7 +99,7 @@ def blended(
       actuator: side of the units.
       law: claims by the law.
       scores: float per edge, NaN below all others.
-      groups: groups of a unit's edges that degrees are counted in.
+      groups: number of groups of a unit's edges; degrees are counted per group.
     """
     share = jnp.asarray(blend.share).astype(jnp.float32)
     raw = actuator == "out" and not seen.kernel.reads
@@ -132,7 +133,7 @@ def _won(
     at = jnp.expand_dims(kth_largest(scores, seen.budget, axis=axes), axes)
     at = jnp.where(jnp.isnan(at), -jnp.inf, at)
     above, equal = (
-        jnp.reshape(_count(seen, one, actuator), alive.shape)
+        seen.flat(sharding.whole(seen.degrees(actuator, one)))
         for one in (scores > at, scores == at)
     )
     ahead, ties = (jnp.sum(n, -1, dtype=jnp.int32) for n in (above, equal))
@@ -140,12 +141,3 @@ def _won(
     share = jnp.clip(left / jnp.maximum(ties, 1).astype(jnp.float32), 0.0, 1.0)
     shared = lax.optimization_barrier(share[..., None] * equal.astype(jnp.float32))
     return above.astype(jnp.float32) + shared
-
-
-def _count(
-    seen: Candidates, edges: Bool[Array, "*edges"], actuator: Actuator
-) -> Int[Array, "*units"]:
-    """Marked edges of each unit, `stack + units`, whole on every device."""
-    return sharding.whole(
-        seen.kernel.gather(edges.astype(jnp.int32), side_of(actuator))
-    )

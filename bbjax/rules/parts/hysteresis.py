@@ -1,17 +1,17 @@
-"""Hysteresis: what is kept stays until something is better by a share h.
+"""Hysteresis: a kept edge stays until another one is better by a share h.
 
-Activity is measured with noise, so degrees move by an edge or two from refresh to
+Activity is measured with noise, so degrees change by an edge or two from refresh to
 refresh, and weights of nearly equal size change places. With hysteresis
 
     score of a kept edge     (1 + h) s where s > 0, s / (1 + h) below
     degree                   k <- play(law, k)            off by at most h k: it stays
     play(l, k)               k + sign(l - k) max(|l - k| - h k, 0)
 
-that is, a degree follows the law at a distance, as a backlash does, and a pruned edge
-returns once it is stronger by the share h than the weakest kept one. Budgets stay
-exact: what played degrees lack or have too much is shared out evenly. While a budget
-changes (a ramp, the first refresh), and where a kernel is budgeted on both sides,
-degrees follow the law at once.
+A degree follows the law at a distance, like gears with play, and a pruned edge returns
+once it is better by the share h than the worst kept one. Budgets stay exact: what these
+degrees lack, or have too much, is spread evenly. While a budget changes (a ramp, the
+first refresh), and where a kernel is budgeted on both sides, degrees follow the law at
+once.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ Score = Callable[[Candidates], Float[Array, "*edges"]]
 
 
 def scored(seen: Candidates, score: Score) -> Float[Array, "*edges"]:
-    """The scores of a rule, with the edges that are kept favoured."""
+    """The scores of a rule, raised for edges that are kept."""
     return favoured(seen, score(seen), seen.mask)
 
 
 def favoured(
     seen: Candidates, scores: Float[Array, "*shape"], held: Bool[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    """Scores in which what is held is better by the share h, of edges or of units.
+    """Scores, raised by the share h for edges (or units) that are kept.
 
     Args:
       seen: the kernel.
       scores: float, higher is kept.
-      held: bool of their shape.
+      held: whether each of them is kept so far.
     """
     if not is_on(seen):
         return scores
@@ -85,5 +85,5 @@ def _share(seen: Candidates) -> Float[Array, ""]:
 
 
 def is_on(seen: Candidates) -> bool:
-    """Whether there is any, as far as is known while tracing."""
+    """Whether there may be hysteresis; a traced share may be anything."""
     return not (isinstance(seen.hysteresis, int | float) and seen.hysteresis == 0)

@@ -1,7 +1,7 @@
 """Kernels as plain matrices `(slices, in, out)`: matrix products and 1x1 convolutions.
 
-What looks at the inputs of a unit together, by their Gram matrix, works on these. They
-are whole on every device: one shot gathers what training never does.
+For methods that use the Gram matrix of the inputs of a unit. The matrices are whole on
+every device: pruning in one shot may gather weights, training does not.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def per_edge(
 
 
 def refuse_windows(kernel: Kernel, purpose: str, remedy: str) -> None:
-    """Refuses a kernel that is no matrix.
+    """Raises an error if a kernel is no matrix.
 
     Raises:
       ValueError: if it is grouped, or has a window.

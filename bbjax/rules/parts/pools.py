@@ -1,29 +1,29 @@
-"""How far edges compete by a score, and the rules whose score is a saliency.
+"""Competition of edges by a score, and the rules that consist of it.
 
-    global    one budget for the edges of all kernels, slices of a stack included
-    layer     the budget of every stack slice for its own edges
+    layer     the edges of every stack slice, for its own budget
+    global    the edges of all kernels, slices of a stack included, for one budget
 
 Each unit first keeps its `k_min` best edges. An edge whose score is NaN ranks below all
-others. A saliency is made of weights and gradients, that of an edge of a convolution is
+others. A saliency is made of weights and gradients; that of an edge of a convolution is
 the sum over its window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from bbjax.rules.base import Candidates, Group, JointSelect, Rule
+from bbjax.rules.base import Candidates, Group, JointSelect, Rule, Select
 from bbjax.rules.parts.hysteresis import Score, scored
 from bbjax.rules.parts.selection import pooled, pooled_over
 
-Scope = Literal["global", "layer"]
+Scope = Literal["layer", "global"]
 
 
-def in_slices(score: Score) -> Callable[[Candidates], Bool[Array, "*edges"]]:
+def in_slices(score: Score) -> Select:
     """Selection in which the edges of every slice compete for its budget."""
     return lambda seen: pooled(seen, scored(seen, score), seen.budget)
 
@@ -39,17 +39,38 @@ def over_all(score: Score) -> JointSelect:
     return select
 
 
-def check_scope(scope: Any, known: Sequence[str]) -> None:
-    """Refuses a scope that is not known.
+def check_scope(scope: Any) -> None:
+    """Raises an error if a scope is not known.
 
     Raises:
       ValueError: if so.
     """
-    if scope not in known:
-        names = " or ".join(f'"{name}"' for name in known)
+    if scope not in get_args(Scope):
+        names = " or ".join(f'"{name}"' for name in get_args(Scope))
         raise ValueError(
             f"expected scope {names}, got {scope!r}; it is how far edges compete"
         )
+
+
+def competing(
+    name: str,
+    score: Score,
+    needs: tuple[str, ...],
+    *,
+    joint: bool,
+    one_shot: bool = False,
+) -> Rule:
+    """A rule whose edges compete by a score.
+
+    Args:
+      name: of the rule.
+      score: from candidates to a score per edge, higher is kept.
+      needs: what the score reads, as `Rule.needs`.
+      joint: over all kernels; otherwise in every slice.
+      one_shot: as `Rule.one_shot`.
+    """
+    select = over_all(score) if joint else in_slices(score)
+    return Rule(name, select, needs, joint=joint, one_shot=one_shot)
 
 
 def by_saliency(
@@ -74,7 +95,7 @@ def by_saliency(
       >>> by_saliency("snip", jnp.abs, "layer").name
       'snip[layer]'
     """
-    check_scope(scope, get_args(Scope))
+    check_scope(scope)
 
     def score(seen: Candidates) -> Float[Array, "*edges"]:
         assert seen.grads is not None
@@ -82,6 +103,5 @@ def by_saliency(
         return seen.kernel.sum_spatial(of(w * g))
 
     joint = scope == "global"
-    select = over_all(score) if joint else in_slices(score)
     name = name if joint else f"{name}[{scope}]"
-    return Rule(name, select, needs=("grads",), joint=joint, one_shot=one_shot)
+    return competing(name, score, ("grads",), joint=joint, one_shot=one_shot)

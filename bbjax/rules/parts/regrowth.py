@@ -1,15 +1,15 @@
-"""Drop and grow: what RigL, SET and SRigL share.
+"""Drop and grow, as in RigL, SET and SRigL.
 
-Of the `n` edges of a slice that are kept, at most as many as the budget, a share goes,
-the weakest |w|; as many edges as the budget then lacks come back, by another score:
+Of the `n` kept edges of a slice, at most as many as the budget, a share goes: those of
+the smallest |w|. As many edges as the budget then lacks come back, by another score:
 
     drop     = floor(f * n)                 f = share(step)
     stay     = the n - drop largest |w| of the kept edges
     mask     = stay, and the best of all other edges by `grow`, up to the budget
 
-so the count is the budget at every refresh. An edge that was dropped competes with the
-others at once; if it comes back it never went. Shapes: scores and masks per edge,
-counts per stack slice. The share is annealed by half a cosine,
+So the number of edges is the budget at every refresh. An edge that was dropped competes
+with the others at once, and keeps its weight if it comes back. Shapes: scores and masks
+per edge, counts per stack slice. The share is annealed by half a cosine,
 
     f(step) = drop / 2 * (1 + cos(pi * min(step, anneal) / anneal))
 
@@ -19,15 +19,14 @@ References: Mocanu et al. 2018 (SET); Evci et al., arXiv 1911.11134 (RigL).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
+from jaxtyping import Array, Bool, Float, Int
 
 from bbjax.arrays import sharding
-from bbjax.rules.base import Candidates, side_of
+from bbjax.arrays.types import Number
+from bbjax.model.numbers import check_number
+from bbjax.rules.base import Candidates
 from bbjax.rules.parts.selection import best, pooled, with_floor
 
 
@@ -60,10 +59,10 @@ def drop_and_grow(
 
 
 def within_budget(seen: Candidates) -> tuple[Candidates, Int[Array, "*stack"]]:
-    """The kernel with none of its edges to come back, and how many it may keep.
+    """The kernel as in a prune-only run, and the number of edges that it may keep.
 
-    A dense start or a falling density leaves more edges than that: the weakest go,
-    wherever they are, but within its group where there is a pattern.
+    After a dense start or a falling density it has more edges than that. The weakest
+    ones go, wherever they are; under a pattern, the weakest ones of each group.
     """
     kept = dataclasses.replace(seen, regrow=False)
     if seen.pattern is None:
@@ -79,40 +78,39 @@ def staying(n: Int[Array, "*stack"], share: Float[Array, ""]) -> Int[Array, "*st
 
 
 def whole_part(x: Float[Array, "*shape"]) -> Int[Array, "*shape"]:
-    """Rounds down to int32; what only a rounding error keeps from being whole is."""
+    """Rounds down to int32, but to the next integer where only rounding errors lack."""
     return jnp.floor(x * (1 + 2.0**-20)).astype(jnp.int32)
 
 
 def count_edges(
     seen: Candidates, mask: Bool[Array, "*edges"] | None = None
 ) -> Int[Array, "*stack"]:
-    """Edges of a mask, or those kept, of every slice: int32, `kernel.stack_shape`."""
+    """Number of kept edges of every slice, or of those in a mask: int32."""
     held = (seen.mask if mask is None else mask & seen.mask).astype(jnp.int32)
     axes = seen.kernel.axes("group", "in", "out")
     return jnp.sum(held, axis=axes, dtype=jnp.int32)
 
 
 def _lacking(kept: Candidates) -> Int[Array, "*stack"]:
-    """Edges that units are short of `k_min`: int32, `stack_shape`."""
-    kernel, lacking = kept.kernel, jnp.zeros(kept.kernel.stack_shape, jnp.int32)
+    """Number of edges that units have too few for `k_min`: int32."""
+    lacking = jnp.zeros(kept.kernel.stack_shape, jnp.int32)
     for actuator in kept.actuators if kept.k_min else ():
-        degree = kernel.gather(kept.mask.astype(jnp.int32), side_of(actuator))
-        units = tuple(range(len(kernel.stack_shape), degree.ndim))
-        short = jnp.maximum(kept.k_min - degree, 0)
+        short = jnp.maximum(kept.k_min - kept.degrees(actuator), 0)
+        units = tuple(range(lacking.ndim, short.ndim))
         lacking += jnp.sum(short, axis=units, dtype=jnp.int32)
     return lacking
 
 
 def gradient(seen: Candidates) -> Float[Array, "*edges"]:
     """Score |dL/dw| per edge: summed over the window of a convolution, float32."""
-    assert seen.grads is not None  # a rule that asks for them says so in its needs
+    assert seen.grads is not None  # they are in the needs of the rule
     grads = jnp.abs(seen.grads.astype(jnp.float32))
     return sharding.match(seen.kernel.sum_spatial(grads), seen.mask)
 
 
 # The share that is dropped -------------------------------------------------------
 def drop_share(
-    drop: Real[ArrayLike, ""], anneal: Real[ArrayLike, ""] | None, step: Int[Array, ""]
+    drop: Number, anneal: Number | None, step: Int[Array, ""]
 ) -> Float[Array, ""]:
     """The share of kept edges to drop at a step: float32 scalar.
 
@@ -133,39 +131,15 @@ def drop_share(
     return first / 2 * (1 + jnp.cos(jnp.pi * done))
 
 
-def check_share(name: str, value: Real[ArrayLike, ""], remedy: str) -> None:
-    """Refuses a share that is known and not in [0, 1].
+def check_drop(drop: Number, anneal: Number | None) -> None:
+    """Raises an error if the share to drop, or the end of annealing, is not allowed.
 
     Raises:
-      TypeError: it is no number.
-      ValueError: it is outside.
+      TypeError: an argument is no number.
+      ValueError: an argument is out of range.
     """
-    if not 0 <= _number(name, value, remedy, 0.0) <= 1:
-        raise ValueError(
-            f"{name}: expected a number in [0, 1], got {value!r}; {remedy}"
-        )
-
-
-def check_anneal(anneal: Real[ArrayLike, ""] | None) -> None:
-    """Refuses an end of annealing that is known and before the first update.
-
-    Raises:
-      TypeError: it is no number.
-      ValueError: it is below 1 or not finite.
-    """
-    remedy = "it is the update from which on no edges are dropped; None never ends"
-    if anneal is not None and not 1 <= _number("anneal", anneal, remedy, 1.0) < np.inf:
-        raise ValueError(
-            f"anneal: expected a number of updates >= 1, got {anneal!r}; {remedy}"
-        )
-
-
-def _number(name: str, value: Any, remedy: str, traced: float) -> float:
-    if isinstance(value, jax.core.Tracer):
-        return traced
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"{name}: expected a number, got {value!r}; {remedy}"
-        ) from error
+    remedy = "it is the share of kept edges to drop, e.g. 0.3"
+    check_number("drop", drop, "[0, 1]", remedy)
+    if anneal is not None:
+        remedy = "it is the update from which on no edges are dropped; None never ends"
+        check_number("anneal", anneal, "[1, inf)", remedy)

@@ -1,15 +1,14 @@
-"""Scores: what an edge is worth, apart from how many edges its unit may keep.
+"""Scores of edges: which edges a unit keeps, once their number is known.
 
     magnitude    |w|
-    wanda        |w| * rms(x)                 what the edge carries
+    wanda        |w| * rms(x)
     scaled       |w| * sqrt(rms(x))           where inputs are raw, |w| elsewhere
 
 with rms(x) the root mean square of the edge's input. Any score goes with any law. Raw
-inputs are those that are no other kernel's output units: their sizes are what the data
-says, while those of hidden units are what training made of them. In a convolution |w|
-is summed over the window, and the positions of a channel are samples. References:
-magnitude, Han et al., arXiv 1506.02626; Wanda, Sun et al., arXiv 2306.11695; scaled is
-this library's own.
+inputs are those that are no other kernel's output units: the data determine their
+sizes, and training those of hidden units. In a convolution |w| is summed over the
+window, and the positions of a channel are samples. References: magnitude, Han et al.,
+arXiv 1506.02626; Wanda, Sun et al., arXiv 2306.11695; scaled is this library's own.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ Name = Literal["magnitude", "wanda", "scaled"]
 
 
 class Scored(NamedTuple):
-    """A score and what it reads.
+    """A score and the statistics that it reads.
 
     Attributes:
       of: from candidates to a float score per edge, higher is kept.

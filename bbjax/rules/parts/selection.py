@@ -1,17 +1,17 @@
-"""The parts that rules are made of: from scores and degrees to masks.
+"""Selection: from scores and degrees to masks.
 
-Most rules are *law x score*: a law turns on-rates into a degree for each unit, and each
-unit keeps its highest-scored edges,
+Most rules consist of a law and a score: the law turns on-rates into a degree for each
+unit, and each unit keeps its edges of the highest scores,
 
     k = solve(law(on_rate), budget)          mask = top_k_mask(score, k)
 
-or they let all edges of a slice compete for the budget (`pooled`), or all edges of
+In other rules all edges of a slice compete for the budget (`pooled`), or all edges of
 several kernels (`pooled_over`), with a floor of `k_min` edges for every unit. A law may
-be blended with competition (`bbjax.rules.parts.competition`): edges that a unit wins in
-its slice then set a part of its degree. With both actuators on one kernel each side
-selects by itself: edges that both keep stay; those that only one side keeps compete, by
-score relative to the higher of the two sides' thresholds, for the rest of the budget,
-which is met exactly.
+be blended with competition (`bbjax.rules.parts.competition`): the edges that a unit
+wins in its slice then set a part of its degree. With both actuators on one kernel each
+side selects by itself. Edges that both sides keep stay. Edges that one side keeps
+compete for the rest of the budget, which is met exactly, by their scores relative to
+the higher threshold of the two sides.
 
 Under an N:M pattern the same degrees are counted per group (`bbjax.rules.patterns`),
 and a pooled budget is spread evenly over the groups. In a prune-only run
@@ -21,14 +21,17 @@ and a pooled budget is spread evenly over the groups. In a prune-only run
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
+from jaxtyping import Array, Bool, Float, Int
 
 from bbjax.arrays import sharding
 from bbjax.arrays.topk import kth_largest, share_out, top_k_mask
+from bbjax.arrays.types import Number
 from bbjax.budgets.degrees import solve
 from bbjax.budgets.exact import mean_degree
 from bbjax.budgets.laws import Law
@@ -41,7 +44,7 @@ from bbjax.rules.patterns import groups_per_unit, join_groups, row_axes, split_g
 
 
 def select_by_law(
-    law: Law, score: Score = magnitude, *, competition: Real[ArrayLike, ""] = 0.0
+    law: Law, score: Score = magnitude, *, competition: Number = 0.0
 ) -> Select:
     """Selection by a law and a score: degrees first, then each unit's best edges.
 
@@ -59,8 +62,8 @@ def select_by_law(
     def select(seen: Candidates) -> Bool[Array, "*edges"]:
         plain = score(seen)
         scores = ranked(seen, favoured(seen, plain, seen.mask))
-        # What is kept is favoured within a unit, and by its degree (`played`), but not
-        # between units: competition would otherwise follow the masks it has made.
+        # Hysteresis acts within a unit, and on its degree (`played`), but not between
+        # units: competition would otherwise depend on the masks that it has made.
         rivals = ranked(seen, plain) if blend.competes and is_on(seen) else scores
         counts = {a: degrees_for(seen, blend, a, rivals) for a in seen.actuators}
         if len(counts) == 1:
@@ -79,8 +82,8 @@ def select_over_all(select: Select, score: Score) -> JointSelect:
       score: by which the edges of all kernels compete.
 
     Returns:
-      A `select` function for rules with `joint=True`. Every slice has as many edges as
-      it wins among all kernels.
+      A `select` function for rules with `joint=True`. Every slice keeps as many edges
+      as it wins among all kernels.
     """
 
     def joint(group: Group) -> list[Chosen]:
@@ -97,13 +100,12 @@ def select_over_all(select: Select, score: Score) -> JointSelect:
 
 def _edges_in(seen: Candidates, mask: Bool[Array, "*edges"]) -> Int[Array, "*stack"]:
     """Kept edges of every stack slice."""
-    each = sharding.whole(seen.kernel.gather(mask.astype(jnp.int32), "outputs"))
-    each = jnp.reshape(each, (*seen.kernel.stack_shape, -1))
-    return jnp.sum(each, -1, dtype=jnp.int32)
+    each = sharding.whole(seen.degrees("in", mask))
+    return jnp.sum(seen.flat(each), -1, dtype=jnp.int32)
 
 
 def ranked(seen: Candidates, scores: Float[Array, "*edges"]) -> Float[Array, "*edges"]:
-    """Scores as selection wants them: placed as the mask is, NaN where an edge is gone.
+    """Scores with the sharding of the mask, and NaN where an edge is gone for good.
 
     NaN ranks below every score.
     """
@@ -126,7 +128,7 @@ def degrees_for(
       seen: the kernel.
       law: a law, or one that is blended with competition.
       actuator: side of the units.
-      scores: by which edges compete, as `ranked` returns them; for a blend alone.
+      scores: the scores of competition, as `ranked` returns them.
     """
     blend = law if isinstance(law, Blend) else Blend(law)
     kernel, side, law = seen.kernel, side_of(actuator), blend.law
@@ -134,14 +136,11 @@ def degrees_for(
         rate = seen.on_rate(actuator)
     else:
         rate = jnp.full(kernel.per_unit_shape(side), 0.5, jnp.float32)
-    flat = jnp.reshape(rate, (*kernel.stack_shape, -1))
-    groups = 1
-    if seen.pattern is not None:
-        groups = groups_per_unit(kernel, actuator, seen.pattern)
+    flat, groups = seen.flat(rate), groups_per_unit(kernel, actuator, seen.pattern)
     budget = in_steps_of(seen.budget, groups)
     cap: Array | int = kernel.fan(actuator) // groups
     if not seen.regrow:
-        cap = jnp.reshape(sharding.match(_room(seen, actuator), rate), flat.shape)
+        cap = seen.flat(sharding.match(_room(seen, actuator), rate))
     mean = mean_degree(budget, kernel.unit_count(actuator))
     floor = law.least(mean, -(-seen.k_min // groups))
     claims = Claims(law.profile(flat, mean), flat)
@@ -149,10 +148,9 @@ def degrees_for(
         assert scores is not None
         claims = blended(seen, blend, actuator, claims, scores, groups)
     count = solve(claims.profile, law.combine, budget, cap, floor, claims.rate)
-    # With both sides budgeted, the mask has neither side's degrees: nothing to stay at.
+    # With both sides budgeted, the mask has the degrees of neither side.
     if is_on(seen) and len(seen.actuators) == 1:
-        held = kernel.gather(seen.mask.astype(jnp.int32), side) // groups
-        old = jnp.reshape(sharding.match(held, rate), flat.shape)
+        old = seen.flat(sharding.match(seen.degrees(actuator) // groups, rate))
         count = played(seen, count, old, budget, (cap, floor), flat)
     return jnp.reshape(count, rate.shape)
 
@@ -168,16 +166,15 @@ def in_steps_of(edges: Int[Array, "*shape"], size: int) -> Int[Array, "*shape"]:
 
 
 def _room(seen: Candidates, actuator: Actuator) -> Int[Array, "*units"]:
-    """Most edges a unit can keep where none come back; in any of its groups."""
-    kernel, side = seen.kernel, side_of(actuator)
-    held = seen.mask.astype(jnp.int32)
+    """Most edges that a unit can keep if none come back, or the same of each group."""
     if seen.pattern is None:
-        return kernel.gather(held, side)
+        return seen.degrees(actuator)
+    kernel, held = seen.kernel, seen.mask.astype(jnp.int32)
     cut, axis = split_groups(kernel, held, actuator, seen.pattern)
     rows = row_axes(kernel, actuator)
     least = jnp.min(jnp.sum(cut, axis=axis), axis=rows, keepdims=True)
     everywhere = jnp.broadcast_to(least, kernel.edge_shape)
-    return kernel.gather(everywhere, side) // kernel.fan(actuator)
+    return kernel.gather(everywhere, side_of(actuator)) // kernel.fan(actuator)
 
 
 # Within a unit -------------------------------------------------------------------
@@ -197,6 +194,32 @@ def one_side(
         return top_k_mask(scores, lax.squeeze(spread, axes), axis=axes)
     cut, axis = split_groups(seen.kernel, scores, actuator, seen.pattern)
     return join_groups(seen.kernel, top_k_mask(cut, spread, axis=axis))
+
+
+def within_limits(
+    seen: Candidates,
+    scores: Float[Array, "*edges"],
+    limits: Mapping[Actuator, Int[Array, "..."]],
+) -> Bool[Array, "*edges"]:
+    """Keeps the best edges of every unit, up to its limit; the density is an outcome.
+
+    With both sides of a kernel limited, an edge stays if both of its ends keep it. So
+    no unit exceeds its limit, except for the floor: the `k_min` best edges of a unit
+    stay whether or not the other ends keep them.
+
+    Args:
+      seen: the kernel.
+      scores: per edge, higher is kept; NaN where an edge must not be kept.
+      limits: for each actuator the most edges of each unit, int32 `stack + units`.
+    """
+    scores = ranked(seen, scores)
+    kept = [one_side(seen, scores, a, limit) for a, limit in limits.items()]
+    mask = functools.reduce(operator.and_, kept)
+    for actuator, limit in limits.items() if len(limits) > 1 else ():
+        floor = jnp.minimum(limit, seen.k_min)
+        mask |= one_side(seen, scores, actuator, floor)
+    mask &= ~jnp.isnan(scores)
+    return mask if seen.regrow else mask & seen.mask
 
 
 def both_sides(
@@ -287,7 +310,7 @@ def _evenly(
 def pooled_over(
     group: Group, which: Sequence[int], scores: Sequence[Float[Array, "..."]]
 ) -> list[Bool[Array, "..."]]:
-    """Lets all edges of some kernels compete for the budget of them together.
+    """Keeps the best edges of some kernels, for one budget of all of them.
 
     Args:
       group: all kernels.
@@ -299,7 +322,7 @@ def pooled_over(
     """
     members = [group.members[i] for i in which]
     if any(seen.pattern is not None for seen in members):
-        # The same number of every group leaves nothing to share out.
+        # Every group keeps the same number of edges, so that kernels do not compete.
         return [
             pooled(seen, s, seen.budget)
             for seen, s in zip(members, scores, strict=True)
@@ -316,39 +339,4 @@ def _any_slice(
     seen: Candidates, scores: Float[Array, "*edges"], k: Int[Array, ""]
 ) -> Bool[Array, "*edges"]:
     mask = top_k_mask(scores, k, axis=tuple(range(scores.ndim)))
-    return mask if seen.regrow else mask & seen.mask
-
-
-# Whole units ---------------------------------------------------------------------
-def whole_units(
-    seen: Candidates, score: Float[Array, "*units"], actuator: Actuator
-) -> Bool[Array, "*edges"]:
-    """Keeps the best units with all their edges: a mask per edge.
-
-    Args:
-      seen: the kernel.
-      score: float per unit, `stack + units`, higher is kept.
-      actuator: side whose units are kept or go.
-
-    Returns:
-      All edges of the `round(budget / fan)` best units of every slice, at least one.
-    """
-    kernel = seen.kernel
-    if is_on(seen):
-        held = kernel.gather(seen.mask.astype(jnp.int32), side_of(actuator))
-        score = favoured(seen, score, held > 0)
-    flat = jnp.reshape(score, (*kernel.stack_shape, -1)).astype(jnp.float32)
-    fan = kernel.fan(actuator)
-    count = jnp.maximum(in_steps_of(seen.budget, fan), 1)
-    keep = jnp.reshape(top_k_mask(flat, count, axis=flat.ndim - 1), score.shape)
-    return edges_of(seen, keep, actuator)
-
-
-def edges_of(
-    seen: Candidates, keep: Bool[Array, "*units"], actuator: Actuator
-) -> Bool[Array, "*edges"]:
-    """All edges of the units that are kept: a mask per edge."""
-    rows = seen.kernel.spread(keep, side_of(actuator))
-    mask = jnp.broadcast_to(rows, seen.kernel.edge_shape)
-    mask = sharding.match(mask, seen.mask)
     return mask if seen.regrow else mask & seen.mask

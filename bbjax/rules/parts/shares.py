@@ -1,16 +1,16 @@
-"""Keeping a share of what enters every unit: the largest entries that carry it.
+"""Keeps the largest entries of every unit that make up a share of its sum.
 
-Entries are the edges of an output unit and, beside them, its bias; each has a size. In
-falling order, equal ones by index and the bias last, the shortest beginning is kept
-that carries the share `alpha` of the unit's sum,
+Entries are the edges of an output unit and its bias; each has a size. They are put in
+falling order, equal ones by index and the bias last, and the shortest beginning is kept
+that has the share `alpha` of the unit's sum,
 
     p0 = min{p: s_(1) + ... + s_(p) >= alpha * sum(s)}
 
-and nothing of size 0. Sums are taken from the smallest entry up: an entry goes if it
-and all smaller ones are worth no more than `1 - alpha` of the whole, so that at
-alpha = 1 everything that is not 0 stays, however small beside the rest. Shapes: sizes
-are per edge, `kernel.edge_shape`, and per output unit, `stack + units`. Reference:
-NNrelief's keep rule (Dekhovich et al., arXiv 2109.10795).
+but no entry of size 0. Sums are taken from the smallest entry up: an entry goes if it
+and all smaller ones sum to no more than `1 - alpha` of the whole. So at alpha = 1 every
+entry that is not 0 stays, however small it is. Shapes: sizes are per edge,
+`kernel.edge_shape`, and per output unit, `stack + units`. Reference: NNrelief's keep
+rule (Dekhovich et al., arXiv 2109.10795).
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from bbjax.arrays.topk import top_k_mask
+from bbjax.arrays.types import Number
 from bbjax.model.units import Kernel
 
 _ROUNDING = 1 + 2.0**-20  # of a float32 sum: what is exactly a share must count as one
 
 
-class Kept(NamedTuple):
-    """What is kept of a kernel: bool per edge, and per output unit or None."""
+class KeptEntries(NamedTuple):
+    """Entries that are kept: edges, and biases of output units or None."""
 
     edges: Bool[Array, "*edges"]
     bias: Bool[Array, "*outputs"] | None
@@ -40,8 +41,8 @@ def keep_share(
     kernel: Kernel,
     edges: Float[Array, "*edges"],
     bias: Float[Array, "*outputs"] | None,
-    alpha: Real[ArrayLike, ""],
-) -> Kept:
+    alpha: Number,
+) -> KeptEntries:
     """Keeps the largest entries of every output unit, up to a share of their sum.
 
     Args:
@@ -68,7 +69,7 @@ def _keep_share(
     edges: Float[Array, "*edges"],
     bias: Float[Array, "*outputs"] | None,
     spare: Float[Array, ""],
-) -> Kept:
+) -> KeptEntries:
     rows = kernel.axes("in")
     columns = _columns(edges, edges, rows)
     if bias is not None:
@@ -76,21 +77,16 @@ def _keep_share(
         columns = jnp.concatenate([columns, own], axis=-1)
     keep = top_k_mask(columns, _shortest(columns, spare), axis=columns.ndim - 1)
     if bias is None:
-        return Kept(_uncolumns(keep, edges.shape, rows), None)
+        return KeptEntries(_uncolumns(keep, edges.shape, rows), None)
     mine = tuple(1 if a in rows else n for a, n in enumerate(edges.shape))
     kept_bias = kernel.gather(_uncolumns(keep[..., -1:], mine, rows), "outputs") > 0
-    return Kept(_uncolumns(keep[..., :-1], edges.shape, rows), kept_bias)
+    return KeptEntries(_uncolumns(keep[..., :-1], edges.shape, rows), kept_bias)
 
 
 def _shortest(
     entries: Float[Array, "*units entries"], spare: Float[Array, ""]
 ) -> Int[Array, "*units"]:
-    """How many of the largest entries it takes to leave out no more than a share.
-
-    Sums from the smallest entry up, so that nothing small is lost: an entry goes if it
-    and all smaller ones are worth no more than `spare` of the whole. None is left if
-    all are 0.
-    """
+    """How many of the largest entries are kept if a share may go; 0 if all are 0."""
     up = jnp.cumsum(jnp.sort(entries, axis=-1), axis=-1)
     return jnp.sum(up > spare * up[..., -1:] * _ROUNDING, axis=-1, dtype=jnp.int32)
 

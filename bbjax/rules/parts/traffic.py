@@ -4,10 +4,10 @@ A unit with on-rate `a` that loses edges while `a * k` exceeds tau ends at
 
     k(tau) = clip(floor(tau / a), k_min, fan)
 
-and all units together carry `sum a * k(tau)`, which rises with tau. So tau can be found
-from the total, by bisection over the floats. Of the units that take an edge at the next
-tau, the first ones take it while that fits: where on-rates are equal, degrees need not
-move in step. Shapes: on-rates and degrees alike, any. Reference: Meirovitch et al.,
+The traffic of all units, `sum a * k(tau)`, rises with tau. So tau is found from the
+total, by bisection over all floats. Of the units that take an edge at the next float,
+the first ones take it as long as it fits: units of equal on-rates may differ by an
+edge. Shapes: on-rates and degrees have the same, any. Reference: Meirovitch et al.,
 Budgeted Broadcast, arXiv 2510.01263.
 """
 
@@ -17,17 +17,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
+from jaxtyping import Array, Bool, Float, Int
 
 from bbjax.arrays.bracket import Bracket, bisect
 from bbjax.arrays.keys import from_key, top_key
+from bbjax.arrays.types import Number
 
-# Relative room for the rounding of on-rates, tau and sums: 0.9 holds 3 times 0.3.
+# Relative tolerance for the rounding of on-rates, tau and sums: 3 times 0.3 fits in
+# 0.9.
 _ROOM = 1 + 2.0**-16
 
 
 class Sharers(NamedTuple):
-    """Units of one side of a kernel, which share in a total.
+    """Units of one side of a kernel, whose traffic is part of a total.
 
     Attributes:
       rate: on-rates in [0, 1], float32, any shape.
@@ -40,8 +42,8 @@ class Sharers(NamedTuple):
     k_min: int
 
 
-def fixed_point(units: Sharers, tau: Real[ArrayLike, ""]) -> Int[Array, "*units"]:
-    """Degrees at which no unit is over tau, and none is below it by an edge.
+def fixed_point(units: Sharers, tau: Number) -> Int[Array, "*units"]:
+    """The largest degrees at which no unit is over tau.
 
     Args:
       units: the units.
@@ -63,7 +65,7 @@ def fixed_point(units: Sharers, tau: Real[ArrayLike, ""]) -> Int[Array, "*units"
 
 
 def common_fixed_point(
-    units: Sequence[Sharers], traffic: Real[ArrayLike, ""]
+    units: Sequence[Sharers], traffic: Number
 ) -> Sequence[Int[Array, "..."]]:
     """Degrees at the largest tau whose total traffic is within a share of the dense.
 
@@ -109,7 +111,7 @@ def _topped_up(
     above: Sequence[Int[Array, "..."]],
     left: Float[Array, ""],
 ) -> list[Int[Array, "..."]]:
-    """Gives units what they have above, the first ones first, while traffic is left."""
+    """Raises degrees to those above, from the first unit on, while traffic is left."""
     counts = []
     for u, low, high in zip(units, below, above, strict=True):
         cost = jnp.ravel(_traffic(u, high - low))
