@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Num
+from jaxtyping import Array, Num, Shaped
 
 from bbjax.activity import statistics as stats
 from bbjax.activity.convolution import Geometry
@@ -52,7 +52,7 @@ class Probe:
     geometries: dict[str, Geometry]
     asked: Asked
     on: On
-    where: Bool[Array, "..."] | None = None
+    where: Shaped[Array, "..."] | None = None
 
     def run(
         self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], scope: Scope
@@ -110,7 +110,7 @@ class Probe:
         self,
         x: Num[Array, "..."],
         tap: Tap,
-        valid: Bool[Array, "..."] | None,
+        valid: Shaped[Array, "..."] | None,
         units: Raw,
         env: dict[Any, Any],
     ) -> Raw:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Real
+from jaxtyping import Array, Shaped
 
 from bbjax.activity import statistics as stats
 from bbjax.activity.evaluate import Probe, by_side, finished, geometries
@@ -23,7 +23,7 @@ from bbjax.tracing.call import prepare
 from bbjax.tracing.flow.kernels import Tap, Traced
 from bbjax.tracing.trace import analyse
 
-Where = Real[Array, "..."] | Bool[Array, "..."] | Callable[..., Array] | None
+Where = Shaped[Array, "..."] | Callable[..., Array] | None
 _ONE_SHOT = (*stats.PER_EDGE, "positions")
 
 

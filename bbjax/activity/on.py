@@ -22,7 +22,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Array, Bool, Float, Num, Shaped
 
 from bbjax.model.numbers import check_number
 
@@ -47,7 +47,7 @@ class Above:
     relative_to: Literal["rms"] | None = None
 
     def __call__(
-        self, x: Num[Array, "*shape"], valid: Bool[Array, "*shape"] | None = None
+        self, x: Num[Array, "*shape"], valid: Shaped[Array, "*shape"] | None = None
     ) -> Bool[Array, "*shape"]:
         """Applies to an array; `valid` (same shape) is False at padding."""
         size = jnp.abs(x.astype(jnp.float32))

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Array, Float, Num, Shaped
 
 from bbjax.activity import convolution
 from bbjax.activity.convolution import Geometry
@@ -34,7 +34,7 @@ from bbjax.tracing.flow.values import Part
 
 # Pairs of input units ------------------------------------------------------------
 def gram_sum(
-    x: Num[Array, "..."], tap: Tap, valid: Bool[Array, "..."] | None
+    x: Num[Array, "..."], tap: Tap, valid: Shaped[Array, "..."] | None
 ) -> Float[Array, "..."]:
     """Sums `x x^T` over all axes but those of a tap: `(*leading, *in, *in)`."""
     x = real(x, valid).astype(jnp.float32)
@@ -70,7 +70,7 @@ def map_sums(
     geometry: Geometry,
     *,
     count: Float[Array, "*units"],
-    valid: Bool[Array, "..."] | None,
+    valid: Shaped[Array, "..."] | None,
     statistics: Sequence[str],
 ) -> Raw:
     """Sums maps of |x|, and contributions of edges, over samples.
@@ -173,7 +173,7 @@ def _samples_first(tap: Tap, ndim: int) -> list[int]:
 
 
 def _samples(
-    x: Float[Array, "samples ..."], valid: Bool[Array, "..."] | None
+    x: Float[Array, "samples ..."], valid: Shaped[Array, "..."] | None
 ) -> Float[Array, ""]:
     """Number of samples that are not padding altogether."""
     if valid is None:

@@ -26,7 +26,7 @@ def unit_sums(
     axes: Sequence[int],
     *,
     on: On,
-    valid: Bool[Array, "..."] | None,
+    valid: Shaped[Array, "..."] | None,
     statistics: Sequence[str],
 ) -> Raw:
     """Sums statistics of an array over all axes but `axes`.
@@ -66,7 +66,7 @@ def unit_sums(
 
 
 def _on(
-    x: Num[Array, "*shape"], on: On, valid: Bool[Array, "..."] | None
+    x: Num[Array, "*shape"], on: On, valid: Shaped[Array, "..."] | None
 ) -> Shaped[Array, "*shape"]:
     everywhere = None if valid is None else jnp.broadcast_to(valid, x.shape)
     hit = on(x, everywhere) if isinstance(on, Above) else on(x)
@@ -82,7 +82,7 @@ def _share(
     x: Num[Array, "*shape"],
     hit: Shaped[Array, "*shape"],
     rest: tuple[int, ...],
-    valid: Bool[Array, "..."] | None,
+    valid: Shaped[Array, "..."] | None,
 ) -> Float[Array, "..."]:
     """The sum of hits; NaN where `x` is not finite, so that it is noticed."""
     counted = [real(hit.astype(jnp.float32), valid)]
@@ -94,7 +94,7 @@ def _share(
 
 
 def real(
-    values: Num[Array, "*shape"], valid: Bool[Array, "*#shape"] | None
+    values: Num[Array, "*shape"], valid: Shaped[Array, "*#shape"] | None
 ) -> Num[Array, "*shape"]:
     """Values, 0 at padding."""
     if valid is None:

@@ -19,6 +19,9 @@ KERNEL = dense(6, 4)
 UNITS = select(KERNEL)
 MAGNITUDE = bb.rules.magnitude()
 
+# Wrong arguments are what these tests are about.
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 
 def transform(units=UNITS, rule=None, **settings):
     return bb.transform(
@@ -222,7 +225,6 @@ def test_traced_numbers_are_taken_on_trust():
         ("expected scope .*, got 'planet'", lambda: bb.rules.magnitude(scope="planet")),
     ],
 )
-@pytest.mark.usefixtures("unchecked")
 def test_rules(text, make):
     with pytest.raises(ValueError, match=text):
         make()
