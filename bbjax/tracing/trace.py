@@ -40,6 +40,7 @@ def trace(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> Uni
       ValueError: `params` has no arrays.
 
     Example:
+      >>> import jax
       >>> import jax.numpy as jnp
       >>> def loss(params, x):
       ...     hidden = jax.nn.relu(x @ params["up"])
