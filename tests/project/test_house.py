@@ -269,6 +269,19 @@ def test_drawings_are_reached_through_their_package():
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
+# Benchmarks ----------------------------------------------------------------------
+BENCHMARKS = sorted(
+    ".".join(path.with_suffix("").relative_to(ROOT).parts).removesuffix(".__init__")
+    for path in (ROOT / "benchmarks").rglob("*.py")
+)
+
+
+@pytest.mark.parametrize("name", [n for n in BENCHMARKS if ".test_" not in n])
+def test_every_module_of_the_benchmarks_can_be_imported(name):
+    """Most of their tests are slow; a name that moved must show before those run."""
+    importlib.import_module(name)
+
+
 # What help shows -----------------------------------------------------------------
 FIVE_LINES = """
     units = bb.trace(loss_fn, params, batch)

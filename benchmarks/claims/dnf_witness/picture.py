@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from benchmarks.claims.common import pictures, stats
+from benchmarks.claims.common import pictures
 from benchmarks.claims.dnf_witness import judge
+from benchmarks.common import stats
 
 STYLES = {
     "sgd": dict(pictures.SERIES[0], linestyle="--"),

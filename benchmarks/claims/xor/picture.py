@@ -7,9 +7,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from bbjax.training.metrics import off_bounds
-from benchmarks.claims.common import pictures, stats
+from benchmarks.claims.common import pictures
 from benchmarks.claims.xor.fits import K_MIN
 from benchmarks.claims.xor.task import FAN
+from benchmarks.common import stats
 
 NETS = {
     "bb, live": "BB, masks follow",
