@@ -40,6 +40,8 @@ class Units:
       kernels: every kernel that `trace` found, in order of first use.
       problems: `(path, reason)` of parameters whose use in a multiplication cannot be
         measured or masked; selecting one of them is an error.
+      others: `(path, reason)` of parameters with several axes that are no kernels, as
+        an embedding that is read by index.
       selection: the chosen kernels; `None` until `select` is called.
       graph: which axes of which parameters carry the same units, and which of these
         groups can shrink. Printed as a table. It does not count for `==`.
@@ -48,6 +50,7 @@ class Units:
     kernels: tuple[Kernel, ...]
     problems: tuple[tuple[str, str], ...] = ()
     selection: tuple[Selected, ...] | None = None
+    others: tuple[tuple[str, str], ...] = ()
     graph: Graph = dataclasses.field(default=Graph(), compare=False, repr=False)
 
     @property
@@ -108,9 +111,11 @@ class Units:
         self._refuse_problems(regex, pattern)
         found = [p for p in self.paths if regex.search(p) is not None]
         if not found:
+            others = [f"{p!r} {why}" for p, why in self.others if regex.search(p)]
+            known = f"; a parameter that is no kernel: {others[0]}" if others else ""
             raise ValueError(
                 f"expected a pattern that matches a kernel, got {pattern!r}, which "
-                f"matches none; {self._near(pattern)}"
+                f"matches none{known}; {self._near(pattern)}"
             )
         return self.only(found, actuator)
 
@@ -160,14 +165,16 @@ class Units:
         """The selection for a transform, or the default one.
 
         The default is every hidden kernel that a nonlinearity follows, actuator "in".
-        Kernels whose units have a single incoming edge stay dense.
+        It leaves out kernels whose units have a single incoming edge (there is no
+        choice), those of complex weights, and those whose units are on always, as
+        after a sigmoid.
         """
         if self.selection is not None:
             return self.selection
         return tuple(
             Selected(k.path, "in")
             for k in self.kernels
-            if k.hidden and k.nonlinearity and k.fan("in") > 1
+            if k.hidden and k.nonlinearity and not _why_not(k)
         )
 
     @property
@@ -191,7 +198,23 @@ class Units:
         rows = [_row(k, chosen.get(k.path, ())) for k in self.kernels]
         lines = [table(head, rows)]
         lines += [f"cannot be used: {p}: {why}" for p, why in self.problems]
+        lines += [f"no kernel: {p}: {why}" for p, why in self.others]
         return "\n".join(lines)
+
+
+# Nonlinearities whose value is above 0 whatever the input is.
+_ALWAYS_ON = frozenset("logistic sigmoid softplus exp exp2 erfc".split())
+
+
+def _why_not(kernel: Kernel) -> str:
+    """Why a kernel with a nonlinearity is not selected by default; empty if it is."""
+    if kernel.fan("in") == 1:
+        return "one edge a unit leaves no choice"
+    if kernel.dtype.startswith("complex"):
+        return "its weights are complex"
+    if kernel.nonlinearity in _ALWAYS_ON:
+        return "always on: select it and choose on="
+    return ""
 
 
 def _row(kernel: Kernel, actuators: tuple[Actuator, ...]) -> tuple[str, ...]:
@@ -205,4 +228,6 @@ def _row(kernel: Kernel, actuators: tuple[Actuator, ...]) -> tuple[str, ...]:
         if kernel.nonlinearity
         else "no nonlinearity: sign of the raw output"
     )
+    if kernel.hidden and kernel.nonlinearity and _why_not(kernel):
+        what += f"; not selected by default: {_why_not(kernel)}"
     return (kernel.path, size(kernel.shape), units, "+".join(actuators), what)

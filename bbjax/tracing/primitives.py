@@ -22,7 +22,7 @@ CUSTOM = _names(
 INLINE = TRANSPARENT | CUSTOM
 
 # Products. -------------------------------------------------------------------------
-CONTRACTIONS = _names("dot_general conv_general_dilated ragged_dot")
+CONTRACTIONS = _names("dot_general conv_general_dilated ragged_dot ragged_dot_general")
 
 # Entry by entry. -------------------------------------------------------------------
 IDENTITY = _names("optimization_barrier copy copy_p device_put")

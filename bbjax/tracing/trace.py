@@ -72,7 +72,8 @@ def followed(prepared: Prepared) -> Followed:
     found = analyse(prepared, graph=True)
     program = follow(prepared.jaxpr, prepared.paths, prepared.results())
     graph, numbers = groups.graph(program, prepared.paths, found.kernels)
-    return Followed(Units(found.kernels, found.problems, graph=graph), program, numbers)
+    units = Units(found.kernels, found.problems, others=found.others, graph=graph)
+    return Followed(units, program, numbers)
 
 
 def analyse(prepared: Prepared, *, graph: bool = False) -> flow_kernels.Traced:

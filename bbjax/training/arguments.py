@@ -95,6 +95,13 @@ def check_kernels(units: Units, rule: Rule, k_min: Any, pattern: Any) -> Budgete
             f"trace is followed by a nonlinearity; choose with units.select(...) out "
             f"of {list(units.paths)}"
         )
+    for kernel, _ in budgeted:
+        if kernel.dtype.startswith("complex"):
+            raise ValueError(
+                f"expected real weights for {kernel.path!r}, got {kernel.dtype}: "
+                "scores are real numbers; leave the kernel out, or keep its real and "
+                "imaginary part as two parameters"
+            )
     for kernel, actuators in budgeted if rule.one_sided else ():
         if len(actuators) > 1:
             raise ValueError(

@@ -290,3 +290,10 @@ def test_missing_statistics_are_named(units, params):
         bb.unitwise.activity(units, stats)
     with pytest.raises(ValueError, match="expected parameters with 'down'"):
         bb.unitwise.group_magnitude(units, {"up": params["up"]})
+
+
+def test_where_no_group_can_shrink_the_reasons_are_repeated():
+    params = {"w": jnp.ones((3, 4))}
+    units = bb.trace(lambda p, x: x @ p["w"], params, jnp.ones((5, 3)))
+    with pytest.raises(ValueError, match=r"w\[1\]: the function returns them"):
+        bb.unitwise.cut(units, {}, 0.5)

@@ -70,12 +70,12 @@ def normed_rates(p, x):
     flat = b.reshape(2, -1)
     c = jax.nn.silu(standard(flat @ p["Dense_0"]["kernel"], (1,), 1e-6))
     key = _dropout_key()
-    c = jnp.where(jax.random.bernoulli(key, 0.6, c.shape), c / 0.6, 0.0)
+    left = jnp.where(jax.random.bernoulli(key, 0.6, c.shape), c / 0.6, 0.0)
     return {
         "Conv_0/kernel": (rate(x), rate(a)),
         "Conv_1/kernel": (rate(pooled), rate(b)),
-        "Dense_0/kernel": (rate(flat), rate(c)),
-        "Dense_1/kernel": (rate(c), rate(c @ p["Dense_1"]["kernel"])),
+        "Dense_0/kernel": (rate(flat), rate(c)),  # before the dropout
+        "Dense_1/kernel": (rate(left), rate(left @ p["Dense_1"]["kernel"])),
     }
 
 

@@ -35,11 +35,12 @@ def stateful_rates(module, x):
     module = nnx.clone(module)  # the oracle must not move the random counters
     h = nnx.relu(module.norm(module.conv(x)))
     pooled = jnp.mean(h, axis=(1, 2))
-    mid = module.drop(nnx.relu(module.mid(pooled)))
+    mid = nnx.relu(module.mid(pooled))
+    left = module.drop(mid)
     return {
         "conv/kernel": (rate(x), rate(h)),
-        "mid/kernel": (rate(pooled), rate(mid)),
-        "head/kernel": (rate(mid), rate(module.head(mid))),
+        "mid/kernel": (rate(pooled), rate(mid)),  # before the dropout
+        "head/kernel": (rate(left), rate(module.head(left))),
     }
 
 

@@ -145,10 +145,10 @@ def recurrent_rates(p, x):
     h, inside = jnp.zeros((x.shape[1], p["wh"].shape[0])), []
     for v in x:
         a, b = v @ p["wx"], h @ p["wh"]
-        inside.append((h, a, b))
-        h = jnp.tanh(a + b)
-    h, a, b = (jnp.stack(s) for s in zip(*inside, strict=True))
-    return {"wx": (rate(x), rate(a)), "wh": (rate(h), rate(b))}
+        before, h = h, jnp.tanh(a + b)
+        inside.append((before, h))
+    before, h = (jnp.stack(s) for s in zip(*inside, strict=True))
+    return {"wx": (rate(x), rate(h)), "wh": (rate(before), rate(h))}
 
 
 def branches(p, x):
@@ -277,6 +277,7 @@ CASES = [
         lambda: Model(recurrent, weights(wx=(4, 3), wh=(3, 3)), (normal(5, 5, 2, 4),)),
         {"wx": dense(), "wh": dense()},
         recurrent_rates,
+        {"wx": "tanh", "wh": "tanh"},
     ),
     Case(
         "cond",

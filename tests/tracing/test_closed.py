@@ -92,7 +92,7 @@ OPEN = {
     "reader_is_looked_up": (looked_up, "'down' is mixed with data by gather, too"),
     "reader_is_normalised": (
         lambda p, x: relu(x @ p["up"]) @ (p["down"] - jnp.mean(p["down"])),
-        "'down' has weights that reach its product changed",
+        "dot_general mixes them",
     ),
     "normalised": (
         lambda p, x: head(p, x @ (p["up"] / jnp.sum(jnp.abs(p["up"])))),

@@ -81,7 +81,7 @@ CURVES = {
     "silu": jax.nn.silu,
     "tanh": jnp.tanh,
     "logistic": jax.nn.sigmoid,
-    "erfc": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "square": lambda x: jnp.square(jax.nn.relu(x)),
     "max": lambda x: jnp.maximum(x, 0.0),
     "select_n": lambda x: jnp.where(x > 0, x, 0.0),
@@ -95,7 +95,9 @@ def test_nonlinearities_are_named_and_measured(name):
     units, got = outputs(lambda p, x: head(p, curve(x @ p["w"] + 0.1)))
     assert units["w"].nonlinearity == name
     assert got["w"] == pytest.approx(rate(curve(A + 0.1)).tolist())
-    assert [s.path for s in units.selected] == ["w"]
+    always_on = name in ("softplus", "logistic")
+    assert [s.path for s in units.selected] == ([] if always_on else ["w"])
+    assert ("always on: select it and choose on=" in str(units)) == always_on
 
 
 def test_table_says_when_only_a_sign_is_measured():

@@ -47,8 +47,9 @@ def cut(
       `bb.apply_masks`.
 
     Raises:
-      ValueError: neither or both of density and least, a density outside [0, 1], an
-        unknown group or scope, scores of another shape or NaN, a multiple below 1.
+      ValueError: no group can shrink, with the reasons; neither or both of density and
+        least, a density outside [0, 1], an unknown group or scope, scores of another
+        shape or NaN, a multiple below 1.
       TypeError: scores that are no numbers; scores or densities without values.
 
     Example:
@@ -63,6 +64,13 @@ def cut(
       ([[False, True]], [[False], [True]])
     """
     known = free_groups(units)
+    if not known:
+        reasons = [f"{group.name}: {group.fixed}" for group in units.graph]
+        raise ValueError(
+            "expected a group of units that can shrink, got none: "
+            + ("; ".join(reasons[:8]) or "the trace found no groups")
+            + "; print(units.graph) lists all"
+        )
     scores = _checked(scores, known)
     shares: dict[str, Any] = dict.fromkeys(scores)
     shares |= _each(density, scores, "densities of groups that have scores")

@@ -10,10 +10,11 @@ through the same parts.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bbjax.tracing.flow.values import Axis, Part, Value, extent, plain, position
+from bbjax.tracing.primitives import ELEMENTWISE
 
 Scope = tuple[tuple[int, int], ...]
 
@@ -36,6 +37,7 @@ class Use:
       op: the primitive's name.
       scope: where the product is.
       atom: the operand that holds the activation.
+      fixed: whether that is an array constant.
       eqn: the product itself.
     """
 
@@ -50,6 +52,7 @@ class Use:
     op: str
     scope: Scope = ()
     atom: object = None
+    fixed: bool = False
     eqn: Any = dataclasses.field(default=None, compare=False, repr=False)
 
 
@@ -110,7 +113,7 @@ def _kernel_sides(values: Sequence[Value]) -> list[int]:
 
 
 def _unreadable(eqn: Any) -> str:
-    if eqn.primitive.name == "ragged_dot":
+    if eqn.primitive.name.startswith("ragged_dot"):
         return "ragged_dot is not supported"
     if eqn.params.get("batch_group_count", 1) != 1:
         return "convolution with batch groups is not supported"
@@ -126,25 +129,42 @@ def _no_use(
 ) -> Product:
     name = eqn.primitive.name
     problems: list[tuple[int, str]] = []
-    for value, other in (values, values[::-1]):
-        if value.lost and value.is_parametric and not other.is_parametric:
-            problems += [(w, f"reaches {name} through {why}") for w, why in value.lost]
+    for value, other in (values[:2], values[1::-1]):
+        if other.is_parametric:
+            continue
+        if value.is_parametric:
+            problems += _through(name, value.lost)
+        elif value.constant:  # picked entries are doubts, below
+            changed = [pair for pair in value.lost if pair[1] in ELEMENTWISE]
+            problems += _through(name, changed)
     if reason:
         problems += [
             (v.weight, reason) for v in values if v.weight is not None and not v.deps
         ]
-    elif not sides and all(v.is_parametric for v in values):
+    elif not sides and all(v.is_parametric for v in values[:2]):
         why = "multiplies another parameter, not an activation"
         problems += [(v.weight, why) for v in values if v.weight is not None]
     picked = [pair for v in values if v.deps and v.weight is None for pair in v.lost]
-    doubts = tuple((w, f"reaches {name} through {why}") for w, why in picked)
+    doubts = tuple(_through(name, picked))
     deps = values[0].deps | values[1].deps
     lost = frozenset(problems) if not deps else frozenset()
-    value = plain(shape, deps, lost=lost)
+    leaves = values[0].leaves | values[1].leaves
+    value = plain(shape, deps, lost=lost, leaves=leaves)
     if name == "dot_general":
         twins = values[0].twins | values[1].twins
         value = value.replace(axes=_averaged(eqn, values, shape), twins=twins)
     return Product(value, None, tuple(problems), doubts)
+
+
+def _through(name: str, lost: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Why parameters cannot be measured that reach a product by another operation."""
+    found = []
+    for weight, by in sorted(lost, key=lambda pair: (pair[1] not in ELEMENTWISE, pair)):
+        why = f"reaches {name} through {by}"
+        if by in ELEMENTWISE:
+            why += ", after which a weight of 0 is not 0"
+        found.append((weight, why))
+    return found
 
 
 def _averaged(

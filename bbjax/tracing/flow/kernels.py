@@ -1,14 +1,17 @@
 """Reads kernels off a walked jaxpr, and where to measure their units.
 
-The value measured for a kernel's output units is the last elementwise value on the way
-to every reader: in the flow from the product to the kernels that read it (to the
-outputs of the function, if none does), the last node that is an elementwise function of
-the units and through which every path goes. With nodes numbered in topological order
-that is one sweep: a node is on every path if no earlier node is an operand of a later
-one. In `silu(g) * u` both kernels are measured at the product. A `Tap` is such a place.
+The value measured for a kernel's output units is that after their last nonlinearity.
+Candidates are the nodes between the product and the kernels that read it (or the
+outputs of the function, if none does) through which every path goes and that are
+elementwise functions of the units. With nodes numbered in topological order that is one
+sweep: a node is on every path if no earlier node is an operand of a later one.
 
-    product -> + bias -> norm -> relu -> dropout -> pool -> next kernel
-               elementwise chain ------------^
+    product -> + bias -> norm -> relu -> dropout, norm, scale, positions -> next kernel
+               measured here ------^
+
+In `silu(g) * u` both kernels are measured at the product. Units that are added to those
+of another kernel are measured after the sum if a nonlinearity follows it, else by
+themselves. Without a nonlinearity the last candidate is taken. A `Tap` is such a place.
 
 Where no kernel reads the units, the loss may follow: they are measured at their raw
 output, or where the function returns them.
@@ -24,6 +27,7 @@ from collections.abc import Sequence
 from bbjax.model.kernel import Kernel, Side
 from bbjax.tracing.flow import links
 from bbjax.tracing.flow.contract import Use
+from bbjax.tracing.flow.seen import living
 from bbjax.tracing.flow.values import Axis, Part, Value
 from bbjax.tracing.flow.walk import Flow, Scope
 
@@ -61,6 +65,7 @@ class Traced:
 
     kernels: tuple[Kernel, ...]
     problems: tuple[tuple[str, str], ...]
+    others: tuple[tuple[str, str], ...]
     taps: tuple[Tap, ...]
 
 
@@ -113,7 +118,45 @@ def find(
     done: Sequence[Kernel] = tuple(kernels.values())
     if graph:
         done = tuple(links.linked(flow, kernels, paths, shapes))
-    return Traced(tuple(done), tuple(sorted(problems.items())), tuple(taps))
+    rest = set(range(len(paths))) - set(by_weight) - set(flow.problems) - set(doubts)
+    others = {paths[w]: why for w, why in _elsewhere(flow, shapes, rest).items()}
+    return Traced(
+        tuple(done),
+        tuple(sorted(problems.items())),
+        tuple(sorted(others.items())),
+        tuple(taps),
+    )
+
+
+# Parameters that are no kernels --------------------------------------------------
+_HOW = {  # the first operation on a parameter that is not multiplied as a matrix
+    "gather": "is read by index (gather)",
+    "dynamic_slice": "is read by index (dynamic_slice)",
+    "scan": "is read inside a scan",
+    **dict.fromkeys(("add", "sub", "add_any"), "is added, not multiplied"),
+    **dict.fromkeys(("mul", "div"), "is multiplied entry by entry, not as a matrix"),
+}
+
+
+def _elsewhere(
+    flow: Flow, shapes: Sequence[tuple[int, ...]], leaves: set[int]
+) -> dict[int, str]:
+    """Parameters with several axes that reach the result in no product, and how."""
+    wanted = {n for n in leaves if sum(size > 1 for size in shapes[n]) > 1}
+    found: dict[int, str] = {}
+    if not wanted:
+        return found
+    live = living(flow)
+    for node, made in enumerate(flow.made):
+        value = flow.values[node]
+        if made.eqn is None or not live[node]:
+            continue
+        for source in made.sources:
+            leaf = flow.values[source].weight
+            if leaf in wanted and leaf not in found and value.weight != leaf:
+                name = made.eqn.primitive.name
+                found[leaf] = _HOW.get(name, f"acts through {name}, not as a matrix")
+    return found
 
 
 # Layout --------------------------------------------------------------------------
@@ -215,7 +258,8 @@ def _measured(flow: Flow, use: Use, reaching: Sequence[bool]) -> tuple[int, Valu
     to_kernels = reaching[start]
     is_use, ends = set(flow.use_nodes), set(flow.outputs)
     end_of_time = len(flow.values)
-    best, farthest = start, start
+    passed: list[int] = []  # nodes on every path that can be measured
+    farthest = start
     heap, seen = [start], {start}
     while heap and farthest < end_of_time:
         node = heapq.heappop(heap)
@@ -225,7 +269,7 @@ def _measured(flow: Flow, use: Use, reaching: Sequence[bool]) -> tuple[int, Valu
                 break
             scored = not to_kernels and node not in ends and value.nonlinearity
             if node not in flow.untappable and _complete(use, value) and not scored:
-                best = node
+                passed.append(node)
         targets = [
             r
             for r in flow.readers[node]
@@ -241,7 +285,28 @@ def _measured(flow: Flow, use: Use, reaching: Sequence[bool]) -> tuple[int, Valu
             if target not in seen:
                 seen.add(target)
                 heapq.heappush(heap, target)
-    return best, flow.values[best]
+    return _place(flow, use, passed or [start])
+
+
+def _place(flow: Flow, use: Use, nodes: Sequence[int]) -> tuple[int, Value]:
+    """Which of some nodes on every path to measure, and what is known of it.
+
+    That is the first one after the last nonlinearity: norms, scales, dropout and terms
+    that follow do not count. Without a nonlinearity it is the last one, with the bias.
+    Units that were added to those of another kernel count as the sum where that meets a
+    nonlinearity, else for themselves.
+    """
+    values = flow.values
+    if not values[nodes[-1]].nonlinearity:
+        own = [n for n in nodes if values[n].owners == {use.number}]
+        nodes = own or nodes
+    last = values[nodes[-1]]
+    if not last.nonlinearity:
+        return nodes[-1], last
+    after = ((values[n].bends, values[n].nonlinearity) for n in nodes)
+    settled = (last.bends, last.nonlinearity)
+    first = next(n for n, known in zip(nodes, after, strict=True) if known == settled)
+    return first, values[first]
 
 
 def _complete(use: Use, value: Value) -> bool:

@@ -15,7 +15,7 @@ two kernels' units belongs to both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bbjax.tracing.flow.values import (
@@ -32,17 +32,21 @@ from bbjax.tracing.primitives import (
     ACROSS,
     ADD_LIKE,
     CHOOSING,
-    COMPARE,
     CUMULATIVE,
     ELEMENTWISE,
+    FACTORS,
     LINEAR_UNARY,
     MUL_LIKE,
     RANDOM,
     REDUCING,
+    SUMS,
     UNARY,
     WINDOWED,
     ZERO_PRESERVING,
 )
+
+# Operations on two operands that are 0 where both are.
+TOGETHER = SUMS | FACTORS | {"sub", "max", "min", "select_n"} - {"div"}
 
 
 def transfer(eqn: Any, ins: Sequence[Value]) -> list[Value]:
@@ -52,12 +56,21 @@ def transfer(eqn: Any, ins: Sequence[Value]) -> list[Value]:
       eqn: the equation.
       ins: values of its operands.
     """
+    if eqn.primitive.name == "optimization_barrier":
+        return list(ins)
+    leaves = frozenset[int]().union(*(v.leaves for v in ins))
+    constant = any(v.deps for v in ins) and all(v.constant or not v.deps for v in ins)
+    return [v.replace(leaves=leaves, constant=constant) for v in _results(eqn, ins)]
+
+
+def _results(eqn: Any, ins: Sequence[Value]) -> list[Value]:
     name = eqn.primitive.name
     shapes = [tuple(getattr(v.aval, "shape", ())) for v in eqn.outvars]
-    if name == "optimization_barrier":
-        return list(ins)
     if name in ELEMENTWISE and len(shapes) == 1:
-        return [elementwise(name, ins, shapes[0])]
+        found = elementwise(name, ins, shapes[0], eqn.params)
+        if name in LINEAR_UNARY and name != "neg":
+            found = found.replace(number=ins[0].number)
+        return [found]
     if name in RANDOM:
         return [plain(s) for s in shapes]  # random values carry no units
     if name in ACROSS:  # one result per operand
@@ -72,13 +85,28 @@ def forget(name: str, ins: Sequence[Value], shape: Sequence[int]) -> Value:
     deps = frozenset[int]().union(*(v.deps for v in ins))
     lost = {pair for v in ins for pair in v.lost}
     lost |= {(v.weight, name) for v in ins if v.weight is not None}
-    known = not deps or name in CHOOSING
-    return plain(shape, deps, lost=frozenset(lost) if known else frozenset())
+    known = all(map(_settled, ins)) or name in CHOOSING
+    leaves = frozenset[int]().union(*(v.leaves for v in ins))
+    return plain(
+        shape, deps, lost=frozenset(lost) if known else frozenset(), leaves=leaves
+    )
 
 
 # Elementwise ---------------------------------------------------------------------
-def elementwise(name: str, ins: Sequence[Value], shape: tuple[int, ...]) -> Value:
-    """The result of an elementwise operation, with size-1 axes broadcast."""
+def elementwise(
+    name: str,
+    ins: Sequence[Value],
+    shape: tuple[int, ...],
+    params: Mapping[str, Any],
+) -> Value:
+    """The result of an elementwise operation, with size-1 axes broadcast.
+
+    Args:
+      name: of the primitive.
+      ins: values of its operands.
+      shape: of the result.
+      params: of the equation.
+    """
     tagged = [v for v in ins if v.owners]
     arrays = [v for v in ins if v.shape]
     deps = frozenset[int]().union(*(v.deps for v in ins))
@@ -88,7 +116,7 @@ def elementwise(name: str, ins: Sequence[Value], shape: tuple[int, ...]) -> Valu
     )
     if tagged:
         return _chain(name, ins, tagged, shape).replace(deps=deps, const=const)
-    kept = _kept_weight(name, ins)
+    kept = _kept_weight(name, ins, params)
     if kept is not None:
         return kept.replace(deps=deps)
     if name in ADD_LIKE and _is_sum(name, arrays):
@@ -97,9 +125,11 @@ def elementwise(name: str, ins: Sequence[Value], shape: tuple[int, ...]) -> Valu
         axes = tuple(
             _agree([v.axes[i] for v in arrays], n) for i, n in enumerate(shape)
         )
+    forgotten = forget(name, ins, shape)
     if deps:
-        return Value(axes, const, deps=deps, twins=_twins(ins))
-    return forget(name, ins, shape).replace(const=const)
+        lost = forgotten.lost
+        return Value(axes, const, deps=deps, twins=_twins(ins), lost=lost)
+    return forgotten.replace(const=const)
 
 
 def _is_sum(name: str, arrays: Sequence[Value]) -> bool:
@@ -127,7 +157,8 @@ def _chain(
     axes = tuple(
         _lead_axis(lead, [v for v in ins if v.shape], i, n) for i, n in enumerate(shape)
     )
-    if (several and name not in ("mul", "div")) or _mixes(
+    summed = several and name in ("add", "sub", "add_any") and _aligned(lead, tagged)
+    if (several and not summed and name not in ("mul", "div")) or _mixes(
         name, ins, lead, owners, set(lead.unit_axes(lead.owners))
     ):
         return Value(positions(shape))
@@ -135,11 +166,32 @@ def _chain(
     if several:
         twins |= {pair for v in tagged for pair in _pairs(lead, v)}
     curved = next((v.nonlinearity for v in tagged if v.nonlinearity), "")
+    bends = max(v.bends for v in tagged)
+    if summed:  # a sum of units of several kernels: what bends it comes after it
+        return Value(axes, owners=owners, twins=twins, bends=bends)
+    if len(tagged) > 1 or _nonlinear(name, ins, tagged):
+        bends += 1
     if several:  # a gate: a curve of each factor's units
         curved = f"{curved.removesuffix('product').strip()} product".strip()
-    elif name != "mul" or not curved:  # x * sigmoid(x) is named after the curve
+    elif name == "mul" and curved and len(tagged) > 1:  # x * sigmoid(x)
+        curved = _SELF_GATED.get(curved, curved)
+    else:
         curved = _nonlinear(name, ins, tagged) or curved
-    return Value(axes, owners=owners, twins=twins, nonlinearity=curved)
+    return Value(axes, owners=owners, twins=twins, nonlinearity=curved, bends=bends)
+
+
+# Units times a function of themselves, by the name of that function.
+_SELF_GATED = {"logistic": "silu", "erf": "gelu", "erfc": "gelu"}
+
+
+def _aligned(lead: Value, tagged: Sequence[Value]) -> bool:
+    """Whether units of several kernels are added index for index."""
+    for value in tagged:
+        for axis in value.unit_axes(value.owners):
+            sizes = [[p.size for p in v.axes[axis]] for v in (lead, value)]
+            if sizes[0] != sizes[1] or not any(p.is_unit for p in lead.axes[axis]):
+                return False
+    return True
 
 
 def _twins(values: Sequence[Value]) -> frozenset[tuple[Part, Part]]:
@@ -208,20 +260,69 @@ def _moved_about(value: Value, axis: int) -> bool:
     return all(p.source is None for p in value.axes[axis])
 
 
-def _kept_weight(name: str, ins: Sequence[Value]) -> Value | None:
-    """The operand whose weights the result still is, masked or scaled."""
+def _kept_weight(
+    name: str, ins: Sequence[Value], params: Mapping[str, Any]
+) -> Value | None:
+    """The operand whose weights the result still is: a 0 in it adds nothing."""
     weights = [v for v in ins if v.weight is not None]
-    if not weights or (len(ins) == 1 and name not in ZERO_PRESERVING):
+    if not weights:
         return None
     full = [v for v in weights if not any(v.const) and max(v.shape, default=1) > 1]
     rank = max((len(v.shape) for v in ins), default=0)
     full = [v for v in full if len(v.shape) == rank and _covers(v, ins)]
-    if len(full) != 1 or any(use != DATA for v in ins for use in v.deps):
+    if any(use != DATA for v in ins for use in v.deps):
         return None
-    others = [v for v in ins if v is not full[0]]
-    if name in MUL_LIKE or not any(v.deps for v in others):
-        return full[0] if name not in COMPARE else None
-    return None
+    if len(full) == 2 and name in TOGETHER and _same_entries(*full):
+        others = [v for v in ins if v not in full]
+        return full[0] if name == "select_n" or not others else None
+    if len(full) != 1:
+        return None
+    at = next(i for i, v in enumerate(ins) if v is full[0])
+    return full[0] if _adds_nothing(name, ins, at, params) else None
+
+
+def _settled(value: Value) -> bool:
+    """Whether a value depends on parameters and constants alone."""
+    return value.constant or not value.deps
+
+
+def _same_entries(one: Value, two: Value) -> bool:
+    """Whether two values hold functions of the same weights, entry by entry."""
+    return (one.weight, one.axes, one.scanned) == (two.weight, two.axes, two.scanned)
+
+
+def _adds_nothing(
+    name: str, ins: Sequence[Value], at: int, params: Mapping[str, Any]
+) -> bool:
+    """Whether a 0 of operand `at` adds nothing to the result, whatever the others are.
+
+    That is so where 0 gives 0, and in a sum with other parameters: in `x (W + A B)`
+    each has a term of its own.
+    """
+    numbers = [v.number for v in ins]
+    others = [v for i, v in enumerate(ins) if i != at]
+    if len(ins) == 1:
+        return name in ZERO_PRESERVING and params.get("y", 1) > 0
+    if name == "clamp":
+        low, _, high = numbers
+        return at == 1 and low is not None and high is not None and low <= 0 <= high
+    if name in FACTORS:
+        return at == 0 or name != "div"
+    if name in ("pow", "rem"):
+        return at == 0 and (numbers[1] is not None and numbers[1] > 0)
+    if name == "select_n":
+        cases = [n for i, n in enumerate(numbers[1:], 1) if i != at]
+        return at > 0 and all(n == 0 for n in cases)
+    if name in ("add", "sub", "add_any"):
+        weight = ins[at].weight
+        return all(
+            v.number == 0 or (v.leaves and _settled(v) and weight not in v.leaves)
+            for v in others
+        )
+    if name in ("max", "min"):
+        sign = -1 if name == "max" else 1
+        return all(v.number is not None and sign * v.number >= 0 for v in others)
+    return False
 
 
 def _covers(value: Value, ins: Sequence[Value]) -> bool:

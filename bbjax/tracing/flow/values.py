@@ -68,8 +68,12 @@ class Value:
       twins: in a product of two kernels' units, which part of the other kernel each
         named part is as well; kept as long as the axes are.
       nonlinearity: name of the nonlinearity applied since, or "".
+      bends: how many nonlinear operations were applied since the product.
       deps: kernel uses and `DATA` it depends on since the last kernel.
       lost: parameters it is made of in a way that lost their axes, with the reason.
+      leaves: parameters that it depends on.
+      number: the number that all its entries are, if that is known.
+      constant: whether all data that it depends on are array constants.
     """
 
     axes: tuple[Axis, ...]
@@ -79,8 +83,12 @@ class Value:
     owners: frozenset[int] = frozenset()
     twins: frozenset[tuple[Part, Part]] = frozenset()
     nonlinearity: str = ""
+    bends: int = 0
     deps: frozenset[int] = frozenset()
     lost: frozenset[tuple[int, str]] = frozenset()
+    leaves: frozenset[int] = frozenset()
+    number: float | None = None
+    constant: bool = False
 
     def __post_init__(self):
         if len(self.const) != len(self.axes):
@@ -124,7 +132,7 @@ def plain(shape: Sequence[int], deps: frozenset[int] = frozenset(), **fields) ->
 def leaf(number: int, shape: Sequence[int]) -> Value:
     """The value of a parameter: each axis is itself."""
     axes = tuple((Part(("w", number), i, n, 1),) for i, n in enumerate(shape))
-    return Value(axes, weight=number)
+    return Value(axes, weight=number, leaves=frozenset({number}))
 
 
 def reshape(value: Value, shape: Sequence[int]) -> tuple[tuple[Axis, ...], bool]:

@@ -19,6 +19,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bbjax.tracing import jaxprs
@@ -304,16 +306,30 @@ class _Walker:
             self.flow.problems[use.weight] = reason
             use = None
         if use is None:
+            self.rotated(values)
             value = found.value
             if found.use is not None:
                 value = plain(value.shape, frozenset({DATA}))
             return self.node(value, scope, eqn.outvars[0], made)
-        use = dataclasses.replace(use, scope=scope, atom=eqn.invars[use.operand])
+        fixed = values[use.operand].constant
+        atom = eqn.invars[use.operand]
+        use = dataclasses.replace(use, scope=scope, atom=atom, fixed=fixed)
         node = self.node(found.value, scope, eqn.outvars[0], made)
         self.flow.uses.append(use)
         self.flow.use_nodes.append(node)
         self.flow.operand_of.setdefault(ins[use.operand], []).append(node)
         return node
+
+    def rotated(self, values: Sequence[Value]) -> None:
+        """Refuses parameters that meet a constant matrix before they meet data."""
+        uses = self.flow.uses
+        for value, other in (values[:2], values[1::-1]):
+            fixed = [u for u in value.deps if u != DATA and uses[u].fixed]
+            moving = DATA in other.deps and not other.constant
+            moving |= any(u != DATA and not uses[u].fixed for u in other.deps)
+            if moving and len(fixed) == len(value.deps) == 1:
+                why = "is multiplied by a constant before it meets data"
+                self.flow.problems.setdefault(uses[fixed[0]].weight, why)
 
 
 _FOLLOW: dict[str, Callable[..., list[int]]] = {
@@ -334,7 +350,18 @@ def _entry(index: int, held: int, fixed: int) -> How:
 def _constant(const: Any) -> Value:
     """A constant; one with a shape may be data that the function closed over."""
     shape = np.shape(const)
-    return plain(shape, frozenset({DATA}) if shape else frozenset())
+    if shape:
+        return plain(shape, frozenset({DATA}), constant=True)
+    return plain(shape, number=_number(const))
+
+
+def _number(const: Any) -> float | None:
+    """The value of a scalar constant, if it is a real number that is known."""
+    if isinstance(const, jax.core.Tracer):
+        return None
+    kind = getattr(const, "dtype", None) or np.asarray(const).dtype
+    real = jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)
+    return float(const) if real or kind == np.bool_ else None
 
 
 def _unowned(value: Value) -> Value:

@@ -1,0 +1,235 @@
+"""What is measured for a unit, over structures of published networks.
+
+The value of a unit is taken after the last nonlinearity that belongs to it. Norms,
+dropout, scales and positional terms that follow do not count; units that are added to
+those of another kernel before a nonlinearity count as the sum. Values are by hand.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.nn import gelu, relu, sigmoid, silu, softplus
+
+import bbjax as bb
+
+pytestmark = pytest.mark.usefixtures("lenient")
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+X, Y, T = normal(0, 40, 6), normal(1, 40, 4), normal(2, 40, 3)
+POSITIONS = normal(3, 40, 8)
+SHAPES = {
+    "w": (6, 8),
+    "v": (6, 8),
+    "y": (4, 8),
+    "shift": (3, 8),
+    "scale": (3, 8),
+    "low": (6, 2),
+    "high": (2, 8),
+    "again": (8, 8),
+    "o": (8, 3),
+}
+P = {name: normal(10 + i, *shape) for i, (name, shape) in enumerate(SHAPES.items())}
+P |= {"b": normal(30, 8), "g": normal(31, 8)}
+
+
+def rate(x):
+    return np.mean(np.asarray(x) > 0, axis=tuple(range(np.ndim(x) - 1)))
+
+
+def layer_norm(x):
+    mean = x.mean(-1, keepdims=True)
+    return (x - mean) * lax.rsqrt(((x - mean) ** 2).mean(-1, keepdims=True) + 1e-5)
+
+
+def batch_norm(x):
+    mean = x.mean(0)
+    return (x - mean) * lax.rsqrt(((x - mean) ** 2).mean(0) + 1e-5)
+
+
+def structures():
+    """By name: hidden units of parameters and x; by kernel the value and its curve."""
+    W, V, IN = X @ P["w"], X @ P["v"], Y @ P["y"]
+    SHIFT, SCALE = T @ P["shift"], T @ P["scale"]
+    KEPT = POSITIONS > 0
+    return {
+        "bias and relu": (
+            lambda p, x: relu(x @ p["w"] + p["b"]),
+            {"w": (relu(W + P["b"]), "relu")},
+        ),
+        "positions after relu": (
+            lambda p, x: relu(x @ p["w"]) + POSITIONS,
+            {"w": (relu(W), "relu")},
+        ),
+        "batch norm after relu": (
+            lambda p, x: batch_norm(relu(x @ p["w"])) * p["g"] + p["b"],
+            {"w": (relu(W), "relu")},
+        ),
+        "layer norm after relu": (
+            lambda p, x: layer_norm(relu(x @ p["w"])) * p["g"] + p["b"],
+            {"w": (relu(W), "relu")},
+        ),
+        "batch norm before relu": (
+            lambda p, x: relu(batch_norm(x @ p["w"]) * p["g"] + p["b"]),
+            {"w": (relu(batch_norm(W) * P["g"] + P["b"]), "relu")},
+        ),
+        "dropout after gelu": (
+            lambda p, x: jnp.where(
+                KEPT, gelu(x @ p["w"], approximate=False) / 0.5, 0.0
+            ),
+            {"w": (W, "gelu")},
+        ),
+        "layer scale after silu": (
+            lambda p, x: silu(x @ p["w"]) * p["g"],
+            {"w": (W, "silu")},
+        ),
+        "two inputs": (
+            lambda p, x: relu(x @ p["w"] + Y @ p["y"] + p["b"]),
+            dict.fromkeys("wy", (relu(W + IN + P["b"]), "relu")),
+        ),
+        "a difference of two kernels": (
+            lambda p, x: jnp.tanh(x @ p["w"] - Y @ p["y"]),
+            dict.fromkeys("wy", (W - IN, "tanh")),
+        ),
+        "modulated by a condition (FiLM)": (
+            lambda p, x: silu((x @ p["w"]) * (1 + T @ p["scale"]) + T @ p["shift"]),
+            {"w": (W * (1 + SCALE) + SHIFT, "silu")},
+        ),
+        "low rank beside the kernel (LoRA)": (
+            lambda p, x: relu(x @ p["w"] + x @ p["low"] @ p["high"]),
+            dict.fromkeys(("w", "high"), (W + X @ P["low"] @ P["high"], "relu")),
+        ),
+        "gated by sigmoid (GLU)": (
+            lambda p, x: sigmoid(x @ p["w"]) * (x @ p["v"]),
+            dict.fromkeys("wv", (V, "logistic product")),
+        ),
+        "gated by silu (SwiGLU)": (
+            lambda p, x: silu(x @ p["w"]) * (x @ p["v"]),
+            dict.fromkeys("wv", (W * V, "silu product")),
+        ),
+        "gated without a nonlinearity": (
+            lambda p, x: (x @ p["w"]) * (x @ p["v"]),
+            dict.fromkeys("wv", (W * V, "product")),
+        ),
+        "gated by gelu, then a norm": (
+            lambda p, x: layer_norm(gelu(x @ p["w"], approximate=False) * (x @ p["v"])),
+            dict.fromkeys("wv", (W * V, "gelu product")),
+        ),
+        "residual block, relu after the sum": (
+            lambda p, x: relu(relu(x @ p["w"]) + relu(x @ p["v"]) @ p["again"]),
+            {
+                "v": (V, "relu"),
+                "again": (relu(W) + relu(V) @ P["again"], "relu"),
+            },
+        ),
+        "residual block, norm and relu after the sum": (
+            lambda p, x: relu(batch_norm(x @ p["v"]) + batch_norm(x @ p["w"])),
+            dict.fromkeys("wv", (batch_norm(V) + batch_norm(W), "relu")),
+        ),
+        "residual stream, norm after the sum": (
+            lambda p, x: layer_norm(x @ p["w"] + relu(x @ p["v"]) @ p["again"]),
+            {"w": (W, ""), "v": (V, "relu"), "again": (relu(V) @ P["again"], "")},
+        ),
+        "two nonlinearities": (
+            lambda p, x: relu(jnp.tanh(x @ p["w"]) + p["b"]),
+            {"w": (jnp.tanh(W) + P["b"], "max")},
+        ),
+        "squared relu": (
+            lambda p, x: jnp.square(relu(x @ p["w"])),
+            {"w": (W, "square")},
+        ),
+        "pooled over the batch": (
+            lambda p, x: relu(x @ p["w"]).reshape(20, 2, 8).max(1),
+            {"w": (W, "relu")},
+        ),
+        "highway": (
+            lambda p, x: sigmoid(x @ p["v"]) * relu(x @ p["w"]) + p["b"],
+            dict.fromkeys("wv", (relu(W), "logistic product")),
+        ),
+    }
+
+
+with jax.numpy_rank_promotion("allow"):
+    STRUCTURES = structures()
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_the_value_of_a_unit_is_taken_after_its_last_nonlinearity(name):
+    hidden, expected = STRUCTURES[name]
+
+    def fn(p, x):
+        return jnp.mean((hidden(p, x) @ p["o"]) ** 2)
+
+    units = bb.trace(fn, P, X)
+    _, activity = bb.observe(fn, units)(P, X)
+    for path, (value, nonlinearity) in expected.items():
+        assert sorted(units[path].nonlinearity.split()) == sorted(nonlinearity.split())
+        found = activity[path].outputs.on_rate
+        np.testing.assert_allclose(found, rate(value), atol=1e-6, err_msg=path)
+    assert set(units.budgeted) >= {p for p, (_, name) in expected.items() if name}
+
+
+ALWAYS_ON = {"sigmoid": sigmoid, "softplus": softplus, "exp": jnp.exp, "softmax": None}
+
+
+@pytest.mark.parametrize("name", ALWAYS_ON)
+def test_units_that_are_always_on_are_not_selected_by_default(name):
+    curve = ALWAYS_ON[name] or jax.nn.softmax
+
+    def fn(p, x):
+        return curve(x @ p["w"]) @ p["o"] + relu(x @ p["v"]) @ p["o"]
+
+    units = bb.trace(fn, P, X)
+    assert list(units.budgeted) == ["v"]
+    row = next(line for line in str(units).splitlines() if line.startswith("w "))
+    assert "not selected by default: always on: select it and choose on=" in row
+    assert list(units.select("w").budgeted) == ["w"]
+
+
+def test_a_kernel_whose_units_have_one_edge_is_in_the_table_with_the_reason():
+    model = nn.Sequential([nn.Conv(4, (3, 3)), nn.relu, nn.Conv(4, (3, 3)), nn.relu])
+    x = normal(40, 2, 5, 5, 1)
+    params = model.init(jax.random.key(0), x)
+    params = {"net": params, "o": normal(41, 4, 2)}
+
+    def fn(p, x):
+        return model.apply(p["net"], x).mean((1, 2)) @ p["o"]
+
+    units = bb.trace(fn, params, x)
+    row = next(line for line in str(units).splitlines() if "layers_0/kernel" in line)
+    assert "not selected by default: one edge a unit leaves no choice" in row
+
+
+# Recurrent cells -------------------------------------------------------------------
+def test_a_plain_recurrent_cell_is_measured_after_the_sum():
+    rnn = nn.RNN(nn.SimpleCell(5), return_carry=False)
+    x = normal(50, 3, 7, 4)
+    params = rnn.init(jax.random.key(1), x)
+
+    def fn(params, x):
+        return rnn.apply(params, x)
+
+    units = bb.trace(fn, params, x)
+    hidden, activity = bb.observe(fn, units)(params, x)
+    assert {k.nonlinearity for k in units.kernels} == {"tanh"}
+    for path in units.paths:
+        np.testing.assert_allclose(activity[path].outputs.on_rate, rate(hidden))
+
+
+def test_complex_weights_are_refused_by_name():
+    params = {"w": normal(60, 4, 6).astype(jnp.complex64), "o": normal(61, 6, 3)}
+
+    def fn(p, x):
+        return relu((x @ p["w"]).real) @ p["o"]
+
+    units = bb.trace(fn, params, normal(62, 5, 4).astype(jnp.complex64))
+    assert "not selected by default: its weights are complex" in str(units)
+    for build in (bb.transform, lambda u: bb.prune(params, u, bb.rules.magnitude())):
+        with pytest.raises(ValueError, match="real weights for 'w', got complex64"):
+            build(units.select("w"))
