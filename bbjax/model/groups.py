@@ -11,6 +11,10 @@ number of units cannot change, the group has the reason.
 
 An axis is written `path[axis]`. One axis may carry several groups (heads and their
 dimensions, parts of a concatenation), and one group may be on two axes of a kernel.
+
+A group is what can shrink: with a dimension of a head, every head loses it. A *set* of
+units (`UnitSet`) is what can be removed one by one where arrays keep their sizes: one
+unit of a set is one dimension of one head. `bbjax.model.removal` works with sets.
 """
 
 from __future__ import annotations
@@ -82,8 +86,61 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True)
+class Place:
+    """Which entries of a parameter belong to which unit of a set.
+
+    Attributes:
+      path: of the parameter.
+      units: the unit of every entry, -1 for none, in row-major order: of a kernel that
+        makes the units, over `stack + out_units`; of one that reads them, over
+        `stack + in_units`; of another parameter, over all its entries.
+      zero_if: of a kernel that reads them: sets of parameters of the same set of units.
+        A parameter is off for a unit if all edges into the unit, or its entries for the
+        unit, are cut. If one parameter of each set is off, the kernel reads 0 for every
+        input. A set without parameters: nothing is known to make it 0.
+      shape: of the parameter, if it is no kernel.
+    """
+
+    path: str
+    units: np.ndarray = dataclasses.field(compare=False, repr=False)
+    zero_if: tuple[tuple[str, ...], ...] = ((),)
+    shape: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitSet:
+    """Units that can be removed one by one, or the reason why they cannot.
+
+    A unit is removed with the edges into it, its entries in the companions and the
+    edges out of it. The function then computes what it does with the unit at 0.
+
+    Attributes:
+      size: number of units.
+      makers: kernels whose output units they are. A unit that several make, as in a
+        residual stream, is removed from all of them or from none.
+      companions: parameters with entries for them (biases, norms, running statistics).
+      readers: kernels that have them as inputs.
+      why_not: why they cannot be removed; empty if they can.
+      apart: whether kernels alone sum over them. Then without its outgoing edges the
+        value of a unit does not matter. If not, as where queries meet keys, two values
+        are multiplied, of which one is 0 for a unit that is removed.
+    """
+
+    size: int
+    makers: tuple[Place, ...] = ()
+    companions: tuple[Place, ...] = ()
+    readers: tuple[Place, ...] = ()
+    why_not: str = ""
+    apart: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class Graph:
     """The groups of a function, in order of the kernels that make them.
+
+    Attributes:
+      groups: what can shrink.
+      sets: what can be removed one by one, in order of the kernels that make them.
 
     Example:
       >>> import bbjax as bb, jax, jax.numpy as jnp
@@ -99,6 +156,7 @@ class Graph:
     """
 
     groups: tuple[Group, ...] = ()
+    sets: tuple[UnitSet, ...] = ()
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)
@@ -112,6 +170,14 @@ class Graph:
     def of(self, path: str) -> tuple[Group, ...]:
         """The groups that a parameter has an axis of."""
         return tuple(g for g in self.groups if any(m.path == path for m in g.members))
+
+    def made_by(self, path: str) -> tuple[tuple[UnitSet, Place], ...]:
+        """The sets of units that a kernel makes, with its place in each."""
+        return tuple((s, p) for s in self.sets for p in s.makers if p.path == path)
+
+    def read_by(self, path: str) -> tuple[tuple[UnitSet, Place], ...]:
+        """The sets of units that a kernel reads, with its place in each."""
+        return tuple((s, p) for s in self.sets for p in s.readers if p.path == path)
 
     def __str__(self) -> str:
         head = ("group", "units", "made by", "beside", "read by", "can shrink")

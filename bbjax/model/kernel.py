@@ -14,57 +14,21 @@ split, so that `(stack, group, in, out)` can be addressed by axis numbers withou
 data. The examples follow the layouts of Flax, `(in, out)` for dense kernels and
 `(*spatial, in, out)` for convolutions; any other order works as well.
 
-Output units are numbered row-major over `stack + out_units`. A `Layout` maps the
-entries of another array, row-major, to these numbers. It is a list of digits
-`(size, stride)`, slowest first; the number is the sum of digit * stride. A stride of 0
-is for positions, which do not change the unit: `flatten` of (H, W, C) before a dense
-kernel is ((H*W, 0), (C, 1)).
+Output units are numbered row-major over `stack + out_units`, input units over `stack +
+in_units`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 Actuator = Literal["in", "out"]
 Side = Literal["inputs", "outputs"]
-Layout = tuple[tuple[int, int], ...]
-
-
-class Link(NamedTuple):
-    """Where the input units of one stack slice of a kernel come from.
-
-    Attributes:
-      path: the kernel whose output units they are.
-      layout: maps the input units to the output units of that kernel, within the same
-        stack slice.
-      zero_if: sets of parameters, each a kernel or a companion. A parameter is off for
-        a unit if it has lost all edges into the unit, or its entry for the unit. If one
-        parameter of every set is off, the unit is 0 for every input. A set without
-        parameters: nothing is known to make the unit 0.
-    """
-
-    path: str
-    layout: Layout
-    zero_if: tuple[tuple[str, ...], ...] = ((),)
-
-
-class Companion(NamedTuple):
-    """A parameter with one entry per output unit of a kernel: a bias, a norm's scale.
-
-    Attributes:
-      path: of the parameter.
-      shape: its shape.
-      layout: maps its entries to the units, numbered over `stack + out_units`.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    layout: Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,17 +57,14 @@ class Kernel:
         `"in"`, `"out"` or `"spatial"`.
       bias: path of the parameter added to the raw output, one entry per output unit in
         their own order; empty if there is none.
-      companions: paths of all parameters with one entry per output unit that act on
-        the units one by one (bias, scale and bias of norms), in order of use.
-      placed: the same, each with its shape and layout.
-      links: for each kernel whose output units are this kernel's input units, which
-        input unit is which output unit.
-      closed: whether every use of the output units is a link of some kernel. Then a
-        unit can be removed: without its edges, in and out, and without its entries in
-        the companions, the function computes what it does with the unit at 0.
+      companions: paths of all parameters with entries for the output units (bias, scale
+        and bias of norms), in order of use.
+      closed: whether every output unit can be removed: without its edges, in and out,
+        and without its entries in the companions, the function computes what it does
+        with the unit at 0. `units.graph.sets` has what goes with a unit.
       why_not: why `closed` is False; empty if it is True or nothing is known.
-      stream: paths of the kernels whose output units are added to these, index for
-        index. A unit of such a sum is removed from all of these kernels or from none.
+      stream: paths of the other kernels that make the same units. A unit is removed
+        from all of these kernels or from none.
 
     Example:
       >>> kernel = Kernel("w", (3, 4), fan_in=(0,), fan_out=(1,))
@@ -129,8 +90,6 @@ class Kernel:
     bias: str = ""
     # These fields count for `==` but not for the hash, which every call computes.
     companions: tuple[str, ...] = dataclasses.field(default=(), hash=False)
-    placed: tuple[Companion, ...] = dataclasses.field(default=(), hash=False)
-    links: tuple[Link, ...] = dataclasses.field(default=(), hash=False)
     closed: bool = dataclasses.field(default=False, hash=False)
     why_not: str = dataclasses.field(default="", hash=False)
     stream: tuple[str, ...] = dataclasses.field(default=(), hash=False)
@@ -150,11 +109,6 @@ class Kernel:
             roles = tuple(by_axis[a] for a in range(len(self.shape)))
             object.__setattr__(self, "roles", roles)
             object.__setattr__(self, "split", self.shape)
-        if self.companions and not self.placed:
-            shape = self.per_unit_shape("outputs")
-            whole = ((math.prod(shape), 1),)
-            placed = tuple(Companion(path, shape, whole) for path in self.companions)
-            object.__setattr__(self, "placed", placed)
 
     # Sizes -----------------------------------------------------------------------
     def _sizes(self, *roles: str) -> tuple[int, ...]:

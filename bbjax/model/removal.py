@@ -1,12 +1,11 @@
 """Removes units, and everything that becomes unused.
 
-Every kernel of a trace has the kernels whose output units it reads (`links`), the
-parameters with an entry for each of its output units (`companions`), and whether its
-output units have no other use than links (`closed`). The functions here work on that
-graph. Where `keep` is False for unit j of kernel P, they set to zero
+The sets of units of a trace (`units.graph.sets`) say which kernels make a unit, which
+parameters have entries for it (`companions`), and which kernels read it. Where `keep`
+is False for unit j of kernel P, the functions here set to zero
 
-    P[:, j], companion[j]             its incoming edges and its own parameters
-    C[i, :] for i with link(i) = j    its outgoing edges, in every reading kernel C
+    P[:, j], companion[j]    its incoming edges and its own parameters
+    C[j, :]                  its outgoing edges, in every reading kernel C
 
 The backward sweep goes from the last kernel to the first. A unit without an outgoing
 edge in any reader, at any position, is unused: it loses its incoming edges and its
@@ -17,7 +16,6 @@ NNrelief (Dekhovich et al., arXiv 2109.10795).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,36 +23,42 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from bbjax.model.kernel import Companion, Kernel, Layout, Link, Side
+from bbjax.model.groups import Place, UnitSet
+from bbjax.model.kernel import Kernel, Side
 from bbjax.model.leaves import Leaves
 from bbjax.model.units import Units
 
 Masks = dict[str, jax.Array]
 
 
-def consumers(units: Units) -> dict[str, tuple[tuple[str, Link], ...]]:
+def consumers(units: Units) -> dict[str, tuple[tuple[str, Place], ...]]:
     """The kernels that read the units of each kernel, in order of use.
 
     Args:
       units: from `bb.trace`.
 
     Returns:
-      For each path of a kernel, the paths of its readers with their links to it.
+      For each path of a kernel, the paths of its readers, each with the unit that its
+      input units are: `Place.units` numbers the units of one set (`units.graph.sets`).
 
     Example:
       >>> import bbjax as bb
       >>> def net(params, x):
       ...     return jax.nn.relu(x @ params["up"]) @ params["down"]
       >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
-      >>> ((path, link),) = consumers(bb.trace(net, params, jnp.ones((5, 3))))["up"]
-      >>> path, link.layout
-      ('down', ((8, 1),))
+      >>> ((path, place),) = consumers(bb.trace(net, params, jnp.ones((5, 3))))["up"]
+      >>> path, place.units.tolist()
+      ('down', [0, 1, 2, 3, 4, 5, 6, 7])
     """
-    found: dict[str, list[tuple[str, Link]]] = {path: [] for path in units.paths}
-    for kernel in units.kernels:
-        for link in kernel.links:
-            found[link.path].append((kernel.path, link))
-    return {path: tuple(readers) for path, readers in found.items()}
+    order = {path: n for n, path in enumerate(units.paths)}
+    return {
+        path: tuple(
+            (place.path, place)
+            for made, _ in units.graph.made_by(path)
+            for place in sorted(made.readers, key=lambda p: order[p.path])
+        )
+        for path in units.paths
+    }
 
 
 # Removing units ------------------------------------------------------------------
@@ -70,7 +74,7 @@ def remove_units(
       params: tree of parameters, as traced.
       units: from `bb.trace`.
       keep: by path of kernel, bool array of shape `stack_shape + out_units`, False for
-        units to remove. A unit that several kernels add to (`Kernel.stream`) is removed
+        units to remove. A unit that several kernels make (`Kernel.stream`) is removed
         if `keep` is False for it in all of them.
       consumers: whether to cut the outgoing edges, too. If not, units of kernels that
         are not closed can be given as well; their value becomes what their
@@ -98,14 +102,29 @@ def remove_units(
     for path, kept in keep.items():
         _check(units, path, kept)
     if consumers:
-        keep = _agreed(units, keep)
+        _check_removable(units, keep)
     masks: Masks = {}
-    for path, kept in keep.items():
-        _cut_units(units[path], kept, masks, companions=consumers)
-    if consumers:
-        _cut_readers(units, keep, masks)
-    else:
-        _cut_companions(units, keep, masks)
+    own: dict[str, jax.Array] = (
+        {}
+        if consumers
+        else {path: jnp.ravel(jnp.asarray(kept)) for path, kept in keep.items()}
+    )
+    for made in units.graph.sets:
+        makers = [place for place in made.makers if place.path in keep]
+        if not makers:
+            continue
+        kept = _any([_of_set(made, p, keep[p.path]) for p in makers])
+        if consumers:
+            for place in makers:
+                whole = own.get(place.path, jnp.ones(len(place.units), bool))
+                own[place.path] = whole & _entries(place, kept)
+            _cut_readers(units, made, kept, masks)
+        if consumers or len(makers) == len(made.makers):
+            _cut_companions(units, made, kept, masks)
+    for path, kept in own.items():
+        kernel = units[path]
+        shaped = jnp.reshape(kept, kernel.per_unit_shape("outputs"))
+        _cut(masks, path, _edge_mask(kernel, shaped, "outputs"))
     return _zeroed(params, masks), masks
 
 
@@ -128,10 +147,8 @@ def _check(units: Units, path: str, kept: ArrayLike) -> None:
         )
 
 
-def _agreed(units: Units, keep: Mapping[str, ArrayLike]) -> dict[str, jax.Array]:
-    """`keep`, with units of a stream kept if one of its kernels keeps them."""
-    agreed = {}
-    for path, kept in keep.items():
+def _check_removable(units: Units, keep: Mapping[str, ArrayLike]) -> None:
+    for path in keep:
         kernel = units[path]
         if not kernel.closed:
             why = kernel.why_not or "the trace does not list their readers"
@@ -143,40 +160,22 @@ def _agreed(units: Units, keep: Mapping[str, ArrayLike]) -> dict[str, jax.Array]
         if missing:
             raise ValueError(
                 f"expected all kernels of a stream, got {path!r} without {missing}, "
-                "whose units are added to its own; pass `keep` for them too"
+                "which make the same units; pass `keep` for them too"
             )
-        kept = jnp.asarray(kept)
-        for other in kernel.stream:
-            kept = kept | jnp.reshape(jnp.asarray(keep[other]), kept.shape)
-        agreed[path] = kept
-    return agreed
 
 
-def _cut_units(kernel: Kernel, kept: ArrayLike, masks: Masks, companions: bool) -> None:
-    """Cuts the incoming edges and the companions of units."""
-    _cut(masks, kernel.path, _edge_mask(kernel, jnp.asarray(kept), "outputs"))
-    for companion in kernel.placed if companions else ():
-        _cut(masks, companion.path, _entries(jnp.asarray(kept), companion))
+def _cut_readers(units: Units, made: UnitSet, kept: jax.Array, masks: Masks) -> None:
+    """Cuts the outgoing edges of units."""
+    for place in made.readers:
+        kernel = units[place.path]
+        mine = jnp.reshape(_entries(place, kept), kernel.per_unit_shape("inputs"))
+        _cut(masks, place.path, _edge_mask(kernel, mine, "inputs"))
 
 
-def _cut_readers(units: Units, keep: Mapping[str, ArrayLike], masks: Masks) -> None:
-    """Cuts the outgoing edges of units, in every reader."""
-    for path, readers in consumers(units).items():
-        for reader, link in readers if path in keep else ():
-            kept = _to_inputs(keep[path], units[path], units[reader], link)
-            _cut(masks, reader, _edge_mask(units[reader], kept, "inputs"))
-
-
-def _cut_companions(units: Units, keep: Mapping[str, ArrayLike], masks: Masks) -> None:
-    """Cuts the entries of companions whose unit is cut in all its kernels."""
-    acting: dict[str, list[tuple[Kernel, Companion]]] = {}
-    for kernel in units.kernels:
-        for companion in kernel.placed:
-            acting.setdefault(companion.path, []).append((kernel, companion))
-    for path, on in acting.items():
-        if all(kernel.path in keep for kernel, _ in on):
-            kept = [_entries(jnp.asarray(keep[k.path]), c) for k, c in on]
-            _cut(masks, path, _any(kept))
+def _cut_companions(units: Units, made: UnitSet, kept: jax.Array, masks: Masks) -> None:
+    """Cuts the entries of units in their companions."""
+    for place in made.companions:
+        _cut(masks, place.path, _entries(place, kept).reshape(place.shape))
 
 
 def _zeroed(params: Any, masks: Masks) -> Any:
@@ -227,18 +226,19 @@ def sweep(
     swept = _checked(units, masks)
     if forward:
         for kernel in units.kernels:
-            _cut_zero(units, kernel, swept)
-    readers = consumers(units)
+            for made, place in units.graph.read_by(kernel.path):
+                _cut_zero(units, made, place, swept)
     for kernel in reversed(units.kernels):
-        reading = readers[kernel.path]
-        if kernel.closed and all(path in swept for path, _ in reading):
-            used = [_used(kernel, units[path], link, swept) for path, link in reading]
-            _cut_units(kernel, _any(used), swept, companions=True)
+        for made, first in units.graph.made_by(kernel.path):
+            ready = all(place.path in swept for place in made.readers)
+            removable = made.apart and not made.why_not and made.readers
+            if removable and ready and first is made.makers[0]:
+                _cut_unused(units, made, swept)
     return swept
 
 
 def _checked(units: Units, masks: Mapping[str, ArrayLike]) -> Masks:
-    shapes = {c.path: c.shape for k in units.kernels for c in k.placed}
+    shapes = {p.path: p.shape for s in units.graph.sets for p in s.companions}
     shapes |= {k.path: k.shape for k in units.kernels}
     for path, mask in masks.items():
         if jnp.shape(mask) != shapes.get(path, jnp.shape(mask)):
@@ -249,45 +249,43 @@ def _checked(units: Units, masks: Mapping[str, ArrayLike]) -> Masks:
     return {path: jnp.asarray(mask) for path, mask in masks.items()}
 
 
-def _used(kernel: Kernel, reader: Kernel, link: Link, masks: Masks) -> jax.Array:
-    """Units of a kernel with an edge left in one reader, `stack + out_units`."""
-    edges = _left(reader, masks[reader.path], "inputs")
-    flat = jnp.reshape(edges, (math.prod(reader.stack_shape), -1))
-    used = _back(flat, link.layout)
-    return jnp.reshape(used, kernel.per_unit_shape("outputs"))
-
-
-def _cut_zero(units: Units, reader: Kernel, masks: Masks) -> None:
-    """Cuts the edges of a kernel from units that are 0 for every input."""
-    for link in reader.links:
-        beside = [units[other.path] for other in reader.links if _alike(link, other)]
-        if not all(any(p in masks for p in some) for some in link.zero_if):
-            continue
-        nonzero = [
-            jnp.logical_not(_any([_off(beside, p, masks) for p in some if p in masks]))
-            for some in link.zero_if
+def _cut_unused(units: Units, made: UnitSet, masks: Masks) -> None:
+    """Cuts units without an edge left in any reader."""
+    used = _any(
+        [
+            _of_set(made, p, _left(units[p.path], masks[p.path], "inputs"))
+            for p in made.readers
         ]
-        shape = units[link.path].per_unit_shape("outputs")
-        kept = jnp.reshape(_any(nonzero), shape) if nonzero else jnp.zeros(shape, bool)
-        inputs = _to_inputs(kept, units[link.path], reader, link)
-        _cut(masks, reader.path, _edge_mask(reader, inputs, "inputs"))
+    )
+    for place in made.makers:
+        kernel = units[place.path]
+        mine = jnp.reshape(_entries(place, used), kernel.per_unit_shape("outputs"))
+        _cut(masks, place.path, _edge_mask(kernel, mine, "outputs"))
+    _cut_companions(units, made, used, masks)
 
 
-def _alike(link: Link, other: Link) -> bool:
-    return (link.layout, link.zero_if) == (other.layout, other.zero_if)
+def _cut_zero(units: Units, made: UnitSet, place: Place, masks: Masks) -> None:
+    """Cuts the edges of a reader from units that are 0 for every input."""
+    if not all(any(path in masks for path in some) for some in place.zero_if):
+        return
+    nonzero = [
+        jnp.logical_not(_any([_off(units, made, p, masks) for p in some if p in masks]))
+        for some in place.zero_if
+    ]
+    kept = _any(nonzero) if nonzero else jnp.zeros(made.size, bool)
+    kernel = units[place.path]
+    mine = jnp.reshape(_entries(place, kept), kernel.per_unit_shape("inputs"))
+    _cut(masks, place.path, _edge_mask(kernel, mine, "inputs"))
 
 
-def _off(kernels: Sequence[Kernel], path: str, masks: Masks) -> jax.Array:
-    """Units, flat, without incoming edges, or whose entry in a companion is cut."""
-    for kernel in kernels:
-        if kernel.path == path:
-            left = _left(kernel, masks[path], "outputs")
-            return jnp.logical_not(jnp.ravel(left))
-        for companion in kernel.placed:
-            if companion.path == path:
-                left = _back(jnp.ravel(masks[path]), companion.layout)
-                return jnp.logical_not(jnp.ravel(left))
-    raise AssertionError(f"{path!r} belongs to none of the linked kernels")
+def _off(units: Units, made: UnitSet, path: str, masks: Masks) -> jax.Array:
+    """Units without incoming edges, or whose entries in a companion are cut."""
+    place = next(p for p in (*made.makers, *made.companions) if p.path == path)
+    if path in units:
+        left = _left(units[path], masks[path], "outputs")
+    else:
+        left = masks[path]
+    return jnp.logical_not(_of_set(made, place, left))
 
 
 # Masks of kernels ----------------------------------------------------------------
@@ -312,50 +310,15 @@ def _left(kernel: Kernel, mask: jax.Array, side: Side) -> jax.Array:
     return kernel.gather(kernel.edge_mask(mask), side) > 0
 
 
-def _to_inputs(
-    kept: ArrayLike, kernel: Kernel, reader: Kernel, link: Link
-) -> jax.Array:
-    """From the output units of a kernel to the input units of a reader."""
-    flat = jnp.reshape(jnp.asarray(kept), (math.prod(kernel.stack_shape), -1))
-    shape = reader.per_unit_shape("inputs")
-    return jnp.reshape(_through(flat, link.layout), shape)
+# Places ----------------------------------------------------------------------------
+def _entries(place: Place, kept: jax.Array) -> jax.Array:
+    """One entry for each entry of a parameter, from one per unit; True for no unit."""
+    units = jnp.asarray(place.units)
+    return jnp.where(units >= 0, kept[units], True)
 
 
-def _entries(kept: jax.Array, companion: Companion) -> jax.Array:
-    """A mask of a companion, from one entry per output unit."""
-    flat = _through(jnp.ravel(kept), companion.layout)
-    return jnp.reshape(flat, companion.shape)
-
-
-# Layouts -------------------------------------------------------------------------
-def _through(flat: jax.Array, layout: Layout) -> jax.Array:
-    """The entries of `flat`, along its last axis, that a layout maps to."""
-    order = _by_stride(layout)
-    lead = flat.shape[:-1]
-    split = jnp.reshape(flat, (*lead, *(layout[i][0] for i in order)))
-    back = [order.index(i) for i in range(len(layout)) if i in order]
-    split = jnp.transpose(split, [*range(len(lead)), *(len(lead) + b for b in back)])
-    still = [len(lead) + i for i in range(len(layout)) if i not in order]
-    split = jnp.expand_dims(split, still)
-    split = jnp.broadcast_to(split, (*lead, *(size for size, _ in layout)))
-    return jnp.reshape(split, (*lead, -1))
-
-
-def _back(flat: jax.Array, layout: Layout) -> jax.Array:
-    """The inverse of `_through`: True where any position of the entry is True."""
-    order = _by_stride(layout)
-    lead = flat.shape[:-1]
-    split = jnp.reshape(flat, (*lead, *(size for size, _ in layout)))
-    still = tuple(len(lead) + i for i in range(len(layout)) if i not in order)
-    split = jnp.any(split, axis=still)
-    rank = {i: n for n, i in enumerate(sorted(order))}
-    split = jnp.transpose(
-        split, [*range(len(lead)), *(len(lead) + rank[i] for i in order)]
-    )
-    return jnp.reshape(split, (*lead, -1))
-
-
-def _by_stride(layout: Layout) -> list[int]:
-    """Digits with a stride, slowest first."""
-    moving = [i for i, (_, stride) in enumerate(layout) if stride]
-    return sorted(moving, key=lambda i: -layout[i][1])
+def _of_set(made: UnitSet, place: Place, entries: ArrayLike) -> jax.Array:
+    """One entry per unit of a set: True where any of its entries is."""
+    units = jnp.where(place.units >= 0, place.units, made.size)
+    found = jnp.zeros(made.size, bool)
+    return found.at[units].max(jnp.ravel(jnp.asarray(entries)), mode="drop")

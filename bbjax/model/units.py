@@ -16,10 +16,10 @@ import re
 from collections.abc import Iterable, Iterator
 
 from bbjax.model.groups import Graph
-from bbjax.model.kernel import Actuator, Companion, Kernel, Link, Side
+from bbjax.model.kernel import Actuator, Kernel, Side
 from bbjax.model.text import size, table
 
-__all__ = ["Actuator", "Companion", "Kernel", "Link", "Selected", "Side", "Units"]
+__all__ = ["Actuator", "Kernel", "Selected", "Side", "Units"]
 
 
 @dataclasses.dataclass(frozen=True)

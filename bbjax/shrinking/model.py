@@ -17,8 +17,8 @@ from bbjax.model.kernel import Kernel
 from bbjax.model.leaves import Leaves
 from bbjax.tracing.axes.extents import Dims
 from bbjax.tracing.axes.program import Program
-from bbjax.tracing.axes.scans import scans_of_groups, stack_axes
 from bbjax.tracing.call import Prepared
+from bbjax.tracing.graph.scans import scans_of_groups, stack_axes
 from bbjax.tracing.trace import followed
 
 Array = np.ndarray | jax.Array

@@ -29,7 +29,7 @@ from bbjax.shrinking.constants import Parameter
 from bbjax.shrinking.model import Array, Kept, TracedModel
 from bbjax.shrinking.reading import Sum, read
 from bbjax.tracing.axes.extents import Dims
-from bbjax.tracing.axes.scans import stack_axes
+from bbjax.tracing.graph.scans import stack_axes
 
 
 class Use(NamedTuple):

@@ -145,8 +145,6 @@ def _without(lead: str, kernel: Kernel) -> Kernel:
         bias=kernel.bias.removeprefix(lead),
         reads=tuple(path.removeprefix(lead) for path in kernel.reads),
         companions=(),
-        placed=(),
-        links=(),
         stream=(),
     )
 

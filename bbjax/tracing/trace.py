@@ -7,17 +7,19 @@ found as `Units`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from bbjax.model.units import Units
 from bbjax.tracing import jaxprs
-from bbjax.tracing.axes import groups
 from bbjax.tracing.axes.program import Program, follow
 from bbjax.tracing.call import Prepared, prepare
 from bbjax.tracing.flow import kernels as flow_kernels
 from bbjax.tracing.flow.values import DATA, leaf, plain
-from bbjax.tracing.flow.walk import walk
+from bbjax.tracing.flow.walk import Flow, walk
+from bbjax.tracing.graph import sets, uses
+from bbjax.tracing.graph.groups import graph
 
 
 def trace(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> Units:
@@ -68,26 +70,44 @@ class Followed(NamedTuple):
 
 
 def followed(prepared: Prepared) -> Followed:
-    """Kernels and groups of a prepared function."""
-    found = analyse(prepared, graph=True)
+    """Kernels, groups and sets of units of a prepared function."""
+    flow = walked(prepared)
+    found = _kernels(prepared, flow)
     program = follow(prepared.jaxpr, prepared.paths, prepared.results())
-    graph, numbers = groups.graph(program, prepared.paths, found.kernels)
-    units = Units(found.kernels, found.problems, others=found.others, graph=graph)
+    number = {path: leaf for leaf, path in enumerate(prepared.paths)}
+    kernels = {number[kernel.path]: kernel for kernel in found.kernels}
+    used = uses.follow(program, flow, kernels)
+    made = sets.sets(program, used, prepared.paths, kernels)
+    full = tuple(sets.with_graph(kernels, made, used, program, prepared.paths))
+    groups, numbers = graph(program, prepared.paths, full)
+    units = Units(
+        full,
+        found.problems,
+        others=found.others,
+        graph=dataclasses.replace(groups, sets=made),
+    )
     return Followed(units, program, numbers)
 
 
-def analyse(prepared: Prepared, *, graph: bool = False) -> flow_kernels.Traced:
-    """Kernels, problems and taps of a prepared function.
+def analyse(prepared: Prepared) -> flow_kernels.Traced:
+    """Kernels, problems and taps of a prepared function, without the unit graph."""
+    return _kernels(prepared, walked(prepared))
 
-    `graph` adds biases, companions and links to kernels; measuring does not need them.
-    """
+
+def walked(prepared: Prepared) -> Flow:
+    """The nodes of a prepared function."""
     jaxpr, _ = jaxprs.opened(prepared.jaxpr)
     count = len(prepared.paths)
     avals = [v.aval for v in jaxpr.invars]
     inputs = [leaf(i, a.shape) for i, a in enumerate(avals[:count])]
     inputs += [plain(a.shape, frozenset({DATA})) for a in avals[count:]]
-    shapes = [tuple(a.shape) for a in avals[:count]]
-    dtypes = [str(a.dtype) for a in avals[:count]]
+    return walk(prepared.jaxpr, inputs)
+
+
+def _kernels(prepared: Prepared, flow: Flow) -> flow_kernels.Traced:
+    jaxpr, _ = jaxprs.opened(prepared.jaxpr)
+    avals = [v.aval for v in jaxpr.invars[: len(prepared.paths)]]
+    shapes = [tuple(a.shape) for a in avals]
     return flow_kernels.find(
-        walk(prepared.jaxpr, inputs), prepared.paths, shapes, dtypes, graph=graph
+        flow, prepared.paths, shapes, [str(a.dtype) for a in avals]
     )

@@ -10,7 +10,7 @@ import pytest
 
 import bbjax as bb
 from bbjax import graph
-from tests.support.zoo_gated import NETS, index
+from tests.support.zoo_gated import NETS
 
 
 @functools.cache
@@ -78,27 +78,26 @@ def test_smaller_arrays_compute_the_same(name):
 
 
 def shrunk(params, units, keep):
-    """Arrays without the removed units, by hand from links and layouts."""
+    """Arrays without the removed units, by hand from the sets of units."""
     small = {path: np.asarray(v) for path, v in params.items()}
-    for path, kept in keep.items():
-        kernel = units[path]
-        (axis,) = kernel.fan_out
-        small[path] = chosen(small[path], kept, kernel.stack, axis)
-        for companion in kernel.placed:
-            flat = kept.reshape(-1)[index(companion.layout)].reshape(companion.shape)
-            if companion.path in small and small[companion.path].shape == flat.shape:
-                small[companion.path] = chosen(
-                    small[companion.path], flat, kernel.stack, len(kernel.stack)
-                )
-    done = set()
-    for path, readers in graph.consumers(units).items():
-        for reader, link in readers if path in keep else ():
-            if (reader, link.layout) not in done:  # a stream has several producers
-                done.add((reader, link.layout))
-                (axis,) = units[reader].fan_in
-                rows = keep[path].reshape(*units[path].stack_shape, -1)
-                rows = rows[..., index(link.layout)]
-                small[reader] = chosen(small[reader], rows, units[reader].stack, axis)
+    for made in units.graph.sets:
+        first = made.makers[0]
+        if first.path not in keep:
+            continue
+        kept = np.ones(made.size, bool)
+        kept[first.units] = keep[first.path].reshape(-1)
+        for place in (*made.makers, *made.companions, *made.readers):
+            mine = kept[place.units]
+            if place in made.companions:
+                stack, axis = units[first.path].stack, len(place.shape) - 1
+                mine = mine.reshape(place.shape) if stack else mine
+            else:
+                side = "inputs" if place in made.readers else "outputs"
+                kernel = units[place.path]
+                stack = kernel.stack
+                (axis,) = kernel.fan_in if side == "inputs" else kernel.fan_out
+                mine = mine.reshape(kernel.per_unit_shape(side))
+            small[place.path] = chosen(small[place.path], mine, stack, axis)
     return small
 
 
@@ -168,8 +167,8 @@ def test_consumers_are_listed_for_every_kernel():
     _, units = traced("residual")
     readers = graph.consumers(units)
     assert tuple(readers) == units.paths
-    assert [path for path, _ in readers["embed"]] == ["up0", "up1", "head"]
-    assert [path for path, _ in readers["down0"]] == ["up1", "head"]
+    for path in ("embed", "down0", "down1"):  # they make the units of one stream
+        assert [reader for reader, _ in readers[path]] == ["up0", "up1", "head"]
     assert readers["head"] == ()
 
 

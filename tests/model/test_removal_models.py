@@ -11,7 +11,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 import bbjax as bb
 from bbjax import graph
 from tests.support.zoo_case import normal
-from tests.support.zoo_gated import index
 
 pytestmark = pytest.mark.usefixtures("lenient")
 IMAGES = normal(71, 3, 6, 4, 2)
@@ -87,7 +86,8 @@ def test_linen_net(whole):
         f"{prefix}conv/kernel",
         f"{prefix}hidden/kernel",
     }
-    assert units[f"{prefix}hidden/kernel"].links[0].layout == ((6, 0), (5, 1))
+    ((_, place),) = units.graph.read_by(f"{prefix}hidden/kernel")
+    np.testing.assert_array_equal(place.units, np.tile(np.arange(5), 6))
     names = [f"{prefix}{n}" for n in ("conv/bias", "norm/scale", "norm/bias")]
     found = units[f"{prefix}conv/kernel"].companions
     if whole:
@@ -116,8 +116,8 @@ def test_linen_net_really_smaller():
         flat[path] = np.compress(kept, flat[path], -1)
         for companion in units[path].companions:
             flat[companion] = np.compress(kept, flat[companion])
-        ((reader, link),) = graph.consumers(units)[path]
-        flat[reader] = np.compress(kept[index(link.layout)], flat[reader], -2)
+        ((reader, place),) = graph.consumers(units)[path]
+        flat[reader] = np.compress(kept[place.units], flat[reader], -2)
     small = unflatten_dict({tuple(k.split("/")): v for k, v in flat.items()})
     got = Net(channels=2, hidden=4).apply(small, IMAGES)
     np.testing.assert_allclose(got, module.apply(pruned, IMAGES), rtol=1e-5)

@@ -139,8 +139,9 @@ def removal(units, kernel, params, other, rng):
     keep = {n: kept.reshape(units[n].out_units) for n in group}
     _, masks = graph.remove_units(params, units, keep)
     readers = {r for n in group for r, _ in graph.consumers(units)[n]}
+    apart = all(made.apart for n in group for made, _ in units.graph.made_by(n))
     return masks, {
-        n: jnp.where(mask, params[n], 0 if n in readers else other[n])
+        n: jnp.where(mask, params[n], other[n] if apart and n not in readers else 0)
         for n, mask in masks.items()
     }
 

@@ -11,7 +11,7 @@ import pytest
 import bbjax as bb
 from bbjax import graph
 from tests.support.zoo_case import normal, relu, weights
-from tests.support.zoo_gated import NETS, index
+from tests.support.zoo_gated import NETS
 
 X = normal(51, 5, 4)
 
@@ -33,13 +33,13 @@ def some(name, seed, share):
     rng, masks = np.random.default_rng(seed), {}
     for kernel in units.kernels:
         mask = rng.random(kernel.shape) < share
-        for link in kernel.links:
-            gone = rng.integers(units[link.path].unit_count("in"))
-            kept = (index(link.layout) != gone).reshape(kernel.in_units)
-            kept = np.broadcast_to(kept, kernel.per_unit_shape("inputs"))
+        for made, place in units.graph.read_by(kernel.path):
+            gone = rng.integers(made.size)
+            kept = (place.units != gone).reshape(kernel.per_unit_shape("inputs"))
             mask &= np.asarray(kernel.full(kernel.spread(jnp.asarray(kept), "inputs")))
         masks[kernel.path] = mask
-        for companion in kernel.placed:
+    for made in units.graph.sets:
+        for companion in made.companions:
             masks[companion.path] = rng.random(companion.shape) < share
     return masks
 

@@ -33,7 +33,9 @@ def random_masks(units, seed, rate=0.4):
             lead[axis] = kernel.shape[axis]
             mask &= rng.random(lead) > rate
         masks[kernel.path] = mask
-        for companion in kernel.placed:
+        made = [s for s, _ in units.graph.made_by(kernel.path)]
+        companions = [c for s in made for c in s.companions]
+        for companion in companions:
             if rng.random() < 0.5 and len(companion.shape) == 1:
                 masks[companion.path] = rng.random(companion.shape) > rate
     return masks

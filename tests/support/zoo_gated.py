@@ -5,13 +5,11 @@
 has to amount to. No size is written into the functions, so they run on smaller arrays.
 """
 
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from tests.support.zoo_case import normal, relu, weights
@@ -36,15 +34,6 @@ class Net(NamedTuple):
     x: Any
     groups: tuple[tuple[str, ...], ...]
     shrinks: bool = True
-
-
-def index(layout):
-    """Where each entry of a layout is, by its definition."""
-    digits = itertools.product(*(range(size) for size, _ in layout))
-    strides = [stride for _, stride in layout]
-    return np.array(
-        [sum(d * s for d, s in zip(one, strides, strict=True)) for one in digits]
-    )
 
 
 def lift(bias, like):

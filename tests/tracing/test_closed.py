@@ -1,12 +1,15 @@
-"""Who else listens to units: what a trace calls closed, and what keeps it open."""
+"""Which units can be removed, and the reason where they cannot."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
-from tests.support.trace_case import SHAPES, head, layer_normed, traced, wide
-from tests.support.zoo_case import normal, relu
+import bbjax as bb
+from bbjax import graph
+from tests.support.trace_case import SHAPES, X, head, layer_normed, traced, wide
+from tests.support.zoo_case import normal, relu, weights
 
 
 def last_value(p, x):
@@ -54,53 +57,43 @@ OPEN = {
         lambda p, x: head(p, jnp.where(x[:, :1] > 0, x @ p["up"], x[:, :1])),
         "select_n joins them with another value",
     ),
-    "layer_norm": (layer_normed, "reduce_sum mixes them"),
+    "layer_norm": (layer_normed, "reduce_sum runs over its units"),
     "softmax": (
         lambda p, x: jax.nn.softmax(x @ p["up"]) @ p["down"],
-        "reduce_max mixes them",
+        "reduce_max runs over its units",
     ),
-    "reversed": (lambda p, x: (x @ p["up"])[:, ::-1] @ p["down"], "rev mixes them"),
-    "part": (lambda p, x: (x @ p["up"])[:, 1:] @ p["table"][1:], "slice mixes them"),
-    "concatenated": (
-        lambda p, x: jnp.concatenate([x @ p["up"], x], 1) @ p["tall"],
-        "concatenate",
-    ),
-    "scores": (
-        lambda p, x: jax.nn.softmax((x @ p["up"]) @ (x @ p["other"]).T),
-        "dot_general mixes them",
-    ),
+    "reversed": (lambda p, x: (x @ p["up"])[:, ::-1] @ p["down"], "rev turns them"),
+    "part": (lambda p, x: (x @ p["up"])[:, 1:] @ p["table"][1:], "is followed through"),
     "two_orders": (
         lambda p, x: head(p, (lambda h: h + h[:, ::-1])(x @ p["up"])),
-        "rev mixes them",
+        "rev turns them",
     ),
-    "stream_in_another_order": (
-        lambda p, x: head(p, (x @ p["up"]) + _turned(x @ p["other"])),
-        "add joins them with units in another order",
-    ),
-    "cond": (conditional, "slice mixes them"),
-    "shared_bias": (shared_bias, "'bias' acts on the units of several kernels"),
-    "shared_scale": (shared_slopes, "'scale' is mixed with data by reduce_sum, too"),
-    "table": (
-        lambda p, x: head(p, x @ p["up"] + p["table"]),
-        "a parameter has several entries for each of them",
-    ),
+    "cond": (conditional, "is followed through"),
+    "shared_scale": (shared_slopes, "reduce_sum runs over its units"),
     "softmax_of_a_bias": (
         lambda p, x: head(p, x @ p["up"] + jax.nn.softmax(wide(p, "bias"))),
-        "a function of parameters",
+        "weights that act on them depend on all of them",
     ),
     "reader_reads_more": (used_twice, "'down' reads other values with the same weight"),
-    "reader_is_looked_up": (looked_up, "'down' is mixed with data by gather, too"),
+    "reader_is_looked_up": (looked_up, "gather picks some of them"),
     "reader_is_normalised": (
         lambda p, x: relu(x @ p["up"]) @ (p["down"] - jnp.mean(p["down"])),
-        "dot_general mixes them",
+        "weights that act on them depend on all of them",
     ),
     "normalised": (
         lambda p, x: head(p, x @ (p["up"] / jnp.sum(jnp.abs(p["up"])))),
-        "its weights reach the product changed",
+        "weights that act on them depend on all of them",
     ),
     "callback": (
         lambda p, x: head(p, jax.pure_callback(lambda h: h, SIX, x @ p["up"])),
-        "pure_callback mixes them",
+        "pure_callback is not followed",
+    ),
+    "pairs": (
+        lambda p, x: (
+            (lambda h: jnp.einsum("ti,tj->tij", h, h).reshape(6, -1))(x @ p["up"])
+            @ p["long"]
+        ),
+        "pairs them with each other",
     ),
 }
 SIX = jax.ShapeDtypeStruct((6, 6), jnp.float32)
@@ -111,30 +104,27 @@ def _turned(h):
 
 
 @pytest.mark.parametrize("name", OPEN)
-def test_units_that_others_listen_to_are_not_closed(name):
+def test_units_with_other_uses_are_not_closed(name):
     fn, why = OPEN[name]
-    kernel = traced(fn, *SHAPES, tall=(10, 2))["up"]
+    kernel = traced(fn, *SHAPES, long=(36, 2))["up"]
     assert not kernel.closed and why in kernel.why_not
 
 
-def test_slices_in_another_order_are_not_linked():
+def test_slices_of_experts_may_be_stored_in_another_order():
     def fn(p, x):
         h = relu(jnp.einsum("egcd,egdf->egcf", x, p["up"]))
         return jnp.einsum("egcf,gefd->egcd", h, p["down"])
 
     shapes = {"up": (2, 3, 4, 6), "down": (3, 2, 6, 4)}
     units = traced(fn, x=normal(63, 2, 3, 5, 4), **shapes)
-    assert units["down"].links == () and not units["up"].closed
-    shapes["down"] = (2, 3, 6, 4)
-    units = traced(
-        lambda p, x: fn({**p, "down": p["down"].swapaxes(0, 1)}, x),
-        x=normal(63, 2, 3, 5, 4),
-        **shapes,
-    )
-    assert units["down"].links[0].path == "up" and units["up"].closed
+    assert units["up"].closed
+    ((path, place),) = graph.consumers(units)["up"]
+    order = np.arange(36).reshape(2, 3, 6).transpose(1, 0, 2)
+    np.testing.assert_array_equal(place.units.reshape(3, 2, 6), order)
+    assert path == "down"
 
 
-def test_units_with_weights_of_their_own_are_not_closed():
+def test_weights_of_each_unit_make_the_units_too():
     """A pooling with one weight per unit and position."""
 
     def fn(p, x):
@@ -143,22 +133,24 @@ def test_units_with_weights_of_their_own_are_not_closed():
 
     shapes = {"up": (4, 6), "pool": (6, 5), "down": (6, 2)}
     units = traced(fn, x=normal(64, 2, 5, 4), **shapes)
-    assert units["up"].why_not == "dot_general mixes them"
+    assert units["up"].closed and units["up"].stream == ("pool",)
 
 
-def test_what_decides_a_branch_listens():
+def test_what_decides_a_branch_is_used():
     def fn(p, x):
         one = x @ p["one_unit"]
         branch = lax.cond(one[0, 0] > 0, lambda: x[0, 0], lambda: x[0, 1])
         return branch, relu(one) @ p["last"]
 
-    kernel = traced(fn, one_unit=(4, 1), last=(1, 2))["one_unit"]
-    assert kernel.why_not == "cond depends on them"
+    assert not traced(fn, one_unit=(4, 1), last=(1, 2))["one_unit"].closed
 
 
-def test_a_carry_is_not_closed():
+def test_a_carry_keeps_its_units():
     units = traced(last_value, wx=(4, 3), wh=(3, 3), wo=(3, 2))
-    assert not units["wx"].closed and not units["wh"].closed
+    assert units["wx"].closed and units["wh"].closed
+    assert units["wx"].stream == ("wh",)
+    (read,) = [p for s in units.graph.sets for p in s.readers if p.path == "wo"]
+    assert set(read.zero_if) == {("wh",), ("wx",)}
 
 
 def test_one_open_kernel_opens_its_stream():
@@ -167,9 +159,9 @@ def test_one_open_kernel_opens_its_stream():
         return head(p, first + x @ p["other"]), first
 
     units = traced(fn, *SHAPES)
-    assert units["up"].why_not == "the function returns them"
-    text = "they are added to 'up': the function returns them"
-    assert units["other"].why_not == text and not units["other"].closed
+    for name in ("up", "other"):
+        assert units[name].why_not == "the function returns them"
+        assert not units[name].closed
 
 
 CLOSED = {
@@ -194,7 +186,23 @@ CLOSED = {
         jnp.tanh(jnp.einsum("td,ts->sd", relu(x @ p["up"]), p["table"])) @ p["down"]
     ),
 }
+CLOSED |= {
+    "concatenated": lambda p, x: jnp.concatenate([x @ p["up"], x], 1) @ p["tall"],
+    "stream_in_another_order": lambda p, x: head(
+        p, (x @ p["up"]) + _turned(x @ p["other"])
+    ),
+    "shared_bias": shared_bias,
+    "table": lambda p, x: head(p, x @ p["up"] + p["table"]),
+    "used_again_on_its_own_stream": lambda p, x: head(p, again(p, x @ p["up"])),
+}
 KEY = jax.random.key(62)
+
+
+def again(p, x):
+    """First it reads the start of the stream, then a sum with itself."""
+    for _ in range(2):
+        x = x + relu(x @ p["table"])
+    return x
 
 
 @jax.custom_vjp
@@ -206,20 +214,53 @@ cubed.defvjp(lambda x: (x**3, x), lambda x, g: (3 * x * x * g,))
 
 
 @pytest.mark.parametrize("name", CLOSED)
-def test_units_that_kernels_alone_read_are_closed(name):
-    kernel = traced(CLOSED[name], "up", "down", "table")["up"]
+def test_units_without_other_uses_are_closed(name):
+    """What closed means: other weights of a removed unit are the same function."""
+    fn, rng = CLOSED[name], np.random.default_rng(0)
+    shapes = {**SHAPES, "tall": (10, 2)}
+    params = weights(**shapes)
+    units = bb.trace(fn, params, X)
+    kernel = units["up"]
     assert kernel.closed, kernel.why_not
+    keep = {
+        path: rng.random(units[path].per_unit_shape("outputs")) < 0.5
+        for path in ("up", *kernel.stream)
+    }
+    pruned, masks = graph.remove_units(params, units, keep)
+    readers = {path for path, _ in graph.consumers(units)["up"]}
+    noise = {n: normal(70 + i, *s) for i, (n, s) in enumerate(shapes.items())}
+    changed = {
+        path: jnp.where(masks[path], pruned[path], noise[path])
+        for path in masks
+        if path not in readers
+    }
+    if name != "penalty":  # it depends on the weights themselves
+        one, other = fn(pruned, X), fn({**pruned, **changed}, X)
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    assert changed
 
 
-def test_a_block_used_again_on_its_own_stream_is_not_closed():
-    """First it reads the start of the stream, then a sum with itself."""
+def test_queries_and_keys_are_removed_together():
+    """A product of two values sums over them: one of the two has to be 0."""
 
     def fn(p, x):
-        x = x @ p["up"]
-        for _ in range(2):
-            x = x + relu(x @ p["table"])
-        return head(p, x)
+        return jax.nn.softmax((x @ p["up"]) @ (x @ p["other"]).T) @ x
 
-    units = traced(fn, "up", "table", "down")
-    assert units["table"].uses == 2
-    assert not units["table"].closed and not units["up"].closed
+    params = weights(up=(4, 6), other=(4, 6))
+    units = bb.trace(fn, params, X)
+    assert units["up"].closed and units["up"].stream == ("other",)
+    (made,) = [s for s in units.graph.sets if not s.why_not]
+    assert not made.apart and not made.readers
+    keep = np.arange(6) % 2 > 0
+    pruned, _ = graph.remove_units(params, units, {"up": keep, "other": keep})
+    small = {name: value[:, keep] for name, value in params.items()}
+    np.testing.assert_allclose(fn(pruned, X), fn(small, X), rtol=1e-5)
+
+
+def test_two_factors_that_are_not_0_at_0_are_not_closed():
+
+    def fn(p, x):
+        return jnp.exp(x @ p["up"]) @ (1 + x @ p["other"]).T @ x
+
+    units = traced(fn, "up", "other")
+    assert units["up"].why_not == "a product of two values sums over them"

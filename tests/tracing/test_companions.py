@@ -1,13 +1,15 @@
-"""What a trace says of units beyond their kernel: companions, links, silence."""
+"""What goes with units: companions, readers, and what makes a unit 0."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
 import bbjax as bb
-from tests.support.trace_case import SHAPES, head, layer_normed, traced, wide
-from tests.support.zoo_case import relu
+from bbjax import graph
+from tests.support.trace_case import SHAPES, X, head, layer_normed, traced, wide
+from tests.support.zoo_case import relu, weights
 
 
 # Companions ----------------------------------------------------------------------
@@ -41,7 +43,7 @@ COMPANIONS = {
     "after_a_curve": (
         lambda p, x: jnp.tanh(x @ p["up"]) + wide(p, "bias") @ p["table"],
         "",
-        (),
+        ("table",),
     ),
     "after_relu": (
         lambda p, x: (relu(x @ p["up"]) + wide(p, "bias")) @ p["down"],
@@ -57,7 +59,7 @@ COMPANIONS = {
     "layer_norm": (layer_normed, "", ("scale", "bias")),
     "running_mean": (running, "", ("scale", "bias")),
     "scalar": (lambda p, x: head(p, x @ p["up"] * p["one"]), "", ()),
-    "square": (lambda p, x: head(p, x @ p["up"] + p["table"]), "", ()),
+    "square": (lambda p, x: head(p, x @ p["up"] + p["table"]), "", ("table",)),
     "of_another_order": (
         lambda p, x: head(p, x @ p["up"] + wide(p, "bias")[:, ::-1]),
         "",
@@ -66,7 +68,7 @@ COMPANIONS = {
     "normalised": (
         lambda p, x: head(p, x @ p["up"] + jax.nn.softmax(wide(p, "bias"))),
         "",
-        (),
+        ("bias",),
     ),
 }
 
@@ -74,11 +76,15 @@ COMPANIONS = {
 @pytest.mark.parametrize("name", COMPANIONS)
 def test_companions_and_bias(name):
     fn, bias, companions = COMPANIONS[name]
-    kernel = traced(fn, *SHAPES)["up"]
+    units = traced(fn, *SHAPES)
+    kernel = units["up"]
     assert (kernel.bias, kernel.companions) == (bias, companions)
-    assert tuple(c.path for c in kernel.placed) == companions
-    assert all(c.shape == SHAPES[c.path] for c in kernel.placed)
-    assert all(c.layout == ((6, 1),) for c in kernel.placed)
+    ((made, _),) = units.graph.made_by("up")
+    assert tuple(c.path for c in made.companions) == companions
+    for place in made.companions:
+        assert place.shape == SHAPES[place.path]
+        want = np.broadcast_to(np.arange(6), place.shape).ravel()
+        np.testing.assert_array_equal(place.units, want)
 
 
 def test_statistics_among_the_parameters_are_companions():
@@ -101,22 +107,24 @@ def test_a_companion_may_be_stored_in_another_order():
         return lax.scan(layer, x, (p["up"], jnp.moveaxis(p["bias"], 1, 0), p["down"]))
 
     shapes = {"up": (3, 4, 6), "bias": (6, 3), "down": (3, 6, 2)}
-    kernel = traced(fn, **shapes)["up"]
+    units = traced(fn, **shapes)
+    kernel = units["up"]
     assert kernel.closed and kernel.companions == ("bias",)
-    assert kernel.placed[0].layout == ((6, 1), (3, 6))
+    ((made, up),) = units.graph.made_by("up")
+    (bias,) = made.companions
+    np.testing.assert_array_equal(bias.units, up.units.reshape(3, 6).T.ravel())
     assert kernel.bias == ""  # its entries are not in the units' order
 
 
-def test_kernels_made_by_hand_place_companions_in_order():
+def test_kernels_made_by_hand_are_in_no_set():
     kernel = bb.Kernel("w", (4, 6), fan_in=(0,), fan_out=(1,), companions=("b",))
-    (placed,) = kernel.placed
-    assert tuple(placed) == ("b", (6,), ((6, 1),))
     plain = bb.Kernel("w", (4, 6), fan_in=(0,), fan_out=(1,))
-    assert not plain.closed and plain.links == plain.placed == plain.stream == ()
+    assert not plain.closed and plain.companions == plain.stream == ()
     assert hash(kernel) == hash(kernel) and kernel != plain
+    assert bb.Units((kernel,)).graph.made_by("w") == ()
 
 
-# Links ---------------------------------------------------------------------------
+# Readers -------------------------------------------------------------------------
 def heads(p, x):
     """Rows of `down` in the order (half, third) of units in the order (third, half)."""
     h = relu(x @ p["up"]).reshape(-1, 3, 2)
@@ -135,46 +143,71 @@ def each_twice(p, x):
     return both @ p["wide"]
 
 
-LINKS = {
-    "plain": (lambda p, x: head(p, x @ p["up"]), "down", ((6, 1),)),
-    "other_order": (heads, "down", ((2, 1), (3, 2))),
-    "repeated": (repeated, "wide", ((2, 0), (6, 1))),
-    "each_twice": (each_twice, "wide", ((6, 1), (2, 0))),
-    "first_row": (
-        lambda p, x: jnp.tanh(x @ p["up"])[:1] @ p["down"],
-        "down",
-        ((6, 1),),
+ONCE = [0, 1, 2, 3, 4, 5]
+READ = {
+    "plain": (lambda p, x: head(p, x @ p["up"]), "down", ONCE),
+    "other_order": (heads, "down", [0, 2, 4, 1, 3, 5]),
+    "repeated": (repeated, "wide", ONCE + ONCE),
+    "each_twice": (each_twice, "wide", [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]),
+    "first_row": (lambda p, x: jnp.tanh(x @ p["up"])[:1] @ p["down"], "down", ONCE),
+    "beside_others": (
+        lambda p, x: jnp.concatenate([x, x @ p["up"], x[:, :2]], 1) @ p["wide"],
+        "wide",
+        [-1] * 4 + ONCE + [-1] * 2,
     ),
 }
 
 
-@pytest.mark.parametrize("name", LINKS)
+@pytest.mark.parametrize("name", READ)
 def test_which_input_is_which_unit(name):
-    fn, reader, layout = LINKS[name]
+    fn, reader, want = READ[name]
     units = traced(fn, "up", "down", wide=(12, 2))
-    (link,) = units[reader].links
-    assert (link.path, link.layout) == ("up", layout)
+    ((made, up),) = units.graph.made_by("up")
+    ((path, place),) = graph.consumers(units)["up"]
+    number = {int(unit): n for n, unit in enumerate(up.units)} | {-1: -1}
+    assert path == reader and made.size == 6
+    assert [number[int(unit)] for unit in place.units] == want
     assert units["up"].closed and units["up"].why_not == ""
 
 
-def test_a_link_for_every_kernel_that_is_read():
+def test_one_product_may_make_a_unit_twice():
+    """Both halves of a fused kernel make the units of a gate."""
+
+    def fn(p, x):
+        gate, up = jnp.split(x @ p["both"], 2, axis=1)
+        return (jax.nn.silu(gate) * up) @ p["down"]
+
+    params = weights(both=(4, 12), down=(6, 2))
+    units = bb.trace(fn, params, X)
+    ((made, place),) = units.graph.made_by("both")
+    assert made.size == 6 and place.units.tolist() == ONCE + ONCE
+    keep = np.arange(12) % 6 > 1
+    keep[1] = True  # a half that is kept keeps the unit
+    pruned, _ = graph.remove_units(params, units, {"both": keep})
+    gone = [0, 6]
+    np.testing.assert_array_equal(np.flatnonzero(~np.any(pruned["both"], 0)), gone)
+    np.testing.assert_array_equal(np.flatnonzero(~np.any(pruned["down"], 1)), [0])
+
+
+def test_all_kernels_of_a_stream_make_its_units():
     def fn(p, x):
         stream = x @ p["up"]
         stream = stream + relu(stream @ p["table"]) * (x @ p["other"])
         return head(p, stream)
 
     units = traced(fn, "up", "other", "down", "table")
-    assert [link.path for link in units["table"].links] == ["up"]
-    assert {link.path for link in units["down"].links} == {"up", "other", "table"}
+    (made,) = [s for s in units.graph.sets if not s.why_not]
+    assert {place.path for place in made.makers} == {"up", "table", "other"}
+    assert {place.path for place in made.readers} == {"table", "down"}
     assert units.paths == ("up", "table", "other", "down")
     assert units["up"].stream == ("table", "other")
     assert units["other"].stream == ("up", "table")
     assert all(units[n].closed for n in ("up", "other", "table"))
 
 
-# Silence -------------------------------------------------------------------------
+# Zeros ---------------------------------------------------------------------------
 NEVER = ((),)
-SILENT = {
+ZERO_IF = {
     "relu": (lambda p, x: relu(x @ p["up"]), (("up",),)),
     "bias": (lambda p, x: relu(x @ p["up"] + wide(p, "bias")), (("bias",), ("up",))),
     "sigmoid": (lambda p, x: jax.nn.sigmoid(x @ p["up"]), NEVER),
@@ -198,10 +231,9 @@ SILENT = {
 }
 
 
-@pytest.mark.parametrize("name", SILENT)
-def test_what_makes_a_unit_silent(name):
-    fn, silent = SILENT[name]
+@pytest.mark.parametrize("name", ZERO_IF)
+def test_what_makes_a_unit_zero(name):
+    fn, sets = ZERO_IF[name]
     units = traced(lambda p, x: fn(p, x) @ p["down"], *SHAPES)
-    assert {frozenset(s) for s in units["down"].links[0].zero_if} == {
-        frozenset(s) for s in silent
-    }
+    ((_, place),) = units.graph.read_by("down")
+    assert {frozenset(s) for s in place.zero_if} == {frozenset(s) for s in sets}

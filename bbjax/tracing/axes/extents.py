@@ -36,6 +36,7 @@ class Extents:
         self._product: dict[int, Dim] = {}
         self._sum: dict[int, tuple[Dim, ...]] = {}
         self._fixed: dict[int, str] = {}
+        self.noted: list[tuple[Dim, str]] = []  # what `fix` was called with, in order
         self._depth = 0
         self._seen: dict[Dim, Dim] = {}  # wholes, until something is looked into
 
@@ -146,8 +147,8 @@ class Extents:
     # Tying -----------------------------------------------------------------------
     def fix(self, dim: Dim, why: str) -> None:
         """Notes why the size of a dim cannot change; the first reason stays."""
-        for whole in self.wholes(dim):
-            self._fixed.setdefault(whole, why)
+        self.noted.append((dim, why))
+        self._hold(dim, why)
 
     def tie(self, one: Dim, two: Dim) -> None:
         """Makes two dims of the same size one and the same."""
@@ -223,6 +224,10 @@ class Extents:
         return [*parts, rest]
 
     # Inside ----------------------------------------------------------------------
+    def _hold(self, dim: Dim, why: str) -> None:
+        for whole in self.wholes(dim):
+            self._fixed.setdefault(whole, why)
+
     def _root(self, factor: int) -> int:
         while factor in self._same:
             factor = self._same[factor]
@@ -267,7 +272,7 @@ class Extents:
         self._seen.clear()
         why = self._fixed.get(two)
         if why:
-            self.fix((one,), why)
+            self._hold((one,), why)
 
     def _align(self, one: int, two: int) -> None:
         """Cuts two sums at the bounds of both, and ties their parts."""

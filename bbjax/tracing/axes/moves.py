@@ -142,8 +142,7 @@ def _expanded(step: AxisStep) -> list[Dims]:
 
 
 def _reversed(step: AxisStep) -> list[Dims]:
-    step.mixed(step.params["dimensions"], "turns them around")
-    return [step.ins[0]]
+    return [_anew(step, step.ins[0], step.params["dimensions"], "turns them around")]
 
 
 def _concatenated(step: AxisStep) -> list[Dims]:
@@ -232,11 +231,11 @@ def _reduced(step: AxisStep) -> list[Dims]:
 def _along(step: AxisStep) -> list[Dims]:
     """Mixes entries along one axis."""
     named = [step.params[n] for n in ("axis", "dimension") if n in step.params]
-    axis = named[0]
-    step.mixed([axis % len(step.ins[0])], "runs along its units")
+    axis = named[0] % len(step.ins[0])
     for other in step.ins[1:]:
         step.extents.tie_each(step.ins[0], other)
-    return [step.ins[0] for _ in step.shapes]
+    found = _anew(step, step.ins[0], [axis], "runs along its units")
+    return [found for _ in step.shapes]
 
 
 def _top_k(step: AxisStep) -> list[Dims]:

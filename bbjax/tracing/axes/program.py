@@ -43,6 +43,8 @@ class Frame:
       blends: the parameter that a variable has the shape of and is made from, entry
         by entry, as a running mean is.
       scans: the lead axis of each enclosing scan that runs over parameters.
+      mixed: by result of an equation, the dims that it fixed, with the reason: it
+        picks, counts or mixes their entries.
       bodies: of its equations, by number of the equation and of the body.
     """
 
@@ -52,6 +54,7 @@ class Frame:
     leaves: dict[Any, int] = dataclasses.field(default_factory=dict)
     blends: dict[Any, int] = dataclasses.field(default_factory=dict)
     scans: Dims = ()
+    mixed: dict[Any, list[tuple[Dim, str]]] = dataclasses.field(default_factory=dict)
     bodies: dict[tuple[int, int], Frame] = dataclasses.field(default_factory=dict)
 
 
@@ -167,11 +170,13 @@ class _AxisPass:
             return self.cond(frame, eqn, ins, index)
         if name == "while":
             return self.loop(frame, eqn, ins, index)
+        noted = len(self.extents.noted)
         shapes = [tuple(getattr(v.aval, "shape", ())) for v in eqn.outvars]
         step = moves.AxisStep(
             self.extents, name, eqn.params, list(ins), shapes, self.used, self.drawn
         )
         found = products.followed(step) or moves.followed(step)
+        frame.mixed.update(dict.fromkeys(eqn.outvars, self.extents.noted[noted:]))
         self.tag(frame, eqn, name)
         return found
 
@@ -212,7 +217,7 @@ class _AxisPass:
         """A call whose operands and results are the caller's own."""
         body = jaxprs.body(eqn)
         if len(body[0].invars) != len(ins):
-            return self.closed(eqn, ins)
+            return self.closed(frame, eqn, ins)
         tags = self.tags(frame, eqn.invars)
         outs = self.enter(frame, (index, 0), body, ins, tags)
         inner = frame.bodies[index, 0]
@@ -290,10 +295,11 @@ class _AxisPass:
             self.extents.tie_each(before, after)
         return list(state)
 
-    def closed(self, eqn, ins) -> list[Dims]:
+    def closed(self, frame, eqn, ins) -> list[Dims]:
         """A call that is not looked into."""
         why = f"they enter {eqn.primitive.name}"
-        for dims in ins:
-            for dim in dims:
-                self.extents.fix(dim, why)
+        every = [(dim, why) for dims in ins for dim in dims]
+        for dim, _ in every:
+            self.extents.fix(dim, why)
+        frame.mixed.update(dict.fromkeys(eqn.outvars, every))
         return [self.extents.shape(v.aval.shape, why) for v in eqn.outvars]

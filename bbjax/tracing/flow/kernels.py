@@ -25,11 +25,9 @@ import math
 from collections.abc import Sequence
 
 from bbjax.model.kernel import Kernel, Side
-from bbjax.tracing.flow import links
 from bbjax.tracing.flow.contract import Use
-from bbjax.tracing.flow.seen import living
 from bbjax.tracing.flow.values import Axis, Part, Value
-from bbjax.tracing.flow.walk import Flow, Scope
+from bbjax.tracing.flow.walk import Flow, Scope, living
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +72,6 @@ def find(
     paths: Sequence[str],
     shapes: Sequence[tuple[int, ...]],
     dtypes: Sequence[str],
-    *,
-    graph: bool = False,
 ) -> Traced:
     """Kernels, problems and taps of a walked function.
 
@@ -84,7 +80,6 @@ def find(
       paths: path of each parameter leaf.
       shapes: shape of each leaf.
       dtypes: dtype of each leaf.
-      graph: whether to find the biases, companions and links of kernels.
     """
     reaching = _reaching(flow)
     by_weight: dict[int, list[Use]] = {}
@@ -115,13 +110,10 @@ def find(
         for use, (node, value) in zip(uses, spots, strict=True):
             taps.append(_input_tap(use, paths[weight]))
             taps.append(_output_tap(flow, use, paths[weight], node, value))
-    done: Sequence[Kernel] = tuple(kernels.values())
-    if graph:
-        done = tuple(links.linked(flow, kernels, paths, shapes))
     rest = set(range(len(paths))) - set(by_weight) - set(flow.problems) - set(doubts)
     others = {paths[w]: why for w, why in _elsewhere(flow, shapes, rest).items()}
     return Traced(
-        tuple(done),
+        tuple(kernels.values()),
         tuple(sorted(problems.items())),
         tuple(sorted(others.items())),
         tuple(taps),

@@ -67,6 +67,8 @@ class Flow:
       use_nodes: node of each use's output.
       operand_of: kernel uses that read a node as their activation.
       escapes: nodes that leave a scope which runs again (scan carries).
+      carries: for each carry of a scan, the node at the start of its body, and the one
+        at the end that is carried to the next start.
       watched: nodes that control other operations, with the name of that operation.
       untappable: nodes that cannot be measured where they are.
       problems: reason by parameter, for those whose product cannot be measured.
@@ -81,6 +83,7 @@ class Flow:
     use_nodes: list[int] = dataclasses.field(default_factory=list)
     operand_of: dict[int, list[int]] = dataclasses.field(default_factory=dict)
     escapes: set[int] = dataclasses.field(default_factory=set)
+    carries: dict[int, int] = dataclasses.field(default_factory=dict)
     watched: dict[int, str] = dataclasses.field(default_factory=dict)
     untappable: set[int] = dataclasses.field(default_factory=set)
     problems: dict[int, str] = dataclasses.field(default_factory=dict)
@@ -211,6 +214,7 @@ class _Walker:
         inner = self.body(jaxpr, consts, args, scan)
         self.scans = outer
         self.flow.escapes.update(inner[:carried])
+        self.flow.carries.update(zip(args[held:fixed], inner[:carried], strict=True))
         return self.leave(eqn, scope, [inner], keep=False)
 
     def cond(self, eqn, ins, scope, index) -> list[int]:
@@ -417,3 +421,15 @@ def _name_nonlinearity(
         name = _call_name(eqn).split("'")
         label = name[1] if len(name) > 1 else value.nonlinearity
         flow.values[outs[0]] = value.replace(nonlinearity=label)
+
+
+def living(flow: Flow) -> list[bool]:
+    """For each node, whether a result of the function depends on it."""
+    live = [False] * len(flow.values)
+    for node in (*flow.outputs, *flow.escapes, *flow.watched):
+        live[node] = True
+    for node in range(len(live) - 1, -1, -1):
+        if live[node]:
+            for source in flow.made[node].sources:
+                live[source] = True
+    return live

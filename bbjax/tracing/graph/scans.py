@@ -6,6 +6,8 @@ others in every layer; what layers hand on, like a residual stream, is the same 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bbjax.tracing.axes.extents import Dims
 from bbjax.tracing.axes.program import Frame, Program
 
@@ -31,6 +33,14 @@ def scans_of_groups(program: Program) -> dict[int, Dims]:
             while len(stack_axes(program, leaf, scans)) < len(scans):
                 scans = scans[:-1]  # a parameter that several layers share
             found[whole] = scans
+    return found
+
+
+def common_prefix(program: Program, several: Sequence[Dims]) -> Dims:
+    """The scans that several lists begin with alike."""
+    found = several[0]
+    for other in several[1:]:
+        found = _prefix(program, found, other)
     return found
 
 

@@ -1,8 +1,9 @@
 """Where an array is zero, given which units and parameters are.
 
-A unit without incoming edges still has its bias, and the value of its nonlinearity at
-0. Here is found when it is 0: for each array *sets of sources* (`zeros`), such that the
-array is 0 where one source of each set is 0.
+A *source* is the output units of a kernel use, `("u", use)`, or the entries of a
+parameter, `("w", leaf)`. A unit without incoming edges still has its bias, and the
+value of its nonlinearity at 0. Here is found when it is 0: for each array *sets of
+sources* (`Zeros`), such that the array is 0 where one source of each set is 0.
 
     relu(h + b)            {h} {b}          both have to be 0
     silu(g) * h            {g, h}           either
@@ -18,10 +19,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bbjax.tracing.flow.tracks import NEVER, Info, Source, Zeros
 from bbjax.tracing.primitives import ZERO_PRESERVING
 
+Source = tuple[str, int]
+Zeros = frozenset[frozenset[Source]]
+
 ALWAYS: Zeros = frozenset()
+NEVER: Zeros = frozenset({frozenset[Source]()})
 MOST = 256  # sets that are kept of an array: more make products of long sums
 
 
@@ -33,6 +37,14 @@ def of(source: Source) -> Zeros:
 def both(first: Zeros, second: Zeros) -> Zeros:
     """Zero where two terms are."""
     return _least(first | second)
+
+
+def every(terms: Sequence[Zeros]) -> Zeros:
+    """Zero where all of some terms are."""
+    found = terms[0]
+    for term in terms[1:]:
+        found = both(found, term)
+    return found
 
 
 def either(first: Zeros, second: Zeros) -> Zeros:
@@ -48,11 +60,6 @@ def without(zeros: Zeros, lost: Iterable[Source]) -> Zeros:
     return _least(frozenset(z - gone for z in zeros)) if gone else zeros
 
 
-def implied(zeros: Zeros, source: Source) -> bool:
-    """Whether it is enough that one source is 0."""
-    return all(source in z for z in zeros)
-
-
 def _least(zeros: Zeros) -> Zeros:
     """Without the sets that another one is part of."""
     if frozenset() in zeros:
@@ -61,35 +68,43 @@ def _least(zeros: Zeros) -> Zeros:
     return frozenset(z for z in zeros if len(z) == 1 or not z & single)
 
 
-def elementwise(name: str, params: Any, ins: Sequence[Info]) -> Zeros:
-    """Where the result of an elementwise operation is zero."""
-    known = [i.zeros for i in ins]
+def elementwise(
+    name: str, params: Any, zeros: Sequence[Zeros], numbers: Sequence[float | None]
+) -> Zeros:
+    """Where the result of an elementwise operation is zero.
+
+    Args:
+      name: of the primitive.
+      params: of the equation.
+      zeros: where each operand is.
+      numbers: the constant that each operand is, if known.
+    """
     if name in ("mul", "and"):
-        return either(known[0], known[1])
+        return either(zeros[0], zeros[1])
     if name == "div":
-        return known[0]
+        return zeros[0]
     if name in ("add", "sub", "add_any"):
-        return both(known[0], known[1])
+        return both(zeros[0], zeros[1])
     if name in ("max", "min"):
-        return _bounded(name, ins)
+        return _bounded(name, zeros, numbers)
     if name == "clamp":
-        low, high = ins[0].number, ins[2].number
+        low, _, high = numbers
         inside = low is not None and high is not None and low <= 0 <= high
-        return known[1] if inside else NEVER
+        return zeros[1] if inside else NEVER
     if name == "select_n":
-        zeros = known[1]
-        for case in known[2:]:
-            zeros = both(zeros, case)
-        return zeros
+        return every(zeros[1:])
     if name == "integer_pow" and params["y"] <= 0:
         return NEVER
-    return known[0] if len(ins) == 1 and name in ZERO_PRESERVING else NEVER
+    return zeros[0] if len(zeros) == 1 and name in ZERO_PRESERVING else NEVER
 
 
-def _bounded(name: str, ins: Sequence[Info]) -> Zeros:
+def _bounded(
+    name: str, zeros: Sequence[Zeros], numbers: Sequence[float | None]
+) -> Zeros:
     """`max(x, c)` with c <= 0 and `min(x, c)` with c >= 0 leave 0 at 0."""
     sign = 1 if name == "min" else -1
-    for x, bound in (ins, ins[::-1]):
-        if bound.number is not None and sign * bound.number >= 0:
-            return x.zeros
-    return both(ins[0].zeros, ins[1].zeros)
+    for x, bound in ((0, 1), (1, 0)):
+        number = numbers[bound]
+        if number is not None and sign * number >= 0:
+            return zeros[x]
+    return both(zeros[0], zeros[1])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from bbjax.model.groups import Graph, Group, Member, Role
 from bbjax.model.kernel import Kernel
 from bbjax.tracing.axes.program import Program
-from bbjax.tracing.axes.scans import scans_of_groups, stack_axes
+from bbjax.tracing.graph.scans import scans_of_groups, stack_axes
 
 UNUSED = "no product runs over them"
 
