@@ -2,8 +2,8 @@
 
 Does an operation act entry by entry? Is it linear? Does it leave 0 at 0? Does it only
 move entries? A primitive that is in no set is one about which nothing is known. How a
-primitive moves axes is in tables by name beside each analysis: `flow/transfer` (units),
-`flow/tracks` (the unit graph) and `axes/moves` (sizes).
+primitive moves axes is in tables by name beside each analysis: `flow/transfer` (where
+units are measured) and `axes/moves` (which axes carry the same units).
 """
 
 from __future__ import annotations

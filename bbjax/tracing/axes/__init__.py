@@ -1,6 +1,5 @@
 """Axes: which axes of which arrays have one size, because they carry the same units.
 
 `extents` is the algebra of sizes; `moves` and `products` compute the axes of results
-from those of operands; `program` makes one pass over a jaxpr; `groups` reads the
-result: the groups of axes of parameters that shrink together or not at all.
+from those of operands; `program` makes one pass over a jaxpr.
 """

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -24,8 +24,8 @@ from bbjax.model.kernel import Kernel, Side
 from bbjax.tracing.axes.extents import Dim, Dims
 from bbjax.tracing.axes.program import Program
 from bbjax.tracing.graph import zeros
+from bbjax.tracing.graph.records import Operand, Sum, Uses, Wholes
 from bbjax.tracing.graph.scans import common_prefix, scans_of_groups
-from bbjax.tracing.graph.uses import Operand, Sum, Uses, Wholes
 from bbjax.tracing.graph.zeros import NEVER, Zeros
 
 NO_READER = "no kernel reads them"
@@ -43,8 +43,8 @@ def sets(
       paths: path of each parameter.
       kernels: by parameter, in order of first use.
     """
-    this = _Sets(program, found, paths, kernels)
-    return tuple(this.set_of(key) for key in this.keys)
+    every = _Sets(program, found, paths, kernels)
+    return tuple(_Set(every, key).finished() for key in every.keys)
 
 
 def with_graph(
@@ -122,7 +122,8 @@ def view(program: Program, kernel: Kernel, leaf: int, side: Side) -> Dims | None
     if "group" not in kernel.roles:
         return (*found, *(dims[a] for a in own))
     at = kernel.roles.index("group")
-    factors, major = list(extents.factors(dims[at])), []
+    factors = list(extents.factors(dims[at]))
+    major: list[int] = []
     while factors and extents.size(tuple(major)) < kernel.groups:
         major.append(factors.pop(0))
     if extents.size(tuple(major)) != kernel.groups:
@@ -176,6 +177,8 @@ class _Entries:
 
 
 class _Sets:
+    """The combinations of whole factors that the outputs of kernels have."""
+
     def __init__(
         self,
         program: Program,
@@ -208,44 +211,6 @@ class _Sets:
             if dims is not None:
                 yield leaf, _Entries(self.program, dims)
 
-    # Sets ------------------------------------------------------------------------
-    def set_of(self, key: Wholes) -> UnitSet:
-        """The set of units of some whole factors."""
-        wholes = self.digits(key)
-        size = self.program.extents.size(tuple(wholes))
-        makers = tuple(self.maker(leaf, wholes) for leaf in self.keys[key])
-        companions = dict(self.companions(key, wholes))
-        read, why = self.readers(key, wholes, size)
-        known = {*self.keys[key], *companions, *read}
-        readers = tuple(
-            Place(self.paths[leaf], units, self.zero_if(key, sums, companions))
-            for leaf, (units, sums) in read.items()
-        )
-        why = self.other(key, known) or self.joined(key, known) or why
-        apart = True
-        for product in self.over(key):
-            if product.reader is not None:
-                continue
-            if any(key <= o.carried for o in product.operands):
-                apart = False
-                if not any(self.zero(key, o, known) for o in product.operands):
-                    why = why or "a product of two values sums over them"
-            elif any(o.leaves & known for o in product.operands):
-                why = why or "a parameter with entries for them acts on other values"
-        for leaf in companions:
-            if self.others[leaf].twice(key):
-                why = why or f"{self.paths[leaf]!r} has them on two axes"
-        if not why and apart and not readers:
-            why = NO_READER
-        places = tuple(companions.values())
-        return UnitSet(size, makers, places, readers, why, apart)
-
-    def maker(self, leaf: int, wholes: Sequence[int]) -> Place:
-        """The units in a kernel that makes them."""
-        entries = self.outputs[leaf]
-        others = entries.wholes - self.leads
-        return Place(self.paths[leaf], entries.numbers(wholes, others))
-
     def digits(self, key: Wholes) -> list[int]:
         """Whole factors that number the units: of the layers, then their own."""
         scans = common_prefix(self.program, [self.scans.get(w, ()) for w in key])
@@ -254,93 +219,139 @@ class _Sets:
         own = [w for w in self.program.extents.wholes(first.dim) if w in key]
         return [*dict.fromkeys(layers), *own]
 
-    def companions(self, key: Wholes, wholes: list[int]) -> Iterator[tuple[int, Place]]:
-        """Parameters with entries for the units, in order of use."""
-        for leaf, entries in self.others.items():
-            if set(wholes) <= entries.wholes:
-                shape = map(self.program.extents.size, self.program.leaves[leaf])
-                units = entries.numbers(wholes)
-                yield leaf, Place(self.paths[leaf], units, shape=tuple(shape))
 
-    def over(self, key: Wholes) -> Iterable[Sum]:
-        """Products that sum over the units."""
-        return (product for product in self.found.sums if product.over & key)
+class _Set:
+    """The units of one combination of whole factors."""
 
-    def readers(
-        self, key: Wholes, wholes: list[int], size: int
-    ) -> tuple[dict[int, tuple[np.ndarray, list[Sum]]], str]:
-        """Kernels that have a row for each unit, and why some reader has not."""
-        found: dict[int, tuple[np.ndarray, list[Sum]]] = {}
-        reasons: dict[int, str] = {}
-        for product in self.over(key):
-            leaf = product.reader
-            if leaf is None:
-                continue
-            operand, name = product.operands[0], self.paths[leaf]
-            units = self.rows(leaf, wholes)
-            complete = units is not None and len(np.unique(units[units >= 0])) == size
-            if key <= operand.on and not complete:
-                reasons[leaf] = f"{name!r} has no row for each of them"
-            elif complete and not key <= operand.carried:
-                reasons[leaf] = f"{name!r} reads other values with the same weights"
-            elif units is not None and complete:
-                rivals = [
-                    other
-                    for other in self.keys
-                    if other != key and other & key and other <= operand.carried
-                ]
-                if rivals:
-                    reasons[leaf] = f"{name!r} reads them with others, arranged apart"
-                found.setdefault(leaf, (units, []))[1].append(product)
-        for leaf in reasons:
-            found.pop(leaf, None)
-        return found, next(iter(reasons.values()), "")
+    def __init__(self, every: _Sets, key: Wholes):
+        self.every, self.key = every, key
+        self.paths, self.found = every.paths, every.found
+        self.digits = every.digits(key)
+        self.size = every.program.extents.size(tuple(self.digits))
+        self.makers = {leaf: self.made_by(leaf) for leaf in every.keys[key]}
+        self.companions = dict(self.placed())
+        self.sums = [product for product in every.found.sums if product.over & key]
+        readers = dict.fromkeys(p.reader for p in self.sums if p.reader is not None)
+        rows = {leaf: self.rows(leaf) for leaf in readers}
+        self.readers = {leaf: at for leaf, at in rows.items() if at is not None}
+        self.known = {*self.makers, *self.companions, *self.readers}
 
-    def rows(self, leaf: int, wholes: list[int]) -> np.ndarray | None:
-        """The unit of every input of a kernel; None if it has no rows for them."""
-        entries = self.inputs.get(leaf)
-        if entries is None or not set(wholes) <= entries.wholes:
+    def made_by(self, leaf: int) -> np.ndarray:
+        """The unit of every output of a kernel."""
+        entries = self.every.outputs[leaf]
+        return entries.numbers(self.digits, entries.wholes - self.every.leads)
+
+    def placed(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Parameters with entries for the units, and the unit of each entry."""
+        for leaf, entries in self.every.others.items():
+            if set(self.digits) <= entries.wholes:
+                yield leaf, entries.numbers(self.digits)
+
+    def rows(self, leaf: int) -> np.ndarray | None:
+        """The unit of every input of a kernel; None if some unit is missing."""
+        entries = self.every.inputs.get(leaf)
+        if entries is None or not set(self.digits) <= entries.wholes:
             return None
-        return entries.numbers(wholes)
+        units = entries.numbers(self.digits)
+        return units if len(np.unique(units[units >= 0])) == self.size else None
 
-    def other(self, key: Wholes, known: set[int]) -> str:
+    def finished(self) -> UnitSet:
+        """The set, with the reason why its units cannot be removed, if there is one."""
+        own = [p for p in self.sums if p.reader is None and self.meets(p)]
+        why = self.other() or self.joined() or self.read() or self.summed()
+        wrong = {p.reader for p in self.sums if self.wrong(p)}
+        readers = {r: at for r, at in self.readers.items() if r not in wrong}
+        if not why and not own and not readers:
+            why = NO_READER
+        program, paths = self.every.program, self.paths
+        return UnitSet(
+            self.size,
+            tuple(Place(paths[m], at) for m, at in self.makers.items()),
+            tuple(
+                Place(
+                    paths[c],
+                    at,
+                    shape=tuple(map(program.extents.size, program.leaves[c])),
+                )
+                for c, at in self.companions.items()
+            ),
+            tuple(Place(paths[r], at, self.zero_if(r)) for r, at in readers.items()),
+            why,
+            apart=not own,
+        )
+
+    # Reasons ---------------------------------------------------------------------
+    def other(self) -> str:
         """The first other use of the units, or of what is removed along with them."""
         for use in self.found.others:
-            seen = use.carried is None or key <= use.carried or use.leaves & known
-            if use.units & key and seen:
+            carried = use.carried is None or self.key <= use.carried
+            if use.units & self.key and (carried or use.leaves & self.known):
                 return use.why
         return ""
 
-    def joined(self, key: Wholes, known: set[int]) -> str:
+    def joined(self) -> str:
         """Why something that is added to the units stays when they are removed."""
         for join in self.found.joins:
-            if not (join.units & key and key <= join.carried):
-                continue
-            if not self.zero(key, join.term, known):
+            beside = join.units & self.key and self.key <= join.carried
+            if beside and not self.zero(join.term):
                 return join.why
         return ""
 
-    # Zeros -----------------------------------------------------------------------
-    def zero(self, key: Wholes, operand: Operand, known: Iterable[int]) -> bool:
-        """Whether an operand is 0 for a unit that is removed."""
-        return all(self.named(key, operand.zeros, known))
+    def read(self) -> str:
+        """Why some reader cannot be cut along with the units."""
+        return next((why for product in self.sums if (why := self.wrong(product))), "")
 
-    def named(
-        self, key: Wholes, known: Zeros, leaves: Iterable[int]
-    ) -> list[tuple[str, ...]]:
+    def wrong(self, product: Sum) -> str:
+        """The same for one product."""
+        if product.reader is None:
+            return ""
+        operand, name = product.operands[0], self.paths[product.reader]
+        if product.reader not in self.readers:
+            has = self.key <= operand.on
+            return f"{name!r} has no row for each of them" if has else ""
+        if not self.key <= operand.carried and not self.zero(operand):
+            return f"{name!r} reads other values with the same weights"
+        for other in self.every.keys:
+            if other != self.key and other & self.key and other <= operand.carried:
+                return f"{name!r} reads them with others, arranged apart"
+        return ""
+
+    def summed(self) -> str:
+        """Why a product of two values, or a companion, keeps them."""
+        for product in self.sums:
+            if product.reader is not None:
+                continue
+            if self.meets(product):
+                if not any(map(self.zero, product.operands)):
+                    return "a product of two values sums over them"
+            elif any(o.leaves & self.known for o in product.operands):
+                return "a parameter with entries for them acts on other values"
+        for leaf in self.companions:
+            if self.every.others[leaf].twice(self.key):
+                return f"{self.paths[leaf]!r} has them on two axes"
+        return ""
+
+    def meets(self, product: Sum) -> bool:
+        """Whether a product sums over the units of one of its operands."""
+        return any(self.key <= operand.carried for operand in product.operands)
+
+    # Zeros -----------------------------------------------------------------------
+    def zero(self, operand: Operand) -> bool:
+        """Whether an operand is 0 for a unit that is removed."""
+        return all(self.named(operand.zeros, self.known))
+
+    def named(self, known: Zeros, leaves: Collection[int]) -> list[tuple[str, ...]]:
         """The parameters in sets of sources, of makers of the units and of `leaves`."""
         found = set()
         for sources in known:
             names = {n for kind, n in sources if kind == "w" and n in leaves}
-            for kind, n in sources:
-                if kind == "u" and self.found.weights.get(n) in self.keys[key]:
-                    names.add(self.found.weights[n])
+            weights = {self.found.weights.get(n) for kind, n in sources if kind == "u"}
+            names |= {w for w in weights if w is not None and w in self.makers}
             found.add(tuple(self.paths[n] for n in sorted(names)))
         return sorted(found)
 
-    def zero_if(
-        self, key: Wholes, sums: Sequence[Sum], companions: Iterable[int]
-    ) -> tuple[tuple[str, ...], ...]:
+    def zero_if(self, reader: int) -> tuple[tuple[str, ...], ...]:
         """Where a reader reads 0: in all its products."""
-        known = zeros.every([product.operands[0].zeros for product in sums])
-        return tuple(self.named(key, known, companions)) if known != NEVER else ((),)
+        sums = [p.operands[0].zeros for p in self.sums if p.reader == reader]
+        known = zeros.every(sums)
+        return tuple(self.named(known, self.companions)) if known != NEVER else ((),)
