@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import repeat
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from bbjax.model.units import Kernel
@@ -64,11 +66,13 @@ def _per_unit(
     """Entries per unit, or whole maps with their positions behind."""
     layers = _layers(tap)
     parts = layers + [p for axis in tap.parts for p in axis]
+    positions = value.shape[len(layers) + len(tap.axes) :]
+    value = jnp.reshape(value, (*(p.size for p in parts), *positions))
+    if tap.starts or tap.units is not None:
+        value, parts = _among_all(value, parts, tap, kernel)
     own = kernel.fan_in if tap.side == "inputs" else kernel.fan_out
     rank = {p: (_rank(p, kernel, own), p.axis, -p.stride) for p in parts}
     order = sorted(range(len(parts)), key=lambda i: rank[parts[i]])
-    positions = value.shape[len(layers) + len(tap.axes) :]
-    value = jnp.reshape(value, (*(p.size for p in parts), *positions))
     behind = range(len(parts), value.ndim)
     value = jnp.transpose(value, (*order, *behind))
     shape = kernel.per_unit_shape(tap.side)
@@ -78,6 +82,79 @@ def _per_unit(
     stack = len(kernel.stack_shape)
     behind = range(len(shape), value.ndim)
     return jnp.transpose(value, (*range(stack), *behind, *range(stack, len(shape))))
+
+
+def _among_all(
+    value: Float[Array, "..."], parts: Sequence[Part], tap: Tap, kernel: Kernel
+) -> tuple[Float[Array, "..."], list[Part]]:
+    """A range of units among all of them, with 0 for the others.
+
+    Returns:
+      An array with one axis for each digit of the kernel's axes that count units, then
+      those of positions; and the parts on these axes.
+    """
+    order = _by_place(parts)
+    value = jnp.transpose(value, (*order, *range(len(parts), value.ndim)))
+    starts = dict(tap.starts)
+    axes = sorted({*(p.axis for p in parts), *starts})
+    for at, axis in enumerate(axes):
+        digits = [parts[i] for i in order if parts[i].axis == axis]
+        value = _widened(value, at, digits, starts.get(axis, 0), kernel.shape[axis])
+    if tap.units is not None:
+        layers = {axes.index(p.axis) for p in _layers(tap)}
+        counted = set(range(len(axes))) - layers
+        shape = [n if i in counted else 1 for i, n in enumerate(value.shape)]
+        value = jnp.where(jnp.reshape(tap.units, shape), value, 0)
+    source = ("w", tap.use.weight)
+    whole: list[Part] = []
+    for axis in axes:
+        sizes = _digits_of(axis, kernel)
+        strides = (math.prod(sizes[i + 1 :]) for i in range(len(sizes)))
+        whole += map(Part, repeat(source), repeat(axis), sizes, strides)
+    split = [p.size for p in whole]
+    return jnp.reshape(value, (*split, *value.shape[len(axes) :])), whole
+
+
+def _widened(
+    value: Float[Array, "..."], at: int, digits: Sequence[Part], start: int, size: int
+) -> Float[Array, "..."]:
+    """Digits of an index, the fastest last, as an axis of all entries, 0 elsewhere.
+
+    The digits are the axes of `value` from `at` on; without any, it gets one.
+    """
+    count, every = (digits[-1].size, digits[-1].stride) if digits else (1, 1)
+    last = at + max(len(digits) - 1, 0)
+    if not digits:
+        value = jnp.expand_dims(value, at)
+    value = _padded(value, last, (0, 0, every - 1))
+    count = (count - 1) * every + 1
+    for digit in reversed(digits[:-1]):  # each is a block of `stride` entries
+        value = _padded(value, last, (0, digit.stride - count, 0))
+        count, last = digit.size * digit.stride, last - 1
+        shape = (*value.shape[:last], count, *value.shape[last + 2 :])
+        value = jnp.reshape(value, shape)
+    return _padded(value, at, (start, size - start - count, 0))
+
+
+def _padded(
+    value: Float[Array, "..."], axis: int, padding: tuple[int, int, int]
+) -> Float[Array, "..."]:
+    """Zeros around and between the entries of an axis."""
+    if padding == (0, 0, 0):
+        return value
+    config = [(0, 0, 0)] * value.ndim
+    config[axis] = padding
+    return lax.pad(value, jnp.zeros((), value.dtype), config)
+
+
+def _digits_of(axis: int, kernel: Kernel) -> tuple[int, ...]:
+    """Sizes into which the edge view splits an axis of the kernel."""
+    if "group" not in kernel.roles:
+        return (kernel.shape[axis],)
+    at = kernel.roles.index("group")  # every axis before it is whole
+    if axis == at:
+        return kernel.split[at : at + 2]
+    return (kernel.shape[axis],)
 
 
 def _rank(part: Part, kernel: Kernel, own: tuple[int, ...]) -> int:

@@ -33,6 +33,7 @@ import jax.numpy as jnp
 Actuator = Literal["in", "out"]
 Side = Literal["inputs", "outputs"]
 Layout = tuple[tuple[int, int], ...]
+RAW = "raw"  # in `Kernel.nonlinearity`: a range of units that has none
 
 
 class Link(NamedTuple):
@@ -85,7 +86,9 @@ class Kernel:
       uses: how often the traced function reads the kernel.
       nonlinearity: name of the nonlinearity between the kernel and the measured value
         of its output units; empty if there is none (`outputs` is then the sign
-        statistic of the raw output).
+        statistic of the raw output). Where the output is sliced and its ranges, or
+        several uses, have different ones, they are joined by "/"; a range without one
+        is "raw".
       hidden: whether another kernel reads its output units, directly or not.
       reads: paths of the kernels whose output units are this kernel's input units.
       split: shape of the array once grouped axes are split.

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from bbjax.model.groups import Graph
-from bbjax.model.kernel import Actuator, Companion, Kernel, Link, Side
+from bbjax.model.kernel import RAW, Actuator, Companion, Kernel, Link, Side
 from bbjax.model.text import size, table
 
 __all__ = ["Actuator", "Companion", "Kernel", "Link", "Selected", "Side", "Units"]
@@ -212,8 +212,12 @@ def _why_not(kernel: Kernel) -> str:
         return "one edge a unit leaves no choice"
     if kernel.dtype.startswith("complex"):
         return "its weights are complex"
-    if kernel.nonlinearity in _ALWAYS_ON:
-        return "always on: select it and choose on="
+    curves = kernel.nonlinearity.split("/")
+    if always := [name for name in curves if name in _ALWAYS_ON]:
+        some = "" if len(curves) == 1 else f"units after {'/'.join(always)} are "
+        return f"{some}always on: select it and choose on="
+    if RAW in curves:
+        return "a range of its units has no nonlinearity"
     return ""
 
 

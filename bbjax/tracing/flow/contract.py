@@ -13,7 +13,15 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bbjax.tracing.flow.values import Axis, Part, Value, extent, plain, position
+from bbjax.tracing.flow.values import (
+    Axis,
+    Part,
+    Source,
+    Value,
+    extent,
+    plain,
+    position,
+)
 from bbjax.tracing.primitives import ELEMENTWISE
 
 Scope = tuple[tuple[int, int], ...]
@@ -48,7 +56,7 @@ class Use:
     parts: tuple[Axis, ...]
     layers: tuple[tuple[Scope, Part | None], ...]
     roles: tuple[tuple[Part, str], ...]
-    reads: frozenset[tuple[str, int]]
+    reads: frozenset[Source]
     op: str
     scope: Scope = ()
     atom: object = None
@@ -317,7 +325,7 @@ def _use(values, numbers, kernel, roles, scans, number, name) -> Use:
     )
 
 
-def _read_units(value: Value, axes: Sequence[int]) -> frozenset[tuple[str, int]]:
+def _read_units(value: Value, axes: Sequence[int]) -> frozenset[Source]:
     """Sources of the units on some axes, with their partners in a product."""
     found = {
         p.source
@@ -342,7 +350,7 @@ def _result(values, numbers, kernel, use, shape) -> Value:
             axes.append(_other_axis(values, numbers, kernel, axis, own, use, size))
     return Value(
         tuple(axes),
-        owners=frozenset({use.number}),
+        owners=frozenset({own}),
         deps=frozenset({use.number}),
     )
 
