@@ -192,6 +192,18 @@ class Kernel:
         return self.stack_shape + units
 
     @property
+    def place(self) -> str:
+        """Where the value of an output unit is taken, in words.
+
+        Example:
+          >>> Kernel("w", (3, 4), fan_in=(0,), fan_out=(1,), nonlinearity="relu").place
+          'after relu'
+        """
+        if not self.nonlinearity:
+            return "at the raw output"
+        return f"after {self.nonlinearity}"
+
+    @property
     def edge_count(self) -> int:
         """Number of edges in one stack slice."""
         return math.prod(self._sizes("group", "in", "out"))

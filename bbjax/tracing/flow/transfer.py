@@ -79,8 +79,8 @@ def _results(eqn: Any, ins: Sequence[Value]) -> list[Value]:
         return [_reduce(eqn, v, s) for v, s in zip(ins, shapes, strict=True)]
     if name in PARTING:
         return PARTING[name](eqn, ins[0], shapes)
-    if name == "concatenate":
-        return [_concatenate(eqn, ins, shapes[0])]
+    if name in ("concatenate", "stack"):
+        return [_joined(eqn, ins, shapes[0])]
     if name in MOVES:
         return [MOVES[name](eqn, ins[0], s) for s in shapes]
     return [forget(name, ins, s) for s in shapes]
@@ -443,14 +443,18 @@ def _picked(x: Value, at: int, start: int, count: int, step: int, name: str) -> 
     return _moved(x, axes, x.const, True, name)
 
 
-def _concatenate(eqn: Any, ins: Sequence[Value], shape: tuple[int, ...]) -> Value:
-    """Values one behind the other: what units the other axes carry is kept.
+def _joined(eqn: Any, ins: Sequence[Value], shape: tuple[int, ...]) -> Value:
+    """Values one behind the other: the axes on which they agree keep their units.
 
     Values of the same units are a stack of them, so that slices give them back.
     """
-    joined, at = forget("concatenate", ins, shape), eqn.params["dimension"]
+    name = eqn.primitive.name
+    found = forget(name, ins, shape)
     if any(v.weight is not None for v in ins):
-        return joined
+        return found
+    at = eqn.params["axis" if name == "stack" else "dimension"]
+    if name == "stack":
+        ins = [_with_axis(v, at) for v in ins]
     first, *rest = ins
     axes = [
         axis if all(v.axes[i] == axis for v in rest) else position(n)
@@ -460,7 +464,15 @@ def _concatenate(eqn: Any, ins: Sequence[Value], shape: tuple[int, ...]) -> Valu
     axes[at] = position(len(ins)) + first.axes[at] if same else position(shape[at])
     const = [all(v.const[i] for v in ins) and i != at for i in range(len(shape))]
     twins = frozenset.intersection(*(v.twins for v in ins))
-    return joined.replace(axes=tuple(axes), const=tuple(const), twins=twins)
+    return found.replace(axes=tuple(axes), const=tuple(const), twins=twins)
+
+
+def _with_axis(x: Value, at: int) -> Value:
+    """The value with a new axis of size 1."""
+    axes, const = [*x.axes], [*x.const]
+    axes.insert(at, position(1))
+    const.insert(at, True)
+    return x.replace(axes=tuple(axes), const=tuple(const))
 
 
 def _reduce(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
