@@ -76,10 +76,13 @@ def followed(prepared: Prepared) -> Followed:
     return Followed(units, program, numbers)
 
 
-def analyse(prepared: Prepared, *, graph: bool = False) -> flow_kernels.Traced:
+def analyse(
+    prepared: Prepared, *, graph: bool = False, terms: bool = False
+) -> flow_kernels.Traced:
     """Kernels, problems and taps of a prepared function.
 
     `graph` adds biases, companions and links to kernels; measuring does not need them.
+    With `terms`, outputs are measured before they meet units of other kernels.
     """
     jaxpr, _ = jaxprs.opened(prepared.jaxpr)
     count = len(prepared.paths)
@@ -89,5 +92,10 @@ def analyse(prepared: Prepared, *, graph: bool = False) -> flow_kernels.Traced:
     shapes = [tuple(a.shape) for a in avals[:count]]
     dtypes = [str(a.dtype) for a in avals[:count]]
     return flow_kernels.find(
-        walk(prepared.jaxpr, inputs), prepared.paths, shapes, dtypes, graph=graph
+        walk(prepared.jaxpr, inputs),
+        prepared.paths,
+        shapes,
+        dtypes,
+        graph=graph,
+        terms=terms,
     )

@@ -13,6 +13,10 @@ In `silu(g) * u` both kernels are measured at the product. Units that are added 
 of another kernel are measured after the sum if a nonlinearity follows it, else by
 themselves. Without a nonlinearity the last candidate is taken. A `Tap` is such a place.
 
+Where slices take the units of one use apart, each range is swept for itself: values of
+other ranges alone are not on its paths. Ranges without a nonlinearity are measured where
+all units together are. So a use may have several taps, each for a part of its units.
+
 Where no kernel reads the units, the loss may follow: they are measured at their raw
 output, or where the function returns them.
 """
@@ -83,6 +87,7 @@ def find(
     dtypes: Sequence[str],
     *,
     graph: bool = False,
+    terms: bool = False,
 ) -> Traced:
     """Kernels, problems and taps of a walked function.
 
@@ -92,6 +97,7 @@ def find(
       shapes: shape of each leaf.
       dtypes: dtype of each leaf.
       graph: whether to find the biases, companions and links of kernels.
+      terms: whether outputs are tapped before they meet units of other kernels.
     """
     reaching, cut = _reaching(flow), _cut(flow)
     by_weight: dict[int, list[Use]] = {}
@@ -121,6 +127,8 @@ def find(
         )
         for use, spots in zip(uses, places, strict=True):
             taps.append(_input_tap(use, paths[weight]))
+            if terms:
+                spots = [_term(flow, _candidates(flow, use, None, reaching))]
             taps += [_output_tap(flow, use, paths[weight], place) for place in spots]
     done: Sequence[Kernel] = tuple(kernels.values())
     if graph:
@@ -305,14 +313,14 @@ def _measured(
       cut: the ranges of the units of the use that the function slices off.
     """
     sizes = _unit_sizes(use)
-    all_units = Place(*_place(flow, use, None, reaching))
+    all_units = _place(flow, use, None, reaching)
     if not cut:
         return [all_units]
     masks = {source: ranges.covered(source, sizes) for source in cut}
     found: dict[tuple[int, Source], tuple[Place, np.ndarray]] = {}
     for atom in _atoms(list(masks.values())):
         inside = {source for source, mask in masks.items() if mask[atom].all()}
-        place = Place(*_place(flow, use, inside, reaching))
+        place = _place(flow, use, inside, reaching)
         if not place.value.nonlinearity:
             place = all_units
         key = place.node, place.source
@@ -338,13 +346,40 @@ def _atoms(masks: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 def _place(
     flow: Flow, use: Use, inside: Collection[Source] | None, reaching: Sequence[bool]
-) -> tuple[int, Value, Source]:
-    """The node to measure, what is known of it, and which units of the use it holds.
+) -> Place:
+    """Where some units of a use are measured.
 
-    That is the first one after the last nonlinearity: norms, scales, dropout and terms
-    that follow do not count. Without a nonlinearity it is the last one, with the bias.
-    Units that were added to those of another kernel count as the sum where that meets a
-    nonlinearity, else for themselves.
+    That is the first value after the last nonlinearity: norms, scales, dropout and
+    terms that follow do not count. Without a nonlinearity it is the last one, with the
+    bias. Units that were added to those of another kernel count as the sum where that
+    meets a nonlinearity, else for themselves.
+    """
+    values = flow.values
+    passed = _candidates(flow, use, inside, reaching)
+    bent = [i for i, (n, _) in enumerate(passed) if values[n].nonlinearity]
+    if not bent:
+        return _term(flow, passed)
+    last = values[passed[bent[-1]][0]]
+    settled = (last.bends, last.nonlinearity)
+    node, source = next(
+        (n, s)
+        for n, s in passed
+        if (values[n].bends, values[n].nonlinearity) == settled
+    )
+    return Place(node, values[node], source)
+
+
+def _term(flow: Flow, passed: Sequence[tuple[int, Source]]) -> Place:
+    """The last of some values that is not a sum or a product with other units."""
+    own = [p for p in passed if len(flow.values[p[0]].owners) == 1]
+    node, source = (own or passed)[-1]
+    return Place(node, flow.values[node], source)
+
+
+def _candidates(
+    flow: Flow, use: Use, inside: Collection[Source] | None, reaching: Sequence[bool]
+) -> list[tuple[int, Source]]:
+    """Values on every path that hold some units of a use, and as which source.
 
     Args:
       flow: what `walk` recorded.
@@ -371,22 +406,7 @@ def _place(
     passed = []
     for n in nodes:
         passed += [(n, s) for s in holds(n) if _complete(use, values[n], s)][:1]
-    passed = passed or [(start, mine)]
-    bent = [i for i, (n, _) in enumerate(passed) if values[n].nonlinearity]
-    if bent:
-        passed = passed[: bent[-1] + 1]
-    else:
-        passed = [p for p in passed if len(values[p[0]].owners) == 1] or passed
-    node, source = passed[-1]
-    last = values[node]
-    if last.nonlinearity:
-        settled = (last.bends, last.nonlinearity)
-        node, source = next(
-            (n, s)
-            for n, s in passed
-            if (values[n].bends, values[n].nonlinearity) == settled
-        )
-    return node, values[node], source
+    return passed or [(start, mine)]
 
 
 def _on_every_path(
