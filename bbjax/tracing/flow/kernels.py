@@ -14,8 +14,9 @@ of another kernel are measured after the sum if a nonlinearity follows it, else 
 themselves. Without a nonlinearity the last candidate is taken. A `Tap` is such a place.
 
 Where slices take the units of one use apart, each range is swept for itself: values of
-other ranges alone are not on its paths. Ranges without a nonlinearity are measured where
-all units together are. So a use may have several taps, each for a part of its units.
+other ranges alone are not on its paths. Ranges without a nonlinearity are measured
+where all units together are. So a use may have several taps, each for a part of its
+units.
 
 Where no kernel reads the units, the loss may follow: they are measured at their raw
 output, or where the function returns them.
