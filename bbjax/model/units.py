@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from bbjax.model.groups import Graph
-from bbjax.model.kernel import RAW, Actuator, Companion, Kernel, Link, Side
+from bbjax.model.kernel import Actuator, Companion, Kernel, Link, Side
 from bbjax.model.text import size, table
 
 __all__ = ["Actuator", "Companion", "Kernel", "Link", "Selected", "Side", "Units"]
@@ -166,8 +166,9 @@ class Units:
 
         The default is every hidden kernel that a nonlinearity follows, actuator "in".
         It leaves out kernels whose units have a single incoming edge (there is no
-        choice), those of complex weights, and those whose units are on always, as
-        after a sigmoid.
+        choice), those of complex weights, and those with units that are on always, as
+        after a sigmoid. Of a kernel whose output is sliced, one range with a
+        nonlinearity is enough.
         """
         if self.selection is not None:
             return self.selection
@@ -216,8 +217,6 @@ def _why_not(kernel: Kernel) -> str:
     if always := [name for name in curves if name in _ALWAYS_ON]:
         some = "" if len(curves) == 1 else f"units after {'/'.join(always)} are "
         return f"{some}always on: select it and choose on="
-    if RAW in curves:
-        return "a range of its units has no nonlinearity"
     return ""
 
 

@@ -29,7 +29,7 @@ P = {
     "w": normal(1, 6, 16),
     "b": normal(2, 16),
     "two": normal(3, 2, 6, 8),
-    "heads": normal(4, 6, 4, 4),
+    "turned": jnp.swapaxes(normal(3, 2, 6, 8), 1, 2),
     "v": normal(5, 6, 8),
     "o": normal(6, 8, 3),
     "small": normal(16, 4, 3),
@@ -83,6 +83,15 @@ GATES = {
         "two",
         np.tile(rate(TWO[0] * TWO[1]), (2, 1)),
         "gelu product",
+    ),
+    "the same, transposed": (
+        lambda p, x: gate(
+            silu,
+            jnp.moveaxis(jnp.einsum("...F,NHF->...NH", x, p["turned"]), -2, 0),
+        ),
+        "turned",
+        np.tile(rate(TWO[0] * TWO[1]), (2, 1)),
+        "silu product",
     ),
     "split (SwiGLU)": (
         lambda p, x: gate(silu, jnp.split(x @ p["w"] + p["b"], 2, -1)),
@@ -251,7 +260,8 @@ def test_a_range_without_a_nonlinearity_counts_as_the_raw_output():
     """As in Mamba's input projection: a gate, what the state reads, and step sizes."""
 
     def fn(p, x):
-        z, inner, step = jnp.split(x @ p["w"] + p["b"], [4, 12], -1)
+        empty, z, inner, step = jnp.split(x @ p["w"] + p["b"], [0, 4, 12], -1)
+        assert not empty.size
         y = jnp.cumsum(inner.reshape(-1, 4, 2).sum(-1) * softplus(step), 0)
         return (silu(z) * y) @ p["small"]
 
@@ -264,7 +274,7 @@ def test_a_range_without_a_nonlinearity_counts_as_the_raw_output():
     assert list(units.select("w").budgeted) == ["w"]
 
 
-def test_a_part_without_a_nonlinearity_is_named_where_nothing_is_selected():
+def test_one_range_with_a_nonlinearity_is_enough_for_the_default_selection():
     def fn(p, x):
         a, b = halves(x @ p["w"])
         return relu(a) @ p["o"] + b @ p["o"]
@@ -272,8 +282,8 @@ def test_a_part_without_a_nonlinearity_is_named_where_nothing_is_selected():
     units = bb.trace(fn, P, X)
     _, activity = bb.observe(fn, units)(P, X)
     np.testing.assert_allclose(activity["w"].outputs.on_rate, rate(W), atol=1e-6)
-    assert units["w"].nonlinearity == "relu/raw" and not units.budgeted
-    assert "after relu/raw; not selected by default: a range of its units" in str(units)
+    assert units["w"].nonlinearity == "relu/raw" and list(units.budgeted) == ["w"]
+    assert "after relu/raw" in str(units)
 
 
 def test_a_gate_that_is_taken_apart_again():

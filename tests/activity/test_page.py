@@ -215,13 +215,9 @@ def test_units_are_measured_where_the_panel_marks_them(panel, lenient):
         assert units[path].nonlinearity == panel.found[path]
         rate = np.mean(np.asarray(value) > 0, axis=0)
         np.testing.assert_allclose(activity[path].outputs.on_rate, rate, atol=1e-6)
-    chosen = {p for p, name in panel.found.items() if name}
-    always = {
-        p
-        for p in chosen
-        if {"logistic", "softplus"} & {*units[p].nonlinearity.split("/")}
-    }
-    assert set(units.budgeted) == chosen - always
+    curves = {p: set(name.split("/")) - {""} for p, name in panel.found.items()}
+    always = {"logistic", "softplus"}
+    assert set(units.budgeted) == {p for p, c in curves.items() if c and not c & always}
 
 
 def test_the_page_shows_the_picture_and_every_panel():

@@ -102,6 +102,10 @@ def test_the_partner_of_a_unit_in_a_product_is_cut_with_it():
     assert found.axes == ((Part(one, 0, 2, 2),),)
 
 
+def test_an_empty_slice_is_no_range():
+    assert sliced(units(4), 0, 2, 0, 1) is None
+
+
 def test_units_on_two_axes_of_one_array_are_not_cut():
     value = units(4).replace(axes=units(4).axes * 2, const=())
     assert extent(value.axes[0]) == 4 and sliced(value, 0, 0, 2, 1) is None

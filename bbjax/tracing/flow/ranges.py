@@ -74,10 +74,11 @@ def sliced(value: Value, at: int, start: int, count: int, step: int) -> Value | 
     """The value with `count` entries of an axis, from `start` on, every `step`-th.
 
     Returns:
-      The value, with ranges in place of the units that were cut; None if the entries
-      are no sums of digits, or if they are a choice of positions, not of units.
+      The value, with ranges in place of the units that were cut; None if there are no
+      entries, if they are no sums of digits, or if they are a choice of positions, not
+      of units.
     """
-    picked = _picked(value.axes[at], start, count, step)
+    picked = _picked(value.axes[at], start, count, step) if count else None
     twice = {p for i, a in enumerate(value.axes) for p in a if i != at and p.source}
     if picked is None or twice & set(value.axes[at]):
         return None

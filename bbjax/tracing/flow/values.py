@@ -17,6 +17,7 @@ on since the last kernel).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -98,7 +99,7 @@ class Value:
         if len(self.const) != len(self.axes):
             object.__setattr__(self, "const", (False,) * len(self.axes))
 
-    @property
+    @functools.cached_property
     def shape(self) -> tuple[int, ...]:
         """Shape of the array."""
         return tuple(extent(axis) for axis in self.axes)
