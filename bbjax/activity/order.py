@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from itertools import repeat
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -95,24 +96,49 @@ def _among_all(
     """
     order = _by_place(parts)
     value = jnp.transpose(value, (*order, *range(len(parts), value.ndim)))
-    starts = dict(tap.starts)
+    starts, at = dict(tap.starts), 0
     axes = sorted({*(p.axis for p in parts), *starts})
-    for at, axis in enumerate(axes):
-        digits = [parts[i] for i in order if parts[i].axis == axis]
-        value = _widened(value, at, digits, starts.get(axis, 0), kernel.shape[axis])
-    if tap.units is not None:
-        layers = {axes.index(p.axis) for p in _layers(tap)}
-        counted = set(range(len(axes))) - layers
-        shape = [n if i in counted else 1 for i, n in enumerate(value.shape)]
-        value = jnp.where(jnp.reshape(tap.units, shape), value, 0)
-    source = ("w", tap.use.weight)
-    whole: list[Part] = []
+    among: list[Part] = []
     for axis in axes:
-        sizes = _digits_of(axis, kernel)
-        strides = (math.prod(sizes[i + 1 :]) for i in range(len(sizes)))
-        whole += map(Part, repeat(source), repeat(axis), sizes, strides)
-    split = [p.size for p in whole]
-    return jnp.reshape(value, (*split, *value.shape[len(axes) :])), whole
+        digits = [parts[i] for i in order if parts[i].axis == axis]
+        if axis not in starts and tap.units is None:  # it is whole
+            among += digits
+            at += len(digits)
+            continue
+        value = _widened(value, at, digits, starts.get(axis, 0), kernel.shape[axis])
+        among += _digits_of(axis, tap, kernel)
+        at += 1
+    if tap.units is not None:
+        value = jnp.where(_counted(tap, axes, value.shape), value, 0)
+    sizes = [p.size for p in among]
+    return jnp.reshape(value, (*sizes, *value.shape[at:])), among
+
+
+def _counted(tap: Tap, axes: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+    """Which units count, to meet an array with some axes of the kernel in front."""
+    others = {p.axis for p in _layers(tap)} | {axis for axis, _ in tap.use.at}
+    counted = {i for i, axis in enumerate(axes) if axis not in others}
+    assert tap.units is not None
+    return tap.units.reshape([n if i in counted else 1 for i, n in enumerate(shape)])
+
+
+def _digits_of(axis: int, tap: Tap, kernel: Kernel) -> list[Part]:
+    """The parts of a whole axis of the kernel, as the edge view splits it."""
+    sizes = [size for own, size in _edge_axes(kernel) if own == axis]
+    strides = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
+    source = ("w", tap.use.weight)
+    return list(map(Part, repeat(source), repeat(axis), sizes, strides))
+
+
+def _edge_axes(kernel: Kernel) -> list[tuple[int, int]]:
+    """For each axis of the edge view, the axis of the kernel and the size."""
+    found = []
+    for axis, size in enumerate(kernel.shape):
+        at = kernel.roles.index("group") if "group" in kernel.roles else -1
+        sizes = kernel.split[at : at + 2] if axis == at else (size,)
+        if axis not in kernel.spatial:
+            found += [(axis, n) for n in sizes]
+    return found
 
 
 def _widened(
@@ -147,16 +173,6 @@ def _padded(
     return lax.pad(value, jnp.zeros((), value.dtype), config)
 
 
-def _digits_of(axis: int, kernel: Kernel) -> tuple[int, ...]:
-    """Sizes into which the edge view splits an axis of the kernel."""
-    if "group" not in kernel.roles:
-        return (kernel.shape[axis],)
-    at = kernel.roles.index("group")  # every axis before it is whole
-    if axis == at:
-        return kernel.split[at : at + 2]
-    return (kernel.shape[axis],)
-
-
 def _rank(part: Part, kernel: Kernel, own: tuple[int, ...]) -> int:
     """Stack first, then groups, then units: the order of the edge view."""
     if part.axis in kernel.stack:
@@ -187,7 +203,11 @@ def _gram(
     order = [n + i for i in _by_place(inputs)]
     value = jnp.transpose(value, (*_by_place(lead), *order, *(m + i for i in order)))
     size = math.prod(part.size for part in inputs)
-    return jnp.reshape(value, (*kernel.stack_shape, size, size))
+    stack = [
+        kernel.shape[axis] for axis in kernel.stack if axis not in dict(tap.use.at)
+    ]
+    value = jnp.reshape(value, (*stack, size, size))
+    return _in_slices(value, [*kernel.stack], tap, kernel)
 
 
 def _per_edge(
@@ -198,4 +218,25 @@ def _per_edge(
     window = value.shape[len(_layers(tap)) + 3 :]
     value = jnp.reshape(value, (*(p.size for p in parts), *window))
     order = (*_by_place(parts), *range(len(parts), value.ndim))
-    return jnp.reshape(jnp.transpose(value, order), (*kernel.edge_shape, *window))
+    value = jnp.transpose(value, order)
+    axes = [axis for axis, _ in _edge_axes(kernel)]
+    at = dict(tap.use.at)
+    sizes = [size for axis, size in _edge_axes(kernel) if axis not in at]
+    return _in_slices(jnp.reshape(value, (*sizes, *window)), axes, tap, kernel)
+
+
+def _in_slices(
+    value: Float[Array, "..."], axes: Sequence[int], tap: Tap, kernel: Kernel
+) -> Float[Array, "..."]:
+    """What belongs to one slice of a kernel, among all slices, with 0 for the others.
+
+    Args:
+      value: an array whose first axes are `axes` without those that are indexed.
+      axes: axes of the kernel.
+      tap: where the value was measured.
+      kernel: the kernel.
+    """
+    for axis, index in tap.use.at:
+        at, size = axes.index(axis), kernel.shape[axis]
+        value = _widened(value, at, (), index, size)
+    return value

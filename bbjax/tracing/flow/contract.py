@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from bbjax.tracing.flow import ranges
 from bbjax.tracing.flow.values import (
     Axis,
     Part,
@@ -46,6 +47,7 @@ class Use:
       scope: where the product is.
       atom: the operand that holds the activation.
       fixed: whether that is an array constant.
+      at: axes of the parameter that are indexed before the product, with the index.
       eqn: the product itself.
     """
 
@@ -61,6 +63,7 @@ class Use:
     scope: Scope = ()
     atom: object = None
     fixed: bool = False
+    at: tuple[tuple[int, int], ...] = ()
     eqn: Any = dataclasses.field(default=None, compare=False, repr=False)
 
 
@@ -101,12 +104,14 @@ def classify(
     if reason or len(sides) != 1:
         return _no_use(eqn, values, shape, sides, reason)
     kernel = sides[0]
+    whole, at = ranges.indexed(values[kernel])
+    values = [whole if i == kernel else v for i, v in enumerate(values)]
     numbers = _NUMBERS[name](eqn)
     roles = _roles(values[kernel], numbers, kernel, scans)
     if isinstance(roles, str):
         return _no_use(eqn, values, shape, sides, roles)
     use = _use(values, numbers, kernel, roles, scans, number, name)
-    use = dataclasses.replace(use, eqn=eqn)
+    use = dataclasses.replace(use, eqn=eqn, at=at)
     return Product(_result(values, numbers, kernel, use, shape), use)
 
 

@@ -54,7 +54,8 @@ class Tap:
         part of the parameter that it runs over, or None if the statistic is summed
         over its iterations.
       use: the use of the kernel whose units these are.
-      starts: of a range of units, `(axis of the kernel, first entry)`.
+      starts: of a slice of the kernel or a range of its units, `(axis of the kernel,
+        first entry)`.
       units: which of these units count, as a mask over the axes of the kernel that
         count units; None for all.
     """
@@ -121,7 +122,7 @@ def find(
             dtype=dtypes[weight],
             op=uses[0].op,
             uses=len(uses),
-            nonlinearity=_common([_of_ranges(spots) for spots in places]),
+            nonlinearity=_common(uses, places),
             hidden=any(reaching[flow.use_nodes[u.number]] for u in uses),
             reads=_reads(flow, uses, paths),
             **laid[0],  # type: ignore[arg-type]
@@ -183,6 +184,11 @@ def _layout(use: Use, shape: tuple[int, ...]) -> dict[str, object] | str:
     per_axis: list[set[str]] = []
     depthwise = _depthwise_axis(use)
     for axis, size in enumerate(shape):
+        if axis in dict(use.at):  # each use has a slice of its own
+            split.append(size)
+            roles.append("stack")
+            per_axis.append({"stack"})
+            continue
         parts = sorted(
             ((p, r) for p, r in use.roles if p.axis == axis),
             key=lambda pr: -abs(pr[0].stride),
@@ -240,18 +246,34 @@ def _conflict(uses: Sequence[Use], laid: Sequence[dict[str, object] | str]) -> s
             )
         if use.op != uses[0].op:
             return "used both in a convolution and in a matrix product"
-    return ""
+    return _missing(uses, first["split"])  # type: ignore[arg-type, index]
+
+
+def _missing(uses: Sequence[Use], sizes: Sequence[int]) -> str:
+    """Why uses of slices do not make up the kernel; empty if they do."""
+    axes = {tuple(axis for axis, _ in use.at) for use in uses}
+    if len(axes) > 1:
+        return "is multiplied as a whole and in slices"
+    count = math.prod(sizes[axis] for axis in axes.pop())
+    found = len({use.at for use in uses})
+    return "" if found == count else f"{found} of its {count} slices are multiplied"
+
+
+def _common(uses: Sequence[Use], places: Sequence[Sequence[Place]]) -> str:
+    """The nonlinearities of all uses.
+
+    None if one use of the same weights has none; one range or slice may be `"raw"`.
+    """
+    if any(use.at for use in uses):
+        return _of_ranges([place for spots in places for place in spots])
+    names = [_of_ranges(spots) for spots in places]
+    return "/".join(dict.fromkeys(names)) if all(names) else ""
 
 
 def _of_ranges(places: Sequence[Place]) -> str:
-    """The nonlinearities of the ranges of one use, `"raw"` for a range without one."""
+    """The nonlinearities of some ranges of units, `"raw"` for one without."""
     names = dict.fromkeys(place.value.nonlinearity for place in places)
     return "/".join(name or RAW for name in names) if any(names) else ""
-
-
-def _common(names: Sequence[str]) -> str:
-    """The nonlinearities of all uses; none if one use has none."""
-    return "/".join(dict.fromkeys(names)) if all(names) else ""
 
 
 def _reads(flow: Flow, uses: Sequence[Use], paths: Sequence[str]) -> tuple[str, ...]:
@@ -486,7 +508,8 @@ def _own_parts(value: Value, axis: Axis, source: Source) -> Axis:
 # Taps ----------------------------------------------------------------------------
 def _input_tap(use: Use, path: str) -> Tap:
     layers = use.layers
-    return Tap(path, "inputs", use.scope, use.atom, use.axes, use.parts, layers, use)
+    var, axes, parts = use.atom, use.axes, use.parts
+    return Tap(path, "inputs", use.scope, var, axes, parts, layers, use, use.at)
 
 
 def _output_tap(flow: Flow, use: Use, path: str, place: Place) -> Tap:
@@ -498,7 +521,7 @@ def _output_tap(flow: Flow, use: Use, path: str, place: Place) -> Tap:
     ]
     axes = tuple(i for i, _ in carried)
     parts = tuple(p for _, p in carried)
-    starts = tuple((cut.axis, cut.start) for cut in ranges.cuts(place.source))
+    starts = use.at + tuple((c.axis, c.start) for c in ranges.cuts(place.source))
     return Tap(
         path, "outputs", scope, var, axes, parts, use.layers, use, starts, place.units
     )

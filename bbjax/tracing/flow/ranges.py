@@ -70,6 +70,24 @@ def covered(source: Source, sizes: Mapping[int, int]) -> np.ndarray:
     return mask
 
 
+def indexed(value: Value) -> tuple[Value, tuple[tuple[int, int], ...]]:
+    """A slice of a parameter as one without cuts, and which index of which axis it is.
+
+    The value of a parameter has no cuts but of axes that were indexed.
+    """
+    found = {
+        cut for axis in value.axes for p in axis if p.source for cut in cuts(p.source)
+    }
+    if not found:
+        return value, ()
+    axes = tuple(
+        tuple(p._replace(source=p.source and whole(p.source)) for p in axis)
+        for axis in value.axes
+    )
+    at = tuple(sorted((cut.axis, cut.start) for cut in found))
+    return value.replace(axes=axes), at
+
+
 def sliced(value: Value, at: int, start: int, count: int, step: int) -> Value | None:
     """The value with `count` entries of an axis, from `start` on, every `step`-th.
 

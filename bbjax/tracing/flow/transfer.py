@@ -434,13 +434,19 @@ def _picked(x: Value, at: int, start: int, count: int, step: int, name: str) -> 
     """Some entries of an axis: a range of its units, if that is what they are."""
     if count == extent(x.axes[at]):
         return x
-    if x.weight is None:
+    if x.weight is None or count == 1:
         part = ranges.sliced(x, at, start, count, step)
-        if part is not None:
+        if part is not None and (x.weight is None or _is_indexed(part)):
             return part
     axes = [*x.axes]
     axes[at] = position(count)
     return _moved(x, axes, x.const, True, name)
+
+
+def _is_indexed(x: Value) -> bool:
+    """Whether a slice of a parameter is an index of whole axes, as `w[0]` is."""
+    sources = {p.source for axis in x.axes for p in axis if p.source}
+    return bool(sources) and not any(c.digits for s in sources for c in ranges.cuts(s))
 
 
 def _joined(eqn: Any, ins: Sequence[Value], shape: tuple[int, ...]) -> Value:
