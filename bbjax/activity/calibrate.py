@@ -183,7 +183,8 @@ def _unequal(first: Statistics, second: Statistics) -> Iterator[str]:
 class Meter:
     """A calibration that is compiled once, for any number of streams.
 
-    Made by `Meter.of`; arguments as for `calibrate`.
+    Made by `Meter.of`; arguments as for `calibrate`. With `terms`, outputs are measured
+    before they meet units of other kernels: as the terms of sums.
     """
 
     fn: Callable[..., Any]
@@ -191,6 +192,7 @@ class Meter:
     asked: Asked
     where: Where
     on: On
+    terms: bool = False
     geometries: dict[str, Geometry] = dataclasses.field(default_factory=dict)
     programs: dict[Hashable, _Program] = dataclasses.field(default_factory=dict)
 
@@ -202,10 +204,12 @@ class Meter:
         needs: Sequence[str],
         where: Where,
         on: On,
+        *,
+        terms: bool = False,
     ) -> Meter:
         """A meter that has compiled nothing yet."""
         check(units, on)
-        return cls(fn, units, stats.asked_for(needs), where, on)
+        return cls(fn, units, stats.asked_for(needs), where, on, terms)
 
     def measure(
         self, params: Any, batches: Iterable[tuple[Any, ...]]
@@ -242,7 +246,7 @@ class Meter:
     def _program(self, this: Call) -> _Program:
         """The compiled program for a kind of batch."""
         prepared = traced(this)
-        taps = wanted(self.units, analyse(prepared))
+        taps = wanted(self.units, analyse(prepared, terms=self.terms))
         found = geometries(taps, self.units, self.asked)
         mapped = {n for names in self.asked.values() for n in names} & {
             *stats.BY_SAMPLE,

@@ -62,8 +62,8 @@ def observe(
       TypeError: `units` is no `Units`, `fn` or `on` is not callable, `fn` returns no
         pair with `has_aux`.
       ValueError: an unknown statistic, one that a kernel does not have or that only
-        `bb.calibrate` measures, a function without the selected kernels, a mask that
-        fits no activity.
+        `bb.calibrate` measures, a function without the selected kernels or with other
+        nonlinearities behind them, a mask that fits no activity.
 
     Example:
       >>> import jax
@@ -154,7 +154,8 @@ def wanted(units: Units, found: Traced) -> tuple[Tap, ...]:
     """The taps of the kernels to measure, after checking that they are the same.
 
     Raises:
-      ValueError: the function does not have the kernels of `units`.
+      ValueError: the function does not have the kernels of `units`, or has another
+        nonlinearity behind one of them.
     """
     here = {k.path: k for k in found.kernels}
     problems = dict(found.problems)
@@ -171,6 +172,14 @@ def wanted(units: Units, found: Traced) -> tuple[Tap, ...]:
                 f"expected kernel {path!r} with axes {asked.roles} of {asked.split}, "
                 f"got {kernel.roles} of {kernel.split}; trace the function that you "
                 "observe"
+            )
+        compared = asked.hidden or path in units.budgeted
+        if compared and kernel.nonlinearity != asked.nonlinearity:
+            raise ValueError(
+                f"expected to measure the outputs of {path!r} {asked.place}, where the "
+                f"trace found them, got a function that has them {kernel.place}; trace "
+                "the function that you observe, with the same flags and under the same "
+                "axis names (inside the same shard_map, pmap or vmap)"
             )
     measured = set(measured_paths(units))
     return tuple(tap for tap in found.taps if tap.kernel in measured)

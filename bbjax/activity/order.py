@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import repeat
 
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 from bbjax.model.units import Kernel
@@ -64,11 +67,13 @@ def _per_unit(
     """Entries per unit, or whole maps with their positions behind."""
     layers = _layers(tap)
     parts = layers + [p for axis in tap.parts for p in axis]
+    positions = value.shape[len(layers) + len(tap.axes) :]
+    value = jnp.reshape(value, (*(p.size for p in parts), *positions))
+    if tap.starts or tap.units is not None:
+        value, parts = _among_all(value, parts, tap, kernel)
     own = kernel.fan_in if tap.side == "inputs" else kernel.fan_out
     rank = {p: (_rank(p, kernel, own), p.axis, -p.stride) for p in parts}
     order = sorted(range(len(parts)), key=lambda i: rank[parts[i]])
-    positions = value.shape[len(layers) + len(tap.axes) :]
-    value = jnp.reshape(value, (*(p.size for p in parts), *positions))
     behind = range(len(parts), value.ndim)
     value = jnp.transpose(value, (*order, *behind))
     shape = kernel.per_unit_shape(tap.side)
@@ -78,6 +83,94 @@ def _per_unit(
     stack = len(kernel.stack_shape)
     behind = range(len(shape), value.ndim)
     return jnp.transpose(value, (*range(stack), *behind, *range(stack, len(shape))))
+
+
+def _among_all(
+    value: Float[Array, "..."], parts: Sequence[Part], tap: Tap, kernel: Kernel
+) -> tuple[Float[Array, "..."], list[Part]]:
+    """A range of units among all of them, with 0 for the others.
+
+    Returns:
+      An array with one axis for each digit of the kernel's axes that count units, then
+      those of positions; and the parts on these axes.
+    """
+    order = _by_place(parts)
+    value = jnp.transpose(value, (*order, *range(len(parts), value.ndim)))
+    starts, at = dict(tap.starts), 0
+    axes = sorted({*(p.axis for p in parts), *starts})
+    among: list[Part] = []
+    for axis in axes:
+        digits = [parts[i] for i in order if parts[i].axis == axis]
+        if axis not in starts and tap.units is None:  # it is whole
+            among += digits
+            at += len(digits)
+            continue
+        value = _widened(value, at, digits, starts.get(axis, 0), kernel.shape[axis])
+        among += _digits_of(axis, tap, kernel)
+        at += 1
+    if tap.units is not None:
+        value = jnp.where(_counted(tap, axes, value.shape), value, 0)
+    sizes = [p.size for p in among]
+    return jnp.reshape(value, (*sizes, *value.shape[at:])), among
+
+
+def _counted(tap: Tap, axes: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+    """Which units count, to meet an array with some axes of the kernel in front."""
+    others = {p.axis for p in _layers(tap)} | {axis for axis, _ in tap.use.at}
+    counted = {i for i, axis in enumerate(axes) if axis not in others}
+    assert tap.units is not None
+    return tap.units.reshape([n if i in counted else 1 for i, n in enumerate(shape)])
+
+
+def _digits_of(axis: int, tap: Tap, kernel: Kernel) -> list[Part]:
+    """The parts of a whole axis of the kernel, as the edge view splits it."""
+    sizes = [size for own, size in _edge_axes(kernel) if own == axis]
+    strides = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
+    source = ("w", tap.use.weight)
+    return list(map(Part, repeat(source), repeat(axis), sizes, strides))
+
+
+def _edge_axes(kernel: Kernel) -> list[tuple[int, int]]:
+    """For each axis of the edge view, the axis of the kernel and the size."""
+    found = []
+    for axis, size in enumerate(kernel.shape):
+        at = kernel.roles.index("group") if "group" in kernel.roles else -1
+        sizes = kernel.split[at : at + 2] if axis == at else (size,)
+        if axis not in kernel.spatial:
+            found += [(axis, n) for n in sizes]
+    return found
+
+
+def _widened(
+    value: Float[Array, "..."], at: int, digits: Sequence[Part], start: int, size: int
+) -> Float[Array, "..."]:
+    """Digits of an index, the fastest last, as an axis of all entries, 0 elsewhere.
+
+    The digits are the axes of `value` from `at` on; without any, it gets one.
+    """
+    count, every = (digits[-1].size, digits[-1].stride) if digits else (1, 1)
+    last = at + max(len(digits) - 1, 0)
+    if not digits:
+        value = jnp.expand_dims(value, at)
+    value = _padded(value, last, (0, 0, every - 1))
+    count = (count - 1) * every + 1
+    for digit in reversed(digits[:-1]):  # each is a block of `stride` entries
+        value = _padded(value, last, (0, digit.stride - count, 0))
+        count, last = digit.size * digit.stride, last - 1
+        shape = (*value.shape[:last], count, *value.shape[last + 2 :])
+        value = jnp.reshape(value, shape)
+    return _padded(value, at, (start, size - start - count, 0))
+
+
+def _padded(
+    value: Float[Array, "..."], axis: int, padding: tuple[int, int, int]
+) -> Float[Array, "..."]:
+    """Zeros around and between the entries of an axis."""
+    if padding == (0, 0, 0):
+        return value
+    config = [(0, 0, 0)] * value.ndim
+    config[axis] = padding
+    return lax.pad(value, jnp.zeros((), value.dtype), config)
 
 
 def _rank(part: Part, kernel: Kernel, own: tuple[int, ...]) -> int:
@@ -110,7 +203,11 @@ def _gram(
     order = [n + i for i in _by_place(inputs)]
     value = jnp.transpose(value, (*_by_place(lead), *order, *(m + i for i in order)))
     size = math.prod(part.size for part in inputs)
-    return jnp.reshape(value, (*kernel.stack_shape, size, size))
+    stack = [
+        kernel.shape[axis] for axis in kernel.stack if axis not in dict(tap.use.at)
+    ]
+    value = jnp.reshape(value, (*stack, size, size))
+    return _in_slices(value, [*kernel.stack], tap, kernel)
 
 
 def _per_edge(
@@ -121,4 +218,25 @@ def _per_edge(
     window = value.shape[len(_layers(tap)) + 3 :]
     value = jnp.reshape(value, (*(p.size for p in parts), *window))
     order = (*_by_place(parts), *range(len(parts), value.ndim))
-    return jnp.reshape(jnp.transpose(value, order), (*kernel.edge_shape, *window))
+    value = jnp.transpose(value, order)
+    axes = [axis for axis, _ in _edge_axes(kernel)]
+    at = dict(tap.use.at)
+    sizes = [size for axis, size in _edge_axes(kernel) if axis not in at]
+    return _in_slices(jnp.reshape(value, (*sizes, *window)), axes, tap, kernel)
+
+
+def _in_slices(
+    value: Float[Array, "..."], axes: Sequence[int], tap: Tap, kernel: Kernel
+) -> Float[Array, "..."]:
+    """What belongs to one slice of a kernel, among all slices, with 0 for the others.
+
+    Args:
+      value: an array whose first axes are `axes` without those that are indexed.
+      axes: axes of the kernel.
+      tap: where the value was measured.
+      kernel: the kernel.
+    """
+    for axis, index in tap.use.at:
+        at, size = axes.index(axis), kernel.shape[axis]
+        value = _widened(value, at, (), index, size)
+    return value

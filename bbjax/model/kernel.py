@@ -29,6 +29,7 @@ import jax.numpy as jnp
 
 Actuator = Literal["in", "out"]
 Side = Literal["inputs", "outputs"]
+RAW = "raw"  # in `Kernel.nonlinearity`: a range of units that has none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,9 @@ class Kernel:
       uses: how often the traced function reads the kernel.
       nonlinearity: name of the nonlinearity between the kernel and the measured value
         of its output units; empty if there is none (`outputs` is then the sign
-        statistic of the raw output).
+        statistic of the raw output). Where the output is sliced and its ranges, or
+        several uses, have different ones, they are joined by "/"; a range without one
+        is "raw".
       hidden: whether another kernel reads its output units, directly or not.
       reads: paths of the kernels whose output units are this kernel's input units.
       split: shape of the array once grouped axes are split.
@@ -141,6 +144,18 @@ class Kernel:
         """Shape of an array with one entry per unit of a side: `stack + units`."""
         units = self.in_units if side == "inputs" else self.out_units
         return self.stack_shape + units
+
+    @property
+    def place(self) -> str:
+        """Where the value of an output unit is taken, in words.
+
+        Example:
+          >>> Kernel("w", (3, 4), fan_in=(0,), fan_out=(1,), nonlinearity="relu").place
+          'after relu'
+        """
+        if not self.nonlinearity:
+            return "at the raw output"
+        return f"after {self.nonlinearity}"
 
     @property
     def edge_count(self) -> int:

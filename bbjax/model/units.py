@@ -166,8 +166,9 @@ class Units:
 
         The default is every hidden kernel that a nonlinearity follows, actuator "in".
         It leaves out kernels whose units have a single incoming edge (there is no
-        choice), those of complex weights, and those whose units are on always, as
-        after a sigmoid.
+        choice), those of complex weights, and those with units that are on always, as
+        after a sigmoid. Of a kernel whose output is sliced, one range with a
+        nonlinearity is enough.
         """
         if self.selection is not None:
             return self.selection
@@ -212,8 +213,10 @@ def _why_not(kernel: Kernel) -> str:
         return "one edge a unit leaves no choice"
     if kernel.dtype.startswith("complex"):
         return "its weights are complex"
-    if kernel.nonlinearity in _ALWAYS_ON:
-        return "always on: select it and choose on="
+    curves = kernel.nonlinearity.split("/")
+    if always := [name for name in curves if name in _ALWAYS_ON]:
+        some = "" if len(curves) == 1 else f"units after {'/'.join(always)} are "
+        return f"{some}always on: select it and choose on="
     return ""
 
 

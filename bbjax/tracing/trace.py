@@ -89,9 +89,12 @@ def followed(prepared: Prepared) -> Followed:
     return Followed(units, program, numbers)
 
 
-def analyse(prepared: Prepared) -> flow_kernels.Traced:
-    """Kernels, problems and taps of a prepared function, without the unit graph."""
-    return _kernels(prepared, walked(prepared))
+def analyse(prepared: Prepared, *, terms: bool = False) -> flow_kernels.Traced:
+    """Kernels, problems and taps of a prepared function, without the unit graph.
+
+    With `terms`, outputs are measured before they meet units of other kernels.
+    """
+    return _kernels(prepared, walked(prepared), terms=terms)
 
 
 def walked(prepared: Prepared) -> Flow:
@@ -104,10 +107,16 @@ def walked(prepared: Prepared) -> Flow:
     return walk(prepared.jaxpr, inputs)
 
 
-def _kernels(prepared: Prepared, flow: Flow) -> flow_kernels.Traced:
+def _kernels(
+    prepared: Prepared, flow: Flow, *, terms: bool = False
+) -> flow_kernels.Traced:
     jaxpr, _ = jaxprs.opened(prepared.jaxpr)
     avals = [v.aval for v in jaxpr.invars[: len(prepared.paths)]]
     shapes = [tuple(a.shape) for a in avals]
     return flow_kernels.find(
-        flow, prepared.paths, shapes, [str(a.dtype) for a in avals]
+        flow,
+        prepared.paths,
+        shapes,
+        [str(a.dtype) for a in avals],
+        terms=terms,
     )

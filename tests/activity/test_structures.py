@@ -222,6 +222,62 @@ def test_a_plain_recurrent_cell_is_measured_after_the_sum():
         np.testing.assert_allclose(activity[path].outputs.on_rate, rate(hidden))
 
 
+def sigmoid_of(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def lstm_by_hand(p, x, c, h):
+    """The next carry, and by gate the value of its unit."""
+    at = {
+        name: x @ p[f"i{name}"]["kernel"]
+        + h @ p[f"h{name}"]["kernel"]
+        + p[f"h{name}"]["bias"]
+        for name in "ifgo"
+    }
+    i, f, o = (sigmoid_of(at[name]) for name in "ifo")
+    product = i * np.tanh(at["g"])
+    c = f * c + product
+    h = o * np.tanh(c)
+    return (c, h), {"i": product, "f": f, "g": product, "o": h}
+
+
+def gru_by_hand(p, x, h, _):
+    at = {name: x @ p[f"i{name}"]["kernel"] + p[f"i{name}"]["bias"] for name in "rzn"}
+    z = sigmoid_of(at["z"] + h @ p["hz"]["kernel"])
+    r = sigmoid_of(at["r"] + h @ p["hr"]["kernel"])
+    n = np.tanh(at["n"] + r * (h @ p["hn"]["kernel"] + p["hn"]["bias"]))
+    new = (1 - z) * n
+    return (new + z * h, None), {"r": new, "z": z, "n": new}
+
+
+CELLS = {"lstm": (nn.LSTMCell, lstm_by_hand), "gru": (nn.GRUCell, gru_by_hand)}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_the_gates_of_recurrent_cells(name):
+    """Factors count as their product; a gate that meets no other units as itself."""
+    cell, by_hand = CELLS[name]
+    rnn, x = nn.RNN(cell(5)), normal(51, 3, 7, 4)
+    params = rnn.init(jax.random.key(2), x)["params"]
+
+    def fn(params, x):
+        return rnn.apply({"params": params}, x)
+
+    units = bb.trace(fn, params, x)
+    _, activity = bb.observe(fn, units)(params, x)
+    carry, values = (np.zeros((3, 5)), np.zeros((3, 5))), []
+    weights = jax.tree.map(np.asarray, params["cell"])
+    for t in range(7):
+        carry, seen = by_hand(weights, np.asarray(x[:, t]), *carry)
+        values.append(seen)
+    assert len(units.paths) == 2 * len(values[0])
+    for path in units.paths:
+        gate = path.split("/")[1][1]
+        expected = rate([seen[gate] for seen in values])
+        found = activity[path].outputs.on_rate
+        np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=path)
+
+
 def test_complex_weights_are_refused_by_name():
     params = {"w": normal(60, 4, 6).astype(jnp.complex64), "o": normal(61, 6, 3)}
 

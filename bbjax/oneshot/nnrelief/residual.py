@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bbjax.activity.calibrate import calibrate
+from bbjax.activity.calibrate import Meter
 from bbjax.activity.observe import Where
+from bbjax.activity.on import positive
 from bbjax.model.kernel import Kernel, Side
 from bbjax.model.units import Units
 
@@ -179,7 +180,8 @@ def residual_cuts(
         _check(units, block)
     part = units.only(p for b in blocks for p in (b.branch, b.shortcut))
     needs = ("inputs.abs_map", "outputs.abs_map")
-    stats = calibrate(fn, part, params, batches, needs=needs, where=where)
+    meter = Meter.of(fn, part, needs, where, positive, terms=True)
+    stats = meter.measure(params, batches)
     cuts = []
     for block in blocks:
         u = _norms(units[block.branch], "outputs", stats[block.branch])

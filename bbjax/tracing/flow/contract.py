@@ -13,7 +13,16 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bbjax.tracing.flow.values import Axis, Part, Value, extent, plain, position
+from bbjax.tracing.flow import ranges
+from bbjax.tracing.flow.values import (
+    Axis,
+    Part,
+    Source,
+    Value,
+    extent,
+    plain,
+    position,
+)
 from bbjax.tracing.primitives import ELEMENTWISE
 
 Scope = tuple[tuple[int, int], ...]
@@ -38,6 +47,7 @@ class Use:
       scope: where the product is.
       atom: the operand that holds the activation.
       fixed: whether that is an array constant.
+      at: axes of the parameter that are indexed before the product, with the index.
       eqn: the product itself.
     """
 
@@ -48,11 +58,12 @@ class Use:
     parts: tuple[Axis, ...]
     layers: tuple[tuple[Scope, Part | None], ...]
     roles: tuple[tuple[Part, str], ...]
-    reads: frozenset[tuple[str, int]]
+    reads: frozenset[Source]
     op: str
     scope: Scope = ()
     atom: object = None
     fixed: bool = False
+    at: tuple[tuple[int, int], ...] = ()
     eqn: Any = dataclasses.field(default=None, compare=False, repr=False)
 
 
@@ -93,12 +104,14 @@ def classify(
     if reason or len(sides) != 1:
         return _no_use(eqn, values, shape, sides, reason)
     kernel = sides[0]
+    whole, at = ranges.indexed(values[kernel])
+    values = [whole if i == kernel else v for i, v in enumerate(values)]
     numbers = _NUMBERS[name](eqn)
     roles = _roles(values[kernel], numbers, kernel, scans)
     if isinstance(roles, str):
         return _no_use(eqn, values, shape, sides, roles)
     use = _use(values, numbers, kernel, roles, scans, number, name)
-    use = dataclasses.replace(use, eqn=eqn)
+    use = dataclasses.replace(use, eqn=eqn, at=at)
     return Product(_result(values, numbers, kernel, use, shape), use)
 
 
@@ -317,7 +330,7 @@ def _use(values, numbers, kernel, roles, scans, number, name) -> Use:
     )
 
 
-def _read_units(value: Value, axes: Sequence[int]) -> frozenset[tuple[str, int]]:
+def _read_units(value: Value, axes: Sequence[int]) -> frozenset[Source]:
     """Sources of the units on some axes, with their partners in a product."""
     found = {
         p.source
@@ -342,7 +355,7 @@ def _result(values, numbers, kernel, use, shape) -> Value:
             axes.append(_other_axis(values, numbers, kernel, axis, own, use, size))
     return Value(
         tuple(axes),
-        owners=frozenset({use.number}),
+        owners=frozenset({own}),
         deps=frozenset({use.number}),
     )
 

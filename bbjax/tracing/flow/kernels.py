@@ -13,6 +13,11 @@ In `silu(g) * u` both kernels are measured at the product. Units that are added 
 of another kernel are measured after the sum if a nonlinearity follows it, else by
 themselves. Without a nonlinearity the last candidate is taken. A `Tap` is such a place.
 
+Where slices take the units of one use apart, each range is swept for itself: values of
+other ranges alone are not on its paths. Ranges without a nonlinearity are measured
+where all units together are. So a use may have several taps, each for a part of its
+units.
+
 Where no kernel reads the units, the loss may follow: they are measured at their raw
 output, or where the function returns them.
 """
@@ -22,11 +27,14 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
-from bbjax.model.kernel import Kernel, Side
+import numpy as np
+
+from bbjax.model.kernel import RAW, Kernel, Side
+from bbjax.tracing.flow import ranges
 from bbjax.tracing.flow.contract import Use
-from bbjax.tracing.flow.values import Axis, Part, Value
+from bbjax.tracing.flow.values import Axis, Part, Source, Value
 from bbjax.tracing.flow.walk import Flow, Scope, living
 
 
@@ -45,6 +53,10 @@ class Tap:
         part of the parameter that it runs over, or None if the statistic is summed
         over its iterations.
       use: the use of the kernel whose units these are.
+      starts: of a slice of the kernel or a range of its units, `(axis of the kernel,
+        first entry)`.
+      units: which of these units count, as a mask over the axes of the kernel that
+        count units; None for all.
     """
 
     kernel: str
@@ -55,6 +67,8 @@ class Tap:
     parts: tuple[Axis, ...]
     layers: tuple[tuple[Scope, Part | None], ...]
     use: Use
+    starts: tuple[tuple[int, int], ...] = ()
+    units: np.ndarray | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +86,8 @@ def find(
     paths: Sequence[str],
     shapes: Sequence[tuple[int, ...]],
     dtypes: Sequence[str],
+    *,
+    terms: bool = False,
 ) -> Traced:
     """Kernels, problems and taps of a walked function.
 
@@ -80,8 +96,9 @@ def find(
       paths: path of each parameter leaf.
       shapes: shape of each leaf.
       dtypes: dtype of each leaf.
+      terms: whether outputs are tapped before they meet units of other kernels.
     """
-    reaching = _reaching(flow)
+    reaching, cut = _reaching(flow), _cut(flow)
     by_weight: dict[int, list[Use]] = {}
     for use in flow.uses:
         by_weight.setdefault(use.weight, []).append(use)
@@ -95,21 +112,23 @@ def find(
         if why or paths[weight] in problems:
             problems.setdefault(paths[weight], why)
             continue
-        spots = [_measured(flow, u, reaching) for u in uses]
+        places = [_measured(flow, u, reaching, cut.get(u.number, ())) for u in uses]
         kernels[weight] = Kernel(
             path=paths[weight],
             shape=shapes[weight],
             dtype=dtypes[weight],
             op=uses[0].op,
             uses=len(uses),
-            nonlinearity=_common([s.nonlinearity for _, s in spots]),
+            nonlinearity=_common(uses, places),
             hidden=any(reaching[flow.use_nodes[u.number]] for u in uses),
             reads=_reads(flow, uses, paths),
             **laid[0],  # type: ignore[arg-type]
         )
-        for use, (node, value) in zip(uses, spots, strict=True):
+        for use, spots in zip(uses, places, strict=True):
             taps.append(_input_tap(use, paths[weight]))
-            taps.append(_output_tap(flow, use, paths[weight], node, value))
+            if terms:
+                spots = [_term(flow, _candidates(flow, use, None, reaching))]
+            taps += [_output_tap(flow, use, paths[weight], place) for place in spots]
     rest = set(range(len(paths))) - set(by_weight) - set(flow.problems) - set(doubts)
     others = {paths[w]: why for w, why in _elsewhere(flow, shapes, rest).items()}
     return Traced(
@@ -159,6 +178,11 @@ def _layout(use: Use, shape: tuple[int, ...]) -> dict[str, object] | str:
     per_axis: list[set[str]] = []
     depthwise = _depthwise_axis(use)
     for axis, size in enumerate(shape):
+        if axis in dict(use.at):  # each use has a slice of its own
+            split.append(size)
+            roles.append("stack")
+            per_axis.append({"stack"})
+            continue
         parts = sorted(
             ((p, r) for p, r in use.roles if p.axis == axis),
             key=lambda pr: -abs(pr[0].stride),
@@ -216,17 +240,39 @@ def _conflict(uses: Sequence[Use], laid: Sequence[dict[str, object] | str]) -> s
             )
         if use.op != uses[0].op:
             return "used both in a convolution and in a matrix product"
-    return ""
+    return _missing(uses, first["split"])  # type: ignore[arg-type, index]
 
 
-def _common(names: Sequence[str]) -> str:
-    """The nonlinearities of all uses; none if one use has none."""
+def _missing(uses: Sequence[Use], sizes: Sequence[int]) -> str:
+    """Why uses of slices do not make up the kernel; empty if they do."""
+    axes = {tuple(axis for axis, _ in use.at) for use in uses}
+    if len(axes) > 1:
+        return "is multiplied as a whole and in slices"
+    count = math.prod(sizes[axis] for axis in axes.pop())
+    found = len({use.at for use in uses})
+    return "" if found == count else f"{found} of its {count} slices are multiplied"
+
+
+def _common(uses: Sequence[Use], places: Sequence[Sequence[Place]]) -> str:
+    """The nonlinearities of all uses.
+
+    None if one use of the same weights has none; one range or slice may be `"raw"`.
+    """
+    if any(use.at for use in uses):
+        return _of_ranges([place for spots in places for place in spots])
+    names = [_of_ranges(spots) for spots in places]
     return "/".join(dict.fromkeys(names)) if all(names) else ""
+
+
+def _of_ranges(places: Sequence[Place]) -> str:
+    """The nonlinearities of some ranges of units, `"raw"` for one without."""
+    names = dict.fromkeys(place.value.nonlinearity for place in places)
+    return "/".join(name or RAW for name in names) if any(names) else ""
 
 
 def _reads(flow: Flow, uses: Sequence[Use], paths: Sequence[str]) -> tuple[str, ...]:
     """Paths of the kernels whose units the uses read."""
-    numbers = {number for u in uses for _, number in u.reads}
+    numbers = {source[1] for u in uses for source in u.reads}
     return tuple(dict.fromkeys(paths[flow.uses[n].weight] for n in sorted(numbers)))
 
 
@@ -244,97 +290,232 @@ def _reaching(flow: Flow) -> list[bool]:
     return reaching
 
 
-def _measured(flow: Flow, use: Use, reaching: Sequence[bool]) -> tuple[int, Value]:
-    """The node that `outputs` of a use measures, and what is known of it."""
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where units of a use are measured.
+
+    Attributes:
+      node: the value.
+      value: what is known of it.
+      source: which units of the use it holds: all of them, or a range.
+      units: which of these are measured there, as a mask over the kernel's axes that
+        count units; None for all.
+    """
+
+    node: int
+    value: Value
+    source: Source
+    units: np.ndarray | None = None
+
+
+def _cut(flow: Flow) -> dict[int, list[Source]]:
+    """By use, the ranges of its units that the function slices off."""
+    found: dict[int, dict[Source, None]] = {}
+    for value in flow.values:
+        for source in value.owners:
+            if ranges.cuts(source):
+                found.setdefault(source[1], {})[source] = None
+    return {number: list(sources) for number, sources in found.items()}
+
+
+def _measured(
+    flow: Flow, use: Use, reaching: Sequence[bool], cut: Sequence[Source]
+) -> list[Place]:
+    """The places where `outputs` of a use are measured.
+
+    Args:
+      flow: what `walk` recorded.
+      use: the use.
+      reaching: for each node, whether a kernel reads something computed from it.
+      cut: the ranges of the units of the use that the function slices off.
+    """
+    sizes = _unit_sizes(use)
+    all_units = _place(flow, use, None, reaching)
+    if not cut:
+        return [all_units]
+    masks = {source: ranges.covered(source, sizes) for source in cut}
+    found: dict[tuple[int, Source], tuple[Place, np.ndarray]] = {}
+    for atom in _atoms(list(masks.values())):
+        inside = {source for source, mask in masks.items() if mask[atom].all()}
+        place = _place(flow, use, inside, reaching)
+        if not place.value.nonlinearity:
+            place = all_units
+        key = place.node, place.source
+        _, before = found.get(key, (place, np.zeros_like(atom)))
+        found[key] = place, before | atom
+
+    def only(place: Place, units: np.ndarray) -> Place:
+        every = np.array_equal(units, ranges.covered(place.source, sizes))
+        return place if every else dataclasses.replace(place, units=units)
+
+    return [only(*spot) for spot in found.values()]
+
+
+def _atoms(masks: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The smallest sets of units that each of some ranges has whole, or not at all."""
+    labels = np.zeros(masks[0].shape, np.int64)
+    for mask in masks:
+        _, labels = np.unique(2 * labels + mask, return_inverse=True)
+        labels = labels.reshape(mask.shape)
+    numbers, first = np.unique(labels, return_index=True)
+    return [labels == numbers[i] for i in np.argsort(first)]
+
+
+def _place(
+    flow: Flow, use: Use, inside: Collection[Source] | None, reaching: Sequence[bool]
+) -> Place:
+    """Where some units of a use are measured.
+
+    That is the first value after the last nonlinearity: norms, scales, dropout and
+    terms that follow do not count. Without a nonlinearity it is the last one, with the
+    bias. Units that were added to those of another kernel count as the sum where that
+    meets a nonlinearity, else for themselves.
+    """
+    values = flow.values
+    passed = _candidates(flow, use, inside, reaching)
+    bent = [i for i, (n, _) in enumerate(passed) if values[n].nonlinearity]
+    if not bent:
+        return _term(flow, passed)
+    last = values[passed[bent[-1]][0]]
+    settled = (last.bends, last.nonlinearity)
+    node, source = next(
+        (n, s)
+        for n, s in passed
+        if (values[n].bends, values[n].nonlinearity) == settled
+    )
+    return Place(node, values[node], source)
+
+
+def _term(flow: Flow, passed: Sequence[tuple[int, Source]]) -> Place:
+    """The last of some values that is not a sum or a product with other units."""
+    own = [p for p in passed if len(flow.values[p[0]].owners) == 1]
+    node, source = (own or passed)[-1]
+    return Place(node, flow.values[node], source)
+
+
+def _candidates(
+    flow: Flow, use: Use, inside: Collection[Source] | None, reaching: Sequence[bool]
+) -> list[tuple[int, Source]]:
+    """Values on every path that hold some units of a use, and as which source.
+
+    Args:
+      flow: what `walk` recorded.
+      use: the use.
+      inside: the ranges that hold the units in question; None for all units.
+      reaching: for each node, whether a kernel reads something computed from it.
+    """
+    values, start = flow.values, flow.use_nodes[use.number]
+    mine = ("u", use.number)
+
+    def holds(node: int) -> list[Source]:
+        """The sources of a value that the units in question belong to."""
+        own = [s for s in values[node].owners if s[1] == use.number]
+        return [s for s in own if s == mine or (inside is not None and s in inside)]
+
+    def cut_off(node: int) -> bool:
+        """Whether a value is of other units of this use alone."""
+        foreign = use.number in values[node].owning_uses and not holds(node)
+        return foreign and inside is not None
+
+    nodes, ended = _on_every_path(flow, use, reaching[start], reaching, holds, cut_off)
+    if not ended:  # kernels read other units of the use only
+        nodes, _ = _on_every_path(flow, use, False, reaching, holds, cut_off)
+    passed = []
+    for n in nodes:
+        passed += [(n, s) for s in holds(n) if _complete(use, values[n], s)][:1]
+    return passed or [(start, mine)]
+
+
+def _on_every_path(
+    flow: Flow,
+    use: Use,
+    to_kernels: bool,
+    reaching: Sequence[bool],
+    holds: Callable[[int], Sequence[Source]],
+    cut_off: Callable[[int], bool],
+) -> tuple[list[int], bool]:
+    """Nodes that can be measured on every path from a use to kernels or results.
+
+    Returns:
+      The nodes, in order, and whether any path arrives there, or is not followed.
+    """
     start = flow.use_nodes[use.number]
-    to_kernels = reaching[start]
     is_use, ends = set(flow.use_nodes), set(flow.outputs)
     end_of_time = len(flow.values)
-    passed: list[int] = []  # nodes on every path that can be measured
-    farthest = start
+    passed: list[int] = []
+    farthest, arrived = start, False
     heap, seen = [start], {start}
     while heap and farthest < end_of_time:
         node = heapq.heappop(heap)
-        value = flow.values[node]
         if farthest <= node:
-            if use.number not in value.owners:
-                break
-            scored = not to_kernels and node not in ends and value.nonlinearity
-            if node not in flow.untappable and _complete(use, value) and not scored:
+            if not holds(node):
+                return passed, True
+            scored = not to_kernels and node not in ends
+            scored = scored and bool(flow.values[node].nonlinearity)
+            if node not in flow.untappable and not scored:
                 passed.append(node)
         targets = [
             r
             for r in flow.readers[node]
-            if r not in is_use and (reaching[r] or not to_kernels)
+            if r not in is_use and (reaching[r] or not to_kernels) and not cut_off(r)
         ]
         if to_kernels:
-            arrived = node in flow.operand_of or node in flow.escapes
+            arrives = node in flow.operand_of or node in flow.escapes
         else:  # no kernel reads them: up to where the outputs of the model are scored
-            left = [r for r in targets if use.number not in flow.values[r].owners]
-            arrived = bool(left) or node in ends
-        farthest = max([farthest, *targets, *([end_of_time] if arrived else [])])
+            arrives = node in ends or not all(holds(r) for r in targets)
+        arrived |= arrives
+        farthest = max([farthest, *targets, *([end_of_time] if arrives else [])])
         for target in targets:
             if target not in seen:
                 seen.add(target)
                 heapq.heappush(heap, target)
-    return _place(flow, use, passed or [start])
+    return passed, arrived
 
 
-def _place(flow: Flow, use: Use, nodes: Sequence[int]) -> tuple[int, Value]:
-    """Which of some nodes on every path to measure, and what is known of it.
-
-    That is the first one after the last nonlinearity: norms, scales, dropout and terms
-    that follow do not count. Without a nonlinearity it is the last one, with the bias.
-    Units that were added to those of another kernel count as the sum where that meets a
-    nonlinearity, else for themselves.
-    """
-    values = flow.values
-    if not values[nodes[-1]].nonlinearity:
-        own = [n for n in nodes if values[n].owners == {use.number}]
-        nodes = own or nodes
-    last = values[nodes[-1]]
-    if not last.nonlinearity:
-        return nodes[-1], last
-    after = ((values[n].bends, values[n].nonlinearity) for n in nodes)
-    settled = (last.bends, last.nonlinearity)
-    first = next(n for n, known in zip(nodes, after, strict=True) if known == settled)
-    return first, values[first]
-
-
-def _complete(use: Use, value: Value) -> bool:
-    """Whether every unit of the use has its place on the axes of the value."""
+def _unit_sizes(use: Use) -> dict[int, int]:
+    """Number of units on each axis of the kernel, without those that scans consume."""
     scanned = {part for _, part in use.layers}
-    total = math.prod(
-        p.size
-        for p, r in use.roles
-        if r in ("out", "group", "stack") and p not in scanned
-    )
-    return total == math.prod(
-        p.size for axis in value.axes for p in _own_parts(use, value, axis)
+    sizes: dict[int, int] = {}
+    for part, role in use.roles:
+        if role in ("out", "group", "stack") and part not in scanned:
+            sizes[part.axis] = sizes.get(part.axis, 1) * part.size
+    return dict(sorted(sizes.items()))
+
+
+def _complete(use: Use, value: Value, source: Source) -> bool:
+    """Whether every unit of a source has one place on the axes of the value."""
+    own = [p for axis in value.axes for p in _own_parts(value, axis, source)]
+    all_units = [p for axis in value.axes for p in axis if p.source in value.owners]
+    count = ranges.extent_of(source, _unit_sizes(use))
+    return (
+        count == math.prod(p.size for p in own) == math.prod(p.size for p in all_units)
     )
 
 
-def _own_parts(use: Use, value: Value, axis: Axis) -> Axis:
-    """Parts on an axis that are the use's own units, or their partners in a product."""
-    mine = ("u", use.number)
-    twins = {p: t for p, t in value.twins if t.source == mine}
-    own = (p if p.source == mine else twins.get(p) for p in axis)
+def _own_parts(value: Value, axis: Axis, source: Source) -> Axis:
+    """Parts on an axis that are units of a source, or their partners in a product."""
+    twins = {p: t for p, t in value.twins if t.source == source}
+    own = (p if p.source == source else twins.get(p) for p in axis)
     return tuple(p for p in own if p is not None)
 
 
 # Taps ----------------------------------------------------------------------------
 def _input_tap(use: Use, path: str) -> Tap:
     layers = use.layers
-    return Tap(path, "inputs", use.scope, use.atom, use.axes, use.parts, layers, use)
+    var, axes, parts = use.atom, use.axes, use.parts
+    return Tap(path, "inputs", use.scope, var, axes, parts, layers, use, use.at)
 
 
-def _output_tap(flow: Flow, use: Use, path: str, node: int, value: Value) -> Tap:
-    scope, var = flow.places[node]
+def _output_tap(flow: Flow, use: Use, path: str, place: Place) -> Tap:
+    scope, var = flow.places[place.node]
     carried = [
         (i, tuple(p._replace(source=("w", use.weight)) for p in own))
-        for i, axis in enumerate(value.axes)
-        if (own := _own_parts(use, value, axis))
+        for i, axis in enumerate(place.value.axes)
+        if (own := _own_parts(place.value, axis, place.source))
     ]
     axes = tuple(i for i, _ in carried)
     parts = tuple(p for _, p in carried)
-    return Tap(path, "outputs", scope, var, axes, parts, use.layers, use)
+    starts = use.at + tuple((c.axis, c.start) for c in ranges.cuts(place.source))
+    return Tap(
+        path, "outputs", scope, var, axes, parts, use.layers, use, starts, place.units
+    )

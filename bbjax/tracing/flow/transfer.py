@@ -2,9 +2,9 @@
 
 Three kinds of operations matter. *Elementwise* ones keep units where they are; a chain
 of them carries the output units of a kernel through bias, norm and nonlinearity, until
-units of another kind are mixed in. *Moving* ones (transpose, reshape, broadcast, slice,
-pool) move axes and keep as much as is exact. After any other operation nothing is
-known.
+units of another kind are mixed in. *Moving* ones (transpose, reshape, broadcast, pool)
+move axes and keep as much as is exact; a slice of units is a range of them
+(`bbjax.tracing.flow.ranges`). After any other operation nothing is known.
 
 The rule for mixing: an operand of an addition-like operation ends the chain unless it
 is made of parameters, is a summary of the same units (their mean in a norm), or does
@@ -18,9 +18,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from bbjax.tracing.flow import ranges
 from bbjax.tracing.flow.values import (
     DATA,
     Part,
+    Source,
     Value,
     extent,
     plain,
@@ -75,6 +77,10 @@ def _results(eqn: Any, ins: Sequence[Value]) -> list[Value]:
         return [plain(s) for s in shapes]  # random values carry no units
     if name in ACROSS:  # one result per operand
         return [_reduce(eqn, v, s) for v, s in zip(ins, shapes, strict=True)]
+    if name in PARTING:
+        return PARTING[name](eqn, ins[0], shapes)
+    if name in ("concatenate", "stack"):
+        return [_joined(eqn, ins, shapes[0])]
     if name in MOVES:
         return [MOVES[name](eqn, ins[0], s) for s in shapes]
     return [forget(name, ins, s) for s in shapes]
@@ -151,15 +157,16 @@ def _agree(axes: Sequence[tuple[Part, ...]], size: int) -> tuple[Part, ...]:
 def _chain(
     name: str, ins: Sequence[Value], tagged: Sequence[Value], shape: tuple[int, ...]
 ) -> Value:
-    owners = frozenset[int]().union(*(v.owners for v in tagged))
+    owners = frozenset[Source]().union(*(v.owners for v in tagged))
     several = len({v.owners for v in tagged}) > 1
     lead = max(tagged, key=lambda v: sum(extent(a) > 1 for a in v.axes))
     axes = tuple(
         _lead_axis(lead, [v for v in ins if v.shape], i, n) for i, n in enumerate(shape)
     )
     summed = several and name in ("add", "sub", "add_any") and _aligned(lead, tagged)
+    uses = frozenset(source[1] for source in owners)
     if (several and not summed and name not in ("mul", "div")) or _mixes(
-        name, ins, lead, owners, set(lead.unit_axes(lead.owners))
+        name, ins, lead, uses, set(lead.unit_axes(lead.owners))
     ):
         return Value(positions(shape))
     twins = _twins(tagged)
@@ -244,7 +251,7 @@ def _mixes(
         if v is lead or v.owners or not v.deps:
             continue
         if not foreign:  # a summary of the same units, unless it permuted them
-            if any(_moved_about(v, i) for i in owned if i < len(v.shape)):
+            if any(_moved_about(v, lead, i) for i in owned if i < len(v.shape)):
                 return True
             continue
         varies = {i for i, n in enumerate(v.shape) if n != 1 and not v.const[i]}
@@ -253,11 +260,13 @@ def _mixes(
     return False
 
 
-def _moved_about(value: Value, axis: int) -> bool:
-    """Whether entries along an axis vary, but no longer belong to single units."""
+def _moved_about(value: Value, lead: Value, axis: int) -> bool:
+    """Whether entries along an axis vary, but not with the units of `lead`."""
     if value.const[axis] or value.shape[axis] == 1:
         return False
-    return all(p.source is None for p in value.axes[axis])
+    own = {p.source for p in lead.axes[axis] if p.is_unit}
+    own |= {twin.source for part, twin in lead.twins if part.source in own}
+    return not any(p.source in own for p in value.axes[axis])
 
 
 def _kept_weight(
@@ -377,20 +386,99 @@ def _reshape(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
 
 
 def _squeeze(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
-    drop = {d % len(x.axes) for d in eqn.params["dimensions"]}
+    return _without(x, {d % len(x.axes) for d in eqn.params["dimensions"]})
+
+
+def _without(x: Value, drop: set[int]) -> Value:
+    """The value without some axes of size 1."""
     keep = [i for i in range(len(x.axes)) if i not in drop]
     return _moved(x, [x.axes[i] for i in keep], [x.const[i] for i in keep], False, "")
 
 
 def _same_size(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
-    """Slices, pads, pools: axes that keep their size keep their meaning."""
+    """Pads, pools: axes that keep their size keep their meaning."""
     name = eqn.primitive.name
     same = [
         a if extent(a) == n else position(n) for a, n in zip(x.axes, shape, strict=True)
     ]
-    if name in ("slice", "dynamic_slice", "pad") and list(same) == list(x.axes):
+    if name in ("dynamic_slice", "pad") and list(same) == list(x.axes):
         return x
     return _moved(x, same, [False] * len(shape), True, name)
+
+
+def _slice(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
+    params = eqn.params
+    steps = params["strides"] or [1] * len(shape)
+    for i, (start, count, step) in enumerate(
+        zip(params["start_indices"], shape, steps, strict=True)
+    ):
+        x = _picked(x, i, int(start), count, int(step), "slice")
+    return x
+
+
+def _split(eqn: Any, x: Value, shapes: Sequence[tuple[int, ...]]) -> list[Value]:
+    axis, start, found = eqn.params["axis"], 0, []
+    for shape in shapes:
+        found.append(_picked(x, axis, start, shape[axis], 1, "split"))
+        start += shape[axis]
+    return found
+
+
+def _unstack(eqn: Any, x: Value, shapes: Sequence[tuple[int, ...]]) -> list[Value]:
+    axis = eqn.params["axis"]
+    picked = [_picked(x, axis, i, 1, 1, "unstack") for i in range(len(shapes))]
+    return [_without(v, {axis}) for v in picked]
+
+
+def _picked(x: Value, at: int, start: int, count: int, step: int, name: str) -> Value:
+    """Some entries of an axis: a range of its units, if that is what they are."""
+    if count == extent(x.axes[at]):
+        return x
+    if x.weight is None or count == 1:
+        part = ranges.sliced(x, at, start, count, step)
+        if part is not None and (x.weight is None or _is_indexed(part)):
+            return part
+    axes = [*x.axes]
+    axes[at] = position(count)
+    return _moved(x, axes, x.const, True, name)
+
+
+def _is_indexed(x: Value) -> bool:
+    """Whether a slice of a parameter is an index of whole axes, as `w[0]` is."""
+    sources = {p.source for axis in x.axes for p in axis if p.source}
+    return bool(sources) and not any(c.digits for s in sources for c in ranges.cuts(s))
+
+
+def _joined(eqn: Any, ins: Sequence[Value], shape: tuple[int, ...]) -> Value:
+    """Values one behind the other: the axes on which they agree keep their units.
+
+    Values of the same units are a stack of them, so that slices give them back.
+    """
+    name = eqn.primitive.name
+    found = forget(name, ins, shape)
+    if any(v.weight is not None for v in ins):
+        return found
+    at = eqn.params["axis" if name == "stack" else "dimension"]
+    if name == "stack":
+        ins = [_with_axis(v, at) for v in ins]
+    first, *rest = ins
+    axes = [
+        axis if all(v.axes[i] == axis for v in rest) else position(n)
+        for i, (axis, n) in enumerate(zip(first.axes, shape, strict=True))
+    ]
+    same = all(v.axes[at] == first.axes[at] for v in rest)
+    axes[at] = position(len(ins)) + first.axes[at] if same else position(shape[at])
+    const = [all(v.const[i] for v in ins) and i != at for i in range(len(shape))]
+    twins = frozenset.intersection(*(v.twins for v in ins))
+    return found.replace(axes=tuple(axes), const=tuple(const), twins=twins)
+
+
+def _with_axis(x: Value, at: int) -> Value:
+    """The value with a new axis of size 1."""
+    axes, const = [*x.axes], [*x.const]
+    axes.insert(at, position(1))
+    const.insert(at, True)
+    return x.replace(axes=tuple(axes), const=tuple(const))
 
 
 def _reduce(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
@@ -425,8 +513,15 @@ MOVES: dict[str, Callable[[Any, Value, tuple[int, ...]], Value]] = {
     "reshape": _reshape,
     "squeeze": _squeeze,
     "expand_dims": _reshape,
-    **dict.fromkeys(("slice", "dynamic_slice", "pad", "split"), _same_size),
+    "slice": _slice,
+    **dict.fromkeys(("dynamic_slice", "pad"), _same_size),
     **dict.fromkeys(WINDOWED, _same_size),
     **dict.fromkeys(REDUCING, _reduce),
     **dict.fromkeys(CUMULATIVE | {"rev"}, _along),
+}
+
+# Operations whose results are parts of the operand.
+PARTING: dict[str, Callable[[Any, Value, Sequence[tuple[int, ...]]], list[Value]]] = {
+    "split": _split,
+    "unstack": _unstack,
 }

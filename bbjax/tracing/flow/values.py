@@ -1,32 +1,36 @@
 """What is known of one array while a jaxpr is followed.
 
 Every axis carries *parts*: pieces of axes of a source, major to minor. A source is a
-parameter (`("w", leaf)`) or the output units of a kernel use (`("u", use)`); a part of
-neither is a mere position. A part has a size and the stride it has in its source axis,
-so that reshapes which merge, split or move axes can be undone exactly:
+parameter (`("w", leaf)`), the output units of a kernel use (`("u", use)`) or a range of
+these (`("u", use, cuts)`, see `ranges`); a part of none is a mere position. A part has
+a size and the stride it has in its source axis, so that reshapes which merge, split or
+move axes can be undone exactly:
 
     (512,)  ->  (8, 64)      part (axis 0, size 512, stride 1)
                              parts (axis 0, size 8, stride 64), (axis 0, 64, 1)
 
-Besides its axes, a value has `owners` (the uses of kernels from whose output units it
-is computed, entry by entry), the nonlinearity applied since, and `deps` (the sources
-that it depends on since the last kernel).
+Besides its axes, a value has `owners` (the output units from which it is computed,
+entry by entry), the nonlinearity applied since, and `deps` (the sources that it depends
+on since the last kernel).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+# Kind ("w" or "u") and number; of a range, also its cuts.
+Source = tuple[Any, ...]
 DATA = -1  # in `deps`: depends on an argument or an array constant
 
 
 class Part(NamedTuple):
     """A piece of an axis of a source; `source=None` is a mere position."""
 
-    source: tuple[str, int] | None
+    source: Source | None
     axis: int
     size: int
     stride: int
@@ -64,7 +68,8 @@ class Value:
       const: for each axis, whether the array is known not to vary along it.
       weight: the parameter (leaf number) whose entries these are, if any.
       scanned: parts of `weight` that enclosing scans have consumed, by scan.
-      owners: kernel uses whose output units this is an elementwise function of.
+      owners: the output units of kernel uses, whole or a range, that this is an
+        elementwise function of.
       twins: in a product of two kernels' units, which part of the other kernel each
         named part is as well; kept as long as the axes are.
       nonlinearity: name of the nonlinearity applied since, or "".
@@ -80,7 +85,7 @@ class Value:
     const: tuple[bool, ...] = ()
     weight: int | None = None
     scanned: tuple[tuple[tuple, Part], ...] = ()
-    owners: frozenset[int] = frozenset()
+    owners: frozenset[Source] = frozenset()
     twins: frozenset[tuple[Part, Part]] = frozenset()
     nonlinearity: str = ""
     bends: int = 0
@@ -94,7 +99,7 @@ class Value:
         if len(self.const) != len(self.axes):
             object.__setattr__(self, "const", (False,) * len(self.axes))
 
-    @property
+    @functools.cached_property
     def shape(self) -> tuple[int, ...]:
         """Shape of the array."""
         return tuple(extent(axis) for axis in self.axes)
@@ -104,13 +109,17 @@ class Value:
         """Whether it is made of parameters alone (and constants of no shape)."""
         return not self.deps and (self.weight is not None or bool(self.lost))
 
-    def unit_axes(self, owners: frozenset[int]) -> tuple[int, ...]:
+    @property
+    def owning_uses(self) -> frozenset[int]:
+        """Kernel uses that own it."""
+        return frozenset(source[1] for source in self.owners)
+
+    def unit_axes(self, owners: frozenset[Source]) -> tuple[int, ...]:
         """Axes that carry units of one of `owners`."""
-        sources = {("u", use) for use in owners}
         return tuple(
             i
             for i, axis in enumerate(self.axes)
-            if any(p.source in sources for p in axis)
+            if any(p.source in owners for p in axis)
         )
 
     def named_axes(self) -> tuple[int, ...]:
