@@ -269,6 +269,21 @@ def test_drawings_are_reached_through_their_package():
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
+# Texts ---------------------------------------------------------------------------
+def test_no_file_has_the_marks_of_a_merge():
+    """Markdown and JSON files pass every other check with them."""
+    kinds = ("*.py", "*.md", "*.json", "*.toml")
+    folders = ("bbjax", "tests", "benchmarks", "notebooks")
+    files = [p for f in folders for k in kinds for p in (ROOT / f).rglob(k)]
+    files += [p for k in kinds for p in ROOT.glob(k)]
+    marked = [
+        str(path)
+        for path in files
+        if any(line.startswith(("<" * 7, ">" * 7)) for line in path.open())
+    ]
+    assert marked == [] and len(files) > 300
+
+
 # Benchmarks ----------------------------------------------------------------------
 BENCHMARKS = sorted(
     ".".join(path.with_suffix("").relative_to(ROOT).parts).removesuffix(".__init__")
