@@ -188,6 +188,21 @@ def resize(tree: Any) -> None:
                     _set(node, fields(node))
 
 
+def _cell(module: Any) -> dict[str, Any]:
+    """The inputs of a recurrent kernel are the units of a cell."""
+    own = [layer for name, layer in _layers(module) if name.startswith(("h", "dense_h"))]
+    others = [layer for name, layer in _layers(module) if layer not in own]
+    return {
+        "in_features": _shape(others[0].kernel)[0],
+        "hidden_features": _shape(own[0].kernel)[0],
+    }
+
+
+def _layers(module: Any) -> list[tuple[str, Any]]:
+    found = vars(module).items()
+    return [(name, value) for name, value in found if isinstance(value, nnx.Linear)]
+
+
 def _set(module: Any, fields: dict[str, Any]) -> None:
     if hasattr(module, "kernel_shape"):
         fields = {**fields, "kernel_shape": _shape(module.kernel)}
@@ -269,4 +284,8 @@ _SIZES: tuple[tuple[type, Callable[[Any], dict[str, Any]]], ...] = (
     (nnx.RMSNorm, lambda module: {"num_features": _shape(module.scale)[-1]}),
     (nnx.GroupNorm, _norm),
     (nnx.MultiHeadAttention, _attention),
+    (nnx.LSTMCell, _cell),
+    (nnx.OptimizedLSTMCell, _cell),
+    (nnx.SimpleCell, _cell),
+    (nnx.GRUCell, _cell),
 )

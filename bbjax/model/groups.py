@@ -129,6 +129,19 @@ def on_axes(values: np.ndarray, axes: Sequence[int], rank: int) -> np.ndarray:
     return np.expand_dims(np.transpose(values, np.argsort(axes)), others)
 
 
+def of_units(group: Group, member: Member, array: np.ndarray) -> np.ndarray:
+    """Sums of a parameter's entries for each unit, `layers + (units,)`."""
+    lead = (*member.stack, member.axis)
+    moved = np.moveaxis(array, lead, range(len(lead)))
+    flat = moved.reshape(*moved.shape[: len(lead)], -1).sum(axis=-1)
+    found = np.zeros((*flat.shape[:-1], group.size))
+    mine = member.units >= 0
+    np.add.at(
+        np.moveaxis(found, -1, 0), member.units[mine], np.moveaxis(flat, -1, 0)[mine]
+    )
+    return found
+
+
 def _row(number: int, group: Group) -> tuple[str, ...]:
     roles: tuple[Role, ...] = ("makes", "beside", "reads")
     names = [", ".join(map(str, group.having(role))) for role in roles]

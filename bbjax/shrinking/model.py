@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bbjax.model.groups import Group, on_axes
+from bbjax.model.groups import Group, of_units, on_axes
 from bbjax.model.kernel import Kernel
 from bbjax.model.leaves import Leaves
 from bbjax.tracing.axes.extents import Dims
@@ -66,6 +66,19 @@ class TracedModel:
             {group: found.units.graph[n] for group, n in found.numbers.items()},
             scans_of_groups(found.program),
         )
+
+    def masked_units(self, group: int) -> np.ndarray:
+        """Units all of whose weights are masked: bool, `layers + (units,)`."""
+        found = self.groups[group]
+        members = [m for m in found.members if m.role != "beside"] or found.members
+        number = {path: i for i, path in enumerate(self.paths)}
+        masked = np.ones((*found.layers, found.size), bool)
+        for member in members:
+            mask = self.masks.get(number[member.path])
+            if mask is None:
+                return np.zeros_like(masked)
+            masked &= of_units(found, member, mask) == 0
+        return masked
 
     def kept_along(
         self, leaf: int, axis: int, kept: Kept

@@ -161,9 +161,9 @@ class _Reader:
         if name in IDENTITY:
             return list(ins)
         dims = [self.dims(frame, a) for a in eqn.invars]
-        parameter = ins[0].parameter if name in SHAPING else None
-        if parameter is not None and name != "broadcast_in_dim":
-            return [Known(parameter=constants.moved(eqn, parameter), tag=tag)]
+        made = constants.derived(eqn, ins)
+        if made is not None:
+            return [Known(parameter=parameter, tag=tag) for parameter in made]
         ins = self.by_group(ins, dims)
         outs = [self.plain(frame, eqn, ins, var) for var in eqn.outvars]
         return [dataclasses.replace(k, tag=tag) for k in outs] if tag else outs
@@ -230,7 +230,9 @@ class _Reader:
 
     def kernel_of(self, frame, eqn, ins) -> tuple[int | None, int | None]:
         """Which operand of a product is a kernel, and its number."""
-        side = next((s for s in (1, 0) if ins[s].parameter is not None), None)
+        kinds = [known.parameter for known in ins]
+        sides = [s for s in (1, 0) if kinds[s] and kinds[s].value is not None]
+        side = sides[0] if sides else None
         if side is None or jaxprs.is_literal(eqn.invars[side]):
             return None, None
         return side, frame.leaves.get(eqn.invars[side])

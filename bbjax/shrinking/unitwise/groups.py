@@ -1,10 +1,8 @@
-"""The groups that can shrink, and sums of arrays over what belongs to a unit."""
+"""The groups that can shrink, by name."""
 
 from __future__ import annotations
 
-import numpy as np
-
-from bbjax.model.groups import Group, Member
+from bbjax.model.groups import Group
 from bbjax.model.units import Units
 
 
@@ -32,17 +30,4 @@ def free_groups(units: Units) -> dict[str, Group]:
                 number += 1
                 name = f"{group.name}#{number}"
             found[name] = group
-    return found
-
-
-def of_units(group: Group, member: Member, array: np.ndarray) -> np.ndarray:
-    """Sums of a parameter's entries for each unit, `layers + (units,)`."""
-    lead = (*member.stack, member.axis)
-    moved = np.moveaxis(array, lead, range(len(lead)))
-    flat = moved.reshape(*moved.shape[: len(lead)], -1).sum(axis=-1)
-    found = np.zeros((*flat.shape[:-1], group.size))
-    mine = member.units >= 0
-    np.add.at(
-        np.moveaxis(found, -1, 0), member.units[mine], np.moveaxis(flat, -1, 0)[mine]
-    )
     return found

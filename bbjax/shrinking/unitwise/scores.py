@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bbjax.model.checks import Masks, check_values, on_host
-from bbjax.model.groups import Group, Member, on_axes
+from bbjax.model.groups import Group, Member, of_units, on_axes
 from bbjax.model.leaves import Leaves
 from bbjax.model.units import Units
-from bbjax.shrinking.unitwise.groups import free_groups, of_units
+from bbjax.shrinking.unitwise.groups import free_groups
 
 Scores = dict[str, np.ndarray]
 
