@@ -143,10 +143,10 @@ def resized(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     A linen module fixes how many units its layers have and refuses parameters that have
     another number. Within this function, `self.param` of every module returns the
-    parameter that is given, whatever the sizes of its axes, and those of Flax's own
-    modules that use such a number elsewhere (attention, grouped convolutions, recurrent
-    cells in `nn.RNN`) take it from their parameters. Modules of your own need no change,
-    unless they use such a number themselves, as in a reshape.
+    parameter that is given, whatever the sizes of its axes. Modules of Flax that use
+    such a number elsewhere (attention, grouped convolutions, recurrent cells in
+    `nn.RNN`) take it from their parameters. Modules of your own need no change, unless
+    they use such a number themselves, as in a reshape.
 
     Args:
       fn: calls `module.apply`.
@@ -220,7 +220,7 @@ def _take_sizes(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
 def _param(module: nn.Module) -> Callable[..., Any]:
     """`module.param`, which accepts a given parameter whatever its sizes.
 
-    Flax compares the shape of a given parameter with that of what its initializer makes.
+    Flax compares the shape of a given parameter with what its initializer would make.
     Here the initializer is one that makes what was given, which is also faster.
     """
 
@@ -289,7 +289,7 @@ def _cell(module: Any, args: Any) -> dict[str, Any]:
     """The inputs of a recurrent kernel are the units of a cell."""
     layers = nn.meta.unbox(module.variables.get("params", {}))
     recurrent = [layer for name, layer in layers.items() if name.startswith("h")]
-    return {"features": layer["kernel"].shape[-2] for layer in recurrent}
+    return {"features": recurrent[0]["kernel"].shape[-2]} if recurrent else {}
 
 
 _CELLS = (nn.LSTMCell, nn.OptimizedLSTMCell, nn.SimpleCell, nn.GRUCell, nn.MGUCell)

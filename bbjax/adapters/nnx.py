@@ -190,17 +190,13 @@ def resize(tree: Any) -> None:
 
 def _cell(module: Any) -> dict[str, Any]:
     """The inputs of a recurrent kernel are the units of a cell."""
-    own = [layer for name, layer in _layers(module) if name.startswith(("h", "dense_h"))]
-    others = [layer for name, layer in _layers(module) if layer not in own]
-    return {
-        "in_features": _shape(others[0].kernel)[0],
-        "hidden_features": _shape(own[0].kernel)[0],
-    }
-
-
-def _layers(module: Any) -> list[tuple[str, Any]]:
-    found = vars(module).items()
-    return [(name, value) for name, value in found if isinstance(value, nnx.Linear)]
+    found = {}
+    for name, layer in vars(module).items():
+        if isinstance(layer, nnx.Linear):
+            recurrent = name.startswith(("h", "dense_h"))
+            key = "hidden_features" if recurrent else "in_features"
+            found[key] = _shape(layer.kernel)[0]
+    return found
 
 
 def _set(module: Any, fields: dict[str, Any]) -> None:
