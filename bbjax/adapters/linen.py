@@ -226,7 +226,7 @@ def _param(module: nn.Module) -> Callable[..., Any]:
 
     def param(name: str, init_fn: Any, *args: Any, **kwargs: Any) -> Any:
         if module.has_variable("params", name):
-            given = module.get_variable("params", name)
+            given: Any = module.get_variable("params", name)
             unbox = kwargs.get("unbox", True)
             return type(module).param(module, name, lambda key: given, unbox=unbox)
         return type(module).param(module, name, init_fn, *args, **kwargs)

@@ -253,16 +253,32 @@ def _computed(
     known = np.logical_and.reduce([e.known for e in entries])
     if any(np.iscomplexobj(e.value) for e in (found, *entries)):
         return found  # only zeros are followed
-    if not (known & ~found.known).any():
+    new = known & ~found.known
+    if not new.any():
         return found
     lasting = np.logical_and.reduce([e.lasting for e in entries])
-    value = np.asarray(bind(*(jnp.asarray(e.value) for e in entries)))
+    value = found.value.copy()
+    value[new] = _each_once(bind, [e.value[new] for e in entries]).astype(value.dtype)
     fine = known & ~np.isnan(np.asarray(value, np.float64))
-    return UnitValues(
-        np.where(found.known, found.value, value).astype(value.dtype),
-        found.known | fine,
-        found.lasting | (lasting & fine),
-    )
+    return UnitValues(value, found.known | fine, found.lasting | (lasting & fine))
+
+
+def _each_once(bind: Bind, columns: Sequence[np.ndarray]) -> np.ndarray:
+    """An operation, entry by entry, computed once for equal entries.
+
+    Arrays get a size that is a power of 2: every size has to be compiled.
+    """
+    rows = np.concatenate([_bytes(column) for column in columns], axis=1)
+    whole = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.shape[1])))
+    _, first, inverse = np.unique(whole, return_index=True, return_inverse=True)
+    padded = np.zeros(1 << (len(first) - 1).bit_length(), int)
+    padded[: len(first)] = first
+    results = bind(*(jnp.asarray(column[padded]) for column in columns))
+    return np.asarray(results)[inverse.reshape(-1)]
+
+
+def _bytes(column: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(column).view(np.uint8).reshape(len(column), -1)
 
 
 # Other operations ----------------------------------------------------------------

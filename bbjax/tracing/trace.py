@@ -7,6 +7,7 @@ found as `Units`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -70,10 +71,15 @@ class Followed(NamedTuple):
 def followed(prepared: Prepared) -> Followed:
     """Kernels and groups of a prepared function."""
     found = analyse(prepared, graph=True)
+    units = Units(found.kernels, found.problems, others=found.others)
+    return grouped(prepared, units)
+
+
+def grouped(prepared: Prepared, units: Units) -> Followed:
+    """Groups of a prepared function whose kernels are known."""
     program = follow(prepared.jaxpr, prepared.paths, prepared.results())
-    graph, numbers = groups.graph(program, prepared.paths, found.kernels)
-    units = Units(found.kernels, found.problems, others=found.others, graph=graph)
-    return Followed(units, program, numbers)
+    graph, numbers = groups.graph(program, prepared.paths, units.kernels)
+    return Followed(dataclasses.replace(units, graph=graph), program, numbers)
 
 
 def analyse(prepared: Prepared, *, graph: bool = False) -> flow_kernels.Traced:
