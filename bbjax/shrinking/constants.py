@@ -91,6 +91,11 @@ class Known:
     tag: Tag | None = None
 
     @property
+    def is_known(self) -> bool:
+        """Whether anything is known of the array."""
+        return bool(self.by or self.parameter) or self.number is not None
+
+    @property
     def is_zero(self) -> bool:
         """Whether the array is a constant 0."""
         return self.number is not None and not self.number.any()
@@ -108,22 +113,13 @@ class Known:
 NOTHING = Known()
 
 
-def single_axes(extents: Extents, dims: Dims) -> dict[int, int]:
-    """The axis of each group that is on one axis alone."""
-    axes: dict[int, list[int]] = {}
-    for axis, dim in enumerate(dims):
-        for group in extents.wholes(dim):
-            axes.setdefault(group, []).append(axis)
-    return {group: found[0] for group, found in axes.items() if len(found) == 1}
-
-
 def on_axis(
     extents: Extents, known: Known, dims: Dims, axis: int, group: int
 ) -> UnitValues | None:
     """What is known of the units of a group on one axis of an array."""
     if known.parameter is not None:
         return _of_parameter(extents, known.parameter, dims, axis, group)
-    if single_axes(extents, dims).get(group) != axis:
+    if extents.single_axes(dims).get(group) != axis:
         return None
     return known.entries(group, extents.size((group,)))
 
@@ -133,7 +129,7 @@ def by_group(extents: Extents, known: Known, dims: Dims) -> Known:
     if known.parameter is None:
         return known
     found = {}
-    for group, axis in single_axes(extents, dims).items():
+    for group, axis in extents.single_axes(dims).items():
         entries = _of_parameter(extents, known.parameter, dims, axis, group)
         if entries is not None:
             found[group] = entries
@@ -266,12 +262,12 @@ def _computed(
 def _each_once(bind: Bind, columns: Sequence[np.ndarray]) -> np.ndarray:
     """An operation, entry by entry, computed once for equal entries.
 
-    Arrays get a size that is a power of 2: every size has to be compiled.
+    Arrays get one of few sizes: every size has to be compiled.
     """
     rows = np.concatenate([_bytes(column) for column in columns], axis=1)
     whole = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.shape[1])))
     _, first, inverse = np.unique(whole, return_index=True, return_inverse=True)
-    padded = np.zeros(1 << (len(first) - 1).bit_length(), int)
+    padded = np.zeros(max(64, 1 << (len(first) - 1).bit_length()), int)
     padded[: len(first)] = first
     results = bind(*(jnp.asarray(column[padded]) for column in columns))
     return np.asarray(results)[inverse.reshape(-1)]
@@ -335,7 +331,7 @@ def joined(extents, frame, eqn, ins, groups) -> Known:
     operands = list(zip(ins, dims, strict=True))[:count]
     found = {}
     for group, size in groups.items():
-        holders = [k for k, d in operands if group in single_axes(extents, d)]
+        holders = [k for k, d in operands if group in extents.single_axes(d)]
         having = [k.entries(group, size) for k in holders]
         if eqn.primitive.name == "pad" and _pads(eqn, extents, dims[0], group):
             having.append(ins[1].entries(group, size))
@@ -347,7 +343,7 @@ def joined(extents, frame, eqn, ins, groups) -> Known:
 
 def _pads(eqn: Any, extents: Extents, dims: Dims, group: int) -> bool:
     """Whether padding adds entries to the units of a group."""
-    axis = single_axes(extents, dims).get(group)
+    axis = extents.single_axes(dims).get(group)
     config = eqn.params["padding_config"]
     return any(tuple(c) != (0, 0, 0) for i, c in enumerate(config) if i != axis)
 

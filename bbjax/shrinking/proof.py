@@ -109,7 +109,7 @@ class _Comparison:
         self.extents, self.kept = program.extents, kept
         self.found: list[Difference] = []
         self.pairs: dict[Source, Source] = {}
-        self.entries: dict[Dim, np.ndarray] = {}  # selected, by dim
+        self.counts: dict[Dim, int] = {}  # entries that are kept, by dim
 
     # Bodies ----------------------------------------------------------------------
     def body(self, frame: Frame, small: Any, consts: Sequence[Any]) -> bool:
@@ -177,18 +177,20 @@ class _Comparison:
     def equation(self, frame, old, new, index, env, new_env) -> bool:
         """Compares two equations; whether they are the same step."""
         name = old.primitive.name
-        groups = self.groups(frame, (*old.invars, *old.outvars))
+        here = frame, (*old.invars, *old.outvars)
         if new.primitive.name != name:
             why = f"the function does {new.primitive.name} where it did {name}"
-            return self.stop(why, groups)
+            return self.stop(why, self.groups(*here))
         if len(old.invars) != len(new.invars) or len(old.outvars) != len(new.outvars):
-            return self.stop(f"{name} takes other operands", groups)
+            return self.stop(f"{name} takes other operands", self.groups(*here))
         for one, two in zip(old.invars, new.invars, strict=True):
             if not self.operand(frame, old, one, _look(env, one), _look(new_env, two)):
-                return self.stop(f"{name} takes other operands", groups)
+                return self.stop(f"{name} takes other operands", self.groups(*here))
         for key in old.params:
             if key not in _SIZES and not _equal(old.params[key], new.params.get(key)):
-                self.found.append(Difference(f"{name} has another {key}", groups))
+                self.found.append(
+                    Difference(f"{name} has another {key}", self.groups(*here))
+                )
         if not self.inner(frame, old, new, index):
             return False
         self.sizes(frame, old, new)
@@ -293,18 +295,14 @@ class _Comparison:
 
     def left(self, layout: Layout, axis: Axis, dim: Dim) -> Axis | None:
         """What is left of an axis; None if that is no layout of what is left."""
-        size = int(self.select(dim).sum())
-        if size == _size(axis):
-            known = all(
-                int(self.select(layout.source.axes[p.axis]).all())
-                for p in axis
-                if p.axis is not None
-            )
-            if known:
-                return axis
+        source = layout.source.axes
+        size = self.count(dim)
+        if self.is_whole(dim) and all(
+            p.axis is None or self.is_whole(source[p.axis]) for p in axis
+        ):
+            return axis
         found = [
-            None if p.axis is None else self.piece(layout.source.axes[p.axis], p)
-            for p in axis
+            None if p.axis is None else self.piece(source[p.axis], p) for p in axis
         ]
         new = [p.axis is None for p in axis]
         if any(p is None and not n for p, n in zip(found, new, strict=True)):
@@ -319,7 +317,7 @@ class _Comparison:
         """What is left of a piece of an axis, if that is some of its factors."""
         stride, before, taken, size = 1, 1, 1, 1
         for factor in reversed(self.extents.factors(dim)):
-            old, new = self.extents.size((factor,)), int(self.select((factor,)).sum())
+            old, new = self.extents.size((factor,)), self.count((factor,))
             if before * taken < piece.stride:
                 before, stride = before * old, stride * new
             elif taken < piece.size:
@@ -335,14 +333,24 @@ class _Comparison:
 
     def shape(self, dims: Dims) -> tuple[int, ...]:
         """Sizes of an array after the removal."""
-        return tuple(int(self.select(d).sum()) for d in dims)
+        return tuple(map(self.count, dims))
 
     def select(self, dim: Dim) -> np.ndarray:
         """Which entries are kept, in one layer: all layers have as many."""
-        if dim not in self.entries:
-            found = self.extents.select(dim, self.kept)
-            self.entries[dim] = found[(0,) * (found.ndim - 1)]
-        return self.entries[dim]
+        found = self.extents.select(dim, self.kept)
+        return found[(0,) * (found.ndim - 1)]
+
+    def count(self, dim: Dim) -> int:
+        """How many entries are kept."""
+        if dim not in self.counts:
+            smaller = not self.kept.keys().isdisjoint(self.extents.wholes(dim))
+            size = int(self.select(dim).sum()) if smaller else self.extents.size(dim)
+            self.counts[dim] = size
+        return self.counts[dim]
+
+    def is_whole(self, dim: Dim) -> bool:
+        """Whether all entries are kept."""
+        return self.count(dim) == self.extents.size(dim)
 
     # Groups ----------------------------------------------------------------------
     def groups(self, frame: Frame, atoms: Sequence[Any]) -> frozenset[int]:

@@ -161,6 +161,8 @@ class _Reader:
         if name in IDENTITY:
             return list(ins)
         dims = [self.dims(frame, a) for a in eqn.invars]
+        if name not in JOINING and not any(k.is_known for k in ins):
+            return [dataclasses.replace(NOTHING, tag=tag) for _ in eqn.outvars]
         made = constants.derived(eqn, ins)
         if made is not None:
             return [Known(parameter=parameter, tag=tag) for parameter in made]
@@ -185,7 +187,7 @@ class _Reader:
         """The result of an equation without a body."""
         name = eqn.primitive.name
         extents = self.program.extents
-        once = constants.single_axes(extents, frame.dims[var])
+        once = extents.single_axes(frame.dims[var])
         groups = {group: extents.size((group,)) for group in once}
         if name in ELEMENTWISE:
             bind = constants.binding(eqn)
@@ -215,9 +217,9 @@ class _Reader:
                 self.sum(frame, eqn, ins, dims, (left, right), group, layer)
             summed |= both
         found: dict[int, UnitValues] = {}
-        single = constants.single_axes(extents, frame.dims[eqn.outvars[0]])
+        single = extents.single_axes(frame.dims[eqn.outvars[0]])
         for side, known in enumerate(ins):
-            for group, axis in constants.single_axes(extents, dims[side]).items():
+            for group, axis in extents.single_axes(dims[side]).items():
                 entries = constants.on_axis(extents, known, dims[side], axis, group)
                 if entries is None or group in summed or group not in single:
                     continue

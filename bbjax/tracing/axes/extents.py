@@ -38,6 +38,8 @@ class Extents:
         self._fixed: dict[int, str] = {}
         self._depth = 0
         self._seen: dict[Dim, Dim] = {}  # wholes, until something is looked into
+        self._placed: dict[tuple[Dim, int], np.ndarray] = {}  # positions, likewise
+        self._single: dict[Dims, dict[int, int]] = {}  # single axes, likewise
 
     # Making ----------------------------------------------------------------------
     def new(self, size: int, fixed: str = "") -> Dim:
@@ -109,7 +111,21 @@ class Extents:
         def own(factor: int) -> np.ndarray | None:
             return np.arange(self._sizes[whole]) if factor == whole else None
 
-        return self.over(dim, own, lambda n: np.full(n, -1), np.maximum)
+        if (dim, whole) not in self._placed:
+            found = self.over(dim, own, lambda n: np.full(n, -1), np.maximum)
+            self._placed[dim, whole] = found
+        return self._placed[dim, whole]
+
+    def single_axes(self, dims: Dims) -> dict[int, int]:
+        """The axis of each whole factor that is on one axis of an array alone."""
+        if dims not in self._single:
+            axes: dict[int, list[int]] = {}
+            for axis, dim in enumerate(dims):
+                for whole in self.wholes(dim):
+                    axes.setdefault(whole, []).append(axis)
+            found = {whole: its[0] for whole, its in axes.items() if len(its) == 1}
+            self._single[dims] = found
+        return self._single[dims]
 
     def over(
         self,
@@ -223,6 +239,12 @@ class Extents:
         return [*parts, rest]
 
     # Inside ----------------------------------------------------------------------
+    def _forget(self) -> None:
+        """Forgets what was read before something was looked into or tied."""
+        self._seen.clear()
+        self._placed.clear()
+        self._single.clear()
+
     def _root(self, factor: int) -> int:
         while factor in self._same:
             factor = self._same[factor]
@@ -242,7 +264,7 @@ class Extents:
         why = self._fixed.get(factor, "")
         minor = self._sizes[factor] // major
         self._product[factor] = self.new(major, why) + self.new(minor, why)
-        self._seen.clear()
+        self._forget()
         return True
 
     def _merge(self, one: int, two: int) -> None:
@@ -264,7 +286,7 @@ class Extents:
         elif two in self._sum:
             one, two = two, one
         self._same[two] = one
-        self._seen.clear()
+        self._forget()
         why = self._fixed.get(two)
         if why:
             self.fix((one,), why)
@@ -286,7 +308,7 @@ class Extents:
             self.tie(p, q)
             found.append(p)
         self._sum[self._root(one)] = tuple(found)
-        self._seen.clear()
+        self._forget()
 
     def _parted(self, dim: Dim, at: int) -> tuple[Dim, Dim]:
         """A dim cut in two."""
@@ -304,7 +326,7 @@ class Extents:
             why = self._fixed.get(head, "")
             parts = self.new(at, why), self.new(self._sizes[head] - at, why)
             self._sum[head] = parts
-            self._seen.clear()
+            self._forget()
             return parts
         pieces = list(self._pieces((head,)))
         if len(pieces) >= MOST:
@@ -318,7 +340,7 @@ class Extents:
             if 0 < left < size:
                 pieces[i : i + 1] = self._parted(piece, left)
                 self._sum[head] = tuple(pieces)
-                self._seen.clear()
+                self._forget()
             if left:
                 before.append(pieces[i])
         after = pieces[len(before) :]
