@@ -11,10 +11,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
+from bbjax.model.groups import Graph
 from bbjax.model.units import Units
 from bbjax.tracing import jaxprs
 from bbjax.tracing.axes import groups
-from bbjax.tracing.axes.program import Program, follow
+from bbjax.tracing.axes.program import Program, argument, follow
 from bbjax.tracing.call import Prepared, prepare
 from bbjax.tracing.flow import kernels as flow_kernels
 from bbjax.tracing.flow.values import DATA, leaf, plain
@@ -77,9 +80,38 @@ def followed(prepared: Prepared) -> Followed:
 
 def grouped(prepared: Prepared, units: Units) -> Followed:
     """Groups of a prepared function whose kernels are known."""
-    program = follow(prepared.jaxpr, prepared.paths, prepared.results())
-    graph, numbers = groups.graph(program, prepared.paths, units.kernels)
+    paths, results = prepared.paths, prepared.results()
+    program = follow(prepared.jaxpr, paths, results, prepared.others)
+    graph, numbers = groups.graph(program, paths, units.kernels)
+    graph = dataclasses.replace(graph, note=_note(graph, prepared))
     return Followed(dataclasses.replace(units, graph=graph), program, numbers)
+
+
+def _note(graph: Graph, prepared: Prepared) -> str:
+    """What helps where arguments with one entry per unit (statistics) fix a group."""
+    count = len(prepared.paths)
+    vectors = {
+        argument(path): path
+        for path, array in zip(prepared.others, prepared.arrays[count:], strict=True)
+        if len([n for n in jnp.shape(array) if n > 1]) == 1
+    }
+    hidden = [g.fixed for g in graph if g.having("makes") and g.having("reads")]
+    found = [vectors[why] for why in hidden if why in vectors]
+    if not found:
+        return ""
+    tree = found[0].split("/")[0]
+    if not tree.startswith("args["):
+        given = f"*args, {tree}=both[1]"
+    elif tree == "args[0]":
+        given = "both[1], *args"
+    else:
+        number = tree[len("args[") : -1]
+        given = f"*args[:{number}], both[1], *args[{number}:]"
+    return (
+        f"Units with entries in arguments ({found[0]}) can shrink if these are "
+        f"parameters, too:\nbb.trace(lambda both, *args: fn(both[0], {given}), "
+        f"(params, {tree}), ...)"
+    )
 
 
 def analyse(prepared: Prepared, *, graph: bool = False) -> flow_kernels.Traced:

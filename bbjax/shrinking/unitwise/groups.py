@@ -7,7 +7,7 @@ from bbjax.model.units import Units
 
 
 def free_groups(units: Units) -> dict[str, Group]:
-    """The groups that can shrink, by name; a repeated name gets a number.
+    """The groups that can shrink, by name.
 
     Example:
       >>> import bbjax as bb, jax, jax.numpy as jnp
@@ -22,12 +22,4 @@ def free_groups(units: Units) -> dict[str, Group]:
             f"expected units as bb.trace makes them, got {type(units).__name__}; they "
             "come first, before parameters, statistics or scores"
         )
-    found: dict[str, Group] = {}
-    for group in units.graph:
-        if not group.fixed:
-            name, number = group.name, 1
-            while name in found:
-                number += 1
-                name = f"{group.name}#{number}"
-            found[name] = group
-    return found
+    return {group.name: group for group in units.graph if not group.fixed}

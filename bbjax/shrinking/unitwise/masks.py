@@ -70,6 +70,7 @@ def cut(
             "expected a group of units that can shrink, got none: "
             + ("; ".join(reasons[:8]) or "the trace found no groups")
             + "; print(units.graph) lists all"
+            + (f"\n{units.graph.note}" if units.graph.note else "")
         )
     scores = _checked(scores, known)
     shares: dict[str, Any] = dict.fromkeys(scores)

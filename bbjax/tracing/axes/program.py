@@ -15,6 +15,7 @@ Axes of arguments and results are fixed: the caller knows their sizes.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,11 @@ from bbjax.tracing.primitives import BLENDING, INLINE, SHAPING
 ARGUMENT = "an argument of the function has this size"
 CONSTANT = "a constant of the function has this size"
 RETURNED = "the function returns them"
+
+
+def argument(path: str) -> str:
+    """Why axes of an argument cannot change."""
+    return f"{ARGUMENT}: {path}"
 
 
 @dataclasses.dataclass
@@ -74,7 +80,12 @@ class Program:
     drawn: list[Dim]
 
 
-def follow(closed: Any, paths: Sequence[str], results: Sequence[str] = ()) -> Program:
+def follow(
+    closed: Any,
+    paths: Sequence[str],
+    results: Sequence[str] = (),
+    others: Sequence[str] = (),
+) -> Program:
     """Ties the axes of all arrays of a closed jaxpr.
 
     Args:
@@ -83,13 +94,16 @@ def follow(closed: Any, paths: Sequence[str], results: Sequence[str] = ()) -> Pr
       results: paths of the results. One that is made from a parameter entry by entry
         and has its name is its next value, as of a running mean: it goes with its
         units.
+      others: paths of the other arguments, for the reasons.
     """
     leaves = len(paths)
     extents = Extents()
     jaxpr, consts = jaxprs.opened(closed)
     dims = [
-        extents.shape(v.aval.shape, ARGUMENT if i >= leaves else "")
-        for i, v in enumerate(jaxpr.invars)
+        extents.shape(v.aval.shape, why)
+        for v, why in itertools.zip_longest(
+            jaxpr.invars, [*[""] * leaves, *map(argument, others)], fillvalue=ARGUMENT
+        )
     ]
     tags = [i if i < leaves else None for i in range(len(dims))]
     follower = _AxisPass(extents)
