@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from bbjax.model.checks import refuse_misnamed
 from bbjax.model.kernel import Companion, Kernel, Layout, Link, Side
 from bbjax.model.leaves import Leaves
 from bbjax.model.units import Units
@@ -240,6 +241,7 @@ def sweep(
 def _checked(units: Units, masks: Mapping[str, ArrayLike]) -> Masks:
     shapes = {c.path: c.shape for k in units.kernels for c in k.placed}
     shapes |= {k.path: k.shape for k in units.kernels}
+    refuse_misnamed(masks, shapes)
     for path, mask in masks.items():
         if jnp.shape(mask) != shapes.get(path, jnp.shape(mask)):
             raise ValueError(

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bbjax import adapters
-from bbjax.model.checks import Masks, check_by_path, check_values, on_host
+from bbjax.model.checks import Masks, check_by_path, check_values, meant, on_host
 from bbjax.model.leaves import Leaves
 from bbjax.shrinking import costs, sizes
 from bbjax.shrinking.cut import cut, cuts
@@ -113,8 +113,9 @@ def _masked(params: Any, masks: Masks) -> tuple[Any, dict[str, np.ndarray]]:
     for path, mask in checked.items():
         if path not in leaves.by_path:
             raise ValueError(
-                f"expected masks of parameters, got one for {path!r}, which is none; "
-                f"the parameters are {list(leaves.by_path)[:8]}"
+                f"expected masks of parameters, got one for {path!r}, which is none"
+                f"{meant(path, leaves.by_path)}; the parameters are "
+                f"{list(leaves.by_path)[:8]}"
             )
         if jnp.shape(mask) != jnp.shape(leaves.at(path)):
             raise ValueError(

@@ -15,7 +15,6 @@ Axes of arguments and results are fixed: the caller knows their sizes.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,11 +98,11 @@ def follow(
     leaves = len(paths)
     extents = Extents()
     jaxpr, consts = jaxprs.opened(closed)
+    whys = [*[""] * leaves, *map(argument, others)]
+    whys += [ARGUMENT] * (len(jaxpr.invars) - len(whys))
     dims = [
         extents.shape(v.aval.shape, why)
-        for v, why in itertools.zip_longest(
-            jaxpr.invars, [*[""] * leaves, *map(argument, others)], fillvalue=ARGUMENT
-        )
+        for v, why in zip(jaxpr.invars, whys, strict=True)
     ]
     tags = [i if i < leaves else None for i in range(len(dims))]
     follower = _AxisPass(extents)
