@@ -17,12 +17,14 @@ smaller, `resized` lets Flax's layers take the numbers from the parameters, and
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Iterator
+from typing import Any, Self
 
 import flax.linen as nn
+import jax.numpy as jnp
 import optax
 from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
@@ -140,9 +142,11 @@ def resized(fn: Callable[..., Any]) -> Callable[..., Any]:
     """A function of linen modules that takes parameters of other sizes.
 
     A linen module fixes how many units its layers have and refuses parameters that have
-    another number. Within this function, Flax's own layers take their numbers from the
-    parameters that they are given. Modules of your own need no change, unless they use
-    such a number themselves.
+    another number. Within this function, `self.param` of every module returns the
+    parameter that is given, whatever the sizes of its axes. Modules of Flax that use
+    such a number elsewhere (attention, grouped convolutions, recurrent cells in
+    `nn.RNN`) take it from their parameters. Modules of your own need no change, unless
+    they use such a number themselves, as in a reshape.
 
     Args:
       fn: calls `module.apply`.
@@ -200,61 +204,97 @@ def features(small: Any) -> dict[str, int | tuple[int, ...]]:
 
 
 def _take_sizes(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-    """Gives a layer the sizes of its parameters for the time of a call."""
+    """Lets a module take the sizes of its parameters for the time of a call."""
     module = context.module
-    sizes = next((s for kind, s in _SIZES.items() if isinstance(module, kind)), None)
-    if sizes is None or not module.has_variable("params", sizes.name):
+    if module.scope is None or "param" in vars(module):  # unbound, or done already
         return call(*args, **kwargs)
-    array = nn.meta.unbox(module.get_variable("params", sizes.name))
-    fields = sizes.fields(module, array.shape, args)
-    before = {name: getattr(module, name) for name in fields}
-    _set(module, fields)
+    cell = module.cell if isinstance(module, nn.RNN) else None
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_set(module, {"param": _param(module)}))
+        stack.enter_context(_set(module, _sizes(module, args)))
+        if cell is not None and cell.scope is not None:  # makes the first carry itself
+            stack.enter_context(_set(cell, _sizes(cell, ())))
+        return call(*args, **kwargs)
+
+
+def _param(module: nn.Module) -> Callable[..., Any]:
+    """`module.param`, which accepts a given parameter whatever its sizes.
+
+    Flax compares the shape of a given parameter with what its initializer would make.
+    Here the initializer is one that makes what was given, which is also faster.
+    """
+
+    def param(name: str, init_fn: Any, *args: Any, **kwargs: Any) -> Any:
+        if module.has_variable("params", name):
+            given: Any = module.get_variable("params", name)
+            unbox = kwargs.get("unbox", True)
+            return type(module).param(module, name, lambda key: given, unbox=unbox)
+        return type(module).param(module, name, init_fn, *args, **kwargs)
+
+    return param
+
+
+@contextlib.contextmanager
+def _set(module: nn.Module, fields: dict[str, Any]) -> Iterator[None]:
+    """Sets attributes of a module, which is frozen for everybody else, for a time."""
+    before = {name: vars(module).get(name, _NONE) for name in fields}
     try:
-        return call(*args, **kwargs)
+        for name, value in fields.items():
+            object.__setattr__(module, name, value)
+        yield
     finally:
-        _set(module, before)
+        for name, value in before.items():
+            if value is _NONE:
+                object.__delattr__(module, name)
+            else:
+                object.__setattr__(module, name, value)
 
 
-def _set(module: nn.Module, fields: dict[str, Any]) -> None:
-    """Sets fields of a module, which is frozen for everybody else."""
-    for name, value in fields.items():
-        object.__setattr__(module, name, value)
+_NONE = object()
 
 
-class _Sizes(NamedTuple):
-    """How a layer's fields follow from its parameter of a name."""
-
-    name: str
-    fields: Callable[[Any, tuple[int, ...], Any], dict[str, Any]]
-
-
-def _conv(module: Any, shape: tuple[int, ...], args: Any) -> dict[str, Any]:
-    fields: dict[str, Any] = {"features": shape[-1]}
-    if module.feature_group_count > 1:
-        fields["feature_group_count"] = args[0].shape[-1] // shape[-2]
-    return fields
+def _sizes(module: Any, args: Any) -> dict[str, Any]:
+    """Numbers of a module that it uses beside the shapes of its parameters."""
+    for kind, fields in _SIZES:
+        if isinstance(module, kind):
+            return fields(module, args)
+    return {}
 
 
-def _general(module: Any, shape: tuple[int, ...], args: Any) -> dict[str, Any]:
+def _shape(module: Any) -> tuple[int, ...] | None:
+    """The shape of the kernel of a module; None before it is made."""
+    if not module.has_variable("params", "kernel"):
+        return None
+    return jnp.shape(nn.meta.unbox(module.get_variable("params", "kernel")))
+
+
+def _conv(module: Any, args: Any) -> dict[str, Any]:
+    shape = _shape(module)
+    if shape is None or module.feature_group_count == 1:
+        return {}
+    return {"feature_group_count": args[0].shape[-1] // shape[-2]}
+
+
+def _general(module: Any, args: Any) -> dict[str, Any]:
+    shape = _shape(module)
+    if shape is None:
+        return {}
     many = not isinstance(module.features, int)
     count = len(module.features) if many else 1
     units = shape[len(shape) - count :]
     return {"features": units if many else units[0]}
 
 
-_SIZES = {
-    nn.Dense: _Sizes("kernel", lambda module, shape, args: {"features": shape[-1]}),
-    nn.DenseGeneral: _Sizes("kernel", _general),
-    nn.Conv: _Sizes("kernel", _conv),
-    nn.ConvTranspose: _Sizes(
-        "kernel",
-        lambda module, shape, args: {
-            "features": shape[-2 if module.transpose_kernel else -1]
-        },
-    ),
-    nn.Embed: _Sizes(
-        "embedding",
-        lambda module, shape, args: {"num_embeddings": shape[0], "features": shape[1]},
-    ),
-    nn.Einsum: _Sizes("kernel", lambda module, shape, args: {"shape": shape}),
-}
+def _cell(module: Any, args: Any) -> dict[str, Any]:
+    """The inputs of a recurrent kernel are the units of a cell."""
+    layers = nn.meta.unbox(module.variables.get("params", {}))
+    recurrent = [layer for name, layer in layers.items() if name.startswith("h")]
+    return {"features": recurrent[0]["kernel"].shape[-2]} if recurrent else {}
+
+
+_CELLS = (nn.LSTMCell, nn.OptimizedLSTMCell, nn.SimpleCell, nn.GRUCell, nn.MGUCell)
+_SIZES: tuple[tuple[Any, Callable[[Any, Any], dict[str, Any]]], ...] = (
+    (nn.DenseGeneral, _general),
+    (nn.Conv, _conv),
+    ((*_CELLS, nn.ConvLSTMCell), _cell),
+)

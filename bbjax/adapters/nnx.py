@@ -188,6 +188,17 @@ def resize(tree: Any) -> None:
                     _set(node, fields(node))
 
 
+def _cell(module: Any) -> dict[str, Any]:
+    """The inputs of a recurrent kernel are the units of a cell."""
+    found = {}
+    for name, layer in vars(module).items():
+        if isinstance(layer, nnx.Linear):
+            recurrent = name.startswith(("h", "dense_h"))
+            key = "hidden_features" if recurrent else "in_features"
+            found[key] = _shape(layer.kernel)[0]
+    return found
+
+
 def _set(module: Any, fields: dict[str, Any]) -> None:
     if hasattr(module, "kernel_shape"):
         fields = {**fields, "kernel_shape": _shape(module.kernel)}
@@ -269,4 +280,8 @@ _SIZES: tuple[tuple[type, Callable[[Any], dict[str, Any]]], ...] = (
     (nnx.RMSNorm, lambda module: {"num_features": _shape(module.scale)[-1]}),
     (nnx.GroupNorm, _norm),
     (nnx.MultiHeadAttention, _attention),
+    (nnx.LSTMCell, _cell),
+    (nnx.OptimizedLSTMCell, _cell),
+    (nnx.SimpleCell, _cell),
+    (nnx.GRUCell, _cell),
 )

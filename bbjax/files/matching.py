@@ -19,6 +19,7 @@ import numpy as np
 
 from bbjax.files.container import Loaded
 from bbjax.files.encoding import OTHER, describe
+from bbjax.model.checks import meant
 from bbjax.model.kernel import Kernel
 from bbjax.model.leaves import Leaves, leaves_by_path
 from bbjax.model.units import Units
@@ -37,7 +38,7 @@ def _refuse_misfits(
     found = [f"{path}: missing in the file" for path in needed if path not in there]
     for path, facts in there.items():
         if path not in here:
-            found.append(f"{path}: only in the file")
+            found.append(f"{path}: only in the file{meant(path, here)}")
             continue
         both = [(words, here[path].get(fact, words)) for fact, words in facts.items()]
         unlike = [f"{path}: {a} in the file, {b} here" for a, b in both if a != b]

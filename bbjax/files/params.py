@@ -18,7 +18,7 @@ import numpy as np
 from bbjax.files import container, encoding, matching
 from bbjax.files.container import File, Loaded
 from bbjax.files.encoding import Entry, describe
-from bbjax.model.checks import Masks, check_values, on_host
+from bbjax.model.checks import Masks, check_values, meant, on_host
 from bbjax.model.units import Units
 
 
@@ -96,7 +96,8 @@ def _check_shapes(
         leaf: Any = leaves.get(path)
         no_array = leaf is None or encoding.is_number(leaf) or encoding.is_key(leaf)
         if no_array or leaf.shape != shape:
-            got = "no parameter" if leaf is None else describe(leaf)
+            got = f"no parameter{meant(path, leaves)}"
+            got = got if leaf is None else describe(leaf)
             wrong.append(f"{path!r}: {what} of {shape}, {got}")
     if wrong:
         raise ValueError(

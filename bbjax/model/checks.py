@@ -6,7 +6,9 @@ program, where arrays are traced and have none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import re
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -81,6 +83,52 @@ def on_host(masks: Masks) -> dict[str, np.ndarray]:
                 "bb.masks returned, or compare weights with 0"
             )
     return found
+
+
+def meant(path: str, known: Iterable[str]) -> str:
+    """The question whether a similar path was meant; empty if there is none.
+
+    Most often a path lacks the name of the tree that it is in, or has one too many.
+
+    Args:
+      path: that is not known.
+      known: all paths.
+
+    Example:
+      >>> meant("Conv_1/kernel", ["params/Conv_0/kernel", "params/Conv_1/kernel"])
+      " (did you mean 'params/Conv_1/kernel'?)"
+      >>> meant("scale", ["params/Conv_0/kernel"])
+      ''
+    """
+    known = list(known)
+    near = _ending_alike(path, known)
+    others = [k for k in known if _unnumbered(k) != _unnumbered(path)]
+    near = near or difflib.get_close_matches(path, others, n=1, cutoff=0.8)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _unnumbered(path: str) -> str:
+    """The same for layers of one kind, which are no slips of the pen of each other."""
+    return re.sub(r"\d+", "#", path)
+
+
+def _ending_alike(path: str, known: Iterable[str]) -> list[str]:
+    return [k for k in known if k.endswith(f"/{path}") or path.endswith(f"/{k}")]
+
+
+def refuse_misnamed(given: Iterable[str], known: Collection[str]) -> None:
+    """Raises an error for a path that is not known, but that ends as a known one.
+
+    Raises:
+      ValueError: if so. Other unknown paths belong to something else.
+    """
+    for path in given:
+        if path not in known and _ending_alike(path, known):
+            raise ValueError(
+                f"expected masks by the paths of parameters, got {path!r}"
+                f"{meant(path, known)}; a path has the names of all trees that a "
+                "parameter is in"
+            )
 
 
 def count(mask: np.ndarray) -> int:

@@ -27,6 +27,8 @@ import numpy as np
 
 from bbjax.model.text import table
 
+WIDTH = 120  # of the table
+SHOWN = 2  # members of a role, if there are many
 Role = Literal["makes", "reads", "beside"]
 
 
@@ -67,22 +69,28 @@ class Group:
       members: the axes.
       fixed: why the number cannot change; empty if it can.
       layers: of a scan, each of which has that many units of its own.
+      number: among the groups of a graph that would have the same name, from 1.
     """
 
     size: int
     members: tuple[Member, ...]
     fixed: str = ""
     layers: tuple[int, ...] = ()
+    number: int = 1
 
     def having(self, role: Role) -> tuple[Member, ...]:
         """Members of a role."""
         return tuple(m for m in self.members if m.role == role)
 
     @property
-    def name(self) -> str:
+    def first(self) -> Member:
         """The first member that makes the units, else that reads them, else of all."""
-        lead = (*self.having("makes"), *self.having("reads"), *self.members)
-        return str(lead[0])
+        return (*self.having("makes"), *self.having("reads"), *self.members)[0]
+
+    @property
+    def name(self) -> str:
+        """The first member; with a number, if an earlier group of the graph has it."""
+        return f"{self.first}#{self.number}" if self.number > 1 else str(self.first)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,9 +146,13 @@ class UnitSet:
 class Graph:
     """The groups of a function, in order of the kernels that make them.
 
+    No two groups have one name: `qkv[1]`, `qkv[1]#2`. Groups that can shrink are
+    counted first.
+
     Attributes:
-      groups: what can shrink.
+      groups: what can shrink, in that order.
       sets: what can be removed one by one, in order of the kernels that make them.
+      note: what helps where a group cannot shrink; printed under the table.
 
     Example:
       >>> import bbjax as bb, jax, jax.numpy as jnp
@@ -157,6 +169,16 @@ class Graph:
 
     groups: tuple[Group, ...] = ()
     sets: tuple[UnitSet, ...] = ()
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        count: dict[str, int] = {}
+        numbered = list(self.groups)
+        for i, group in sorted(enumerate(self.groups), key=lambda g: bool(g[1].fixed)):
+            name = str(group.first)
+            count[name] = count.get(name, 0) + 1
+            numbered[i] = dataclasses.replace(group, number=count[name])
+        object.__setattr__(self, "groups", tuple(numbered))
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)
@@ -181,7 +203,8 @@ class Graph:
 
     def __str__(self) -> str:
         head = ("group", "units", "made by", "beside", "read by", "can shrink")
-        return table(head, [_row(n, group) for n, group in enumerate(self.groups)])
+        rows = [_row(n, group) for n, group in enumerate(self.groups)]
+        return "\n".join(filter(None, (table(head, rows, WIDTH), self.note)))
 
 
 def on_axes(values: np.ndarray, axes: Sequence[int], rank: int) -> np.ndarray:
@@ -195,9 +218,31 @@ def on_axes(values: np.ndarray, axes: Sequence[int], rank: int) -> np.ndarray:
     return np.expand_dims(np.transpose(values, np.argsort(axes)), others)
 
 
+def of_units(group: Group, member: Member, array: np.ndarray) -> np.ndarray:
+    """Sums of a parameter's entries for each unit, `layers + (units,)`."""
+    lead = (*member.stack, member.axis)
+    moved = np.moveaxis(array, lead, range(len(lead)))
+    flat = moved.reshape(*moved.shape[: len(lead)], -1).sum(axis=-1)
+    found = np.zeros((*flat.shape[:-1], group.size))
+    mine = member.units >= 0
+    np.add.at(
+        np.moveaxis(found, -1, 0), member.units[mine], np.moveaxis(flat, -1, 0)[mine]
+    )
+    return found
+
+
 def _row(number: int, group: Group) -> tuple[str, ...]:
     roles: tuple[Role, ...] = ("makes", "beside", "reads")
-    names = [", ".join(map(str, group.having(role))) for role in roles]
+    names = [_named(group, group.having(role)) for role in roles]
     units = " x ".join(map(str, (*group.layers, group.size)))
     can = f"no: {group.fixed}" if group.fixed else "yes"
     return (str(number), units, *names, can)
+
+
+def _named(group: Group, members: Sequence[Member]) -> str:
+    """The first members, and how many others there are."""
+    names = [group.name if member is group.first else str(member) for member in members]
+    more = len(names) - SHOWN
+    if more <= 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:SHOWN])} and {more} more"

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.tree_util import PyTreeDef
 
 from bbjax import adapters
+from bbjax.model.checks import meant
 from bbjax.model.kernel import Kernel
 
 
@@ -59,8 +60,9 @@ class Leaves:
             near = [p for p in self.by_path if p.rsplit("/", 1)[-1] in kernel.path][:5]
             raise ValueError(
                 f"expected the {what} at {kernel.path!r}, got a tree without one (it "
-                f"has {near or list(self.by_path)[:5]}); use the parameter tree that "
-                "was traced, and put bb.transform where it sees the kernels it prunes"
+                f"has {near or list(self.by_path)[:5]})"
+                f"{meant(kernel.path, self.by_path)}; use the parameter tree that was "
+                "traced, and put bb.transform where it sees the kernels it prunes"
             )
         leaf = self.leaves[self.by_path[kernel.path]]
         if tuple(jnp.shape(leaf)) != kernel.shape:

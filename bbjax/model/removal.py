@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from bbjax.model.checks import refuse_misnamed
 from bbjax.model.groups import Place, UnitSet
 from bbjax.model.kernel import Kernel, Side
 from bbjax.model.leaves import Leaves
@@ -240,6 +241,7 @@ def sweep(
 def _checked(units: Units, masks: Mapping[str, ArrayLike]) -> Masks:
     shapes = {p.path: p.shape for s in units.graph.sets for p in s.companions}
     shapes |= {k.path: k.shape for k in units.kernels}
+    refuse_misnamed(masks, shapes)
     for path, mask in masks.items():
         if jnp.shape(mask) != shapes.get(path, jnp.shape(mask)):
             raise ValueError(

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Sequence
 
+_GAP = "  "
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None
+) -> str:
     """Text in columns, with a line under the head.
+
+    Args:
+      head: names of the columns.
+      rows: a cell for each column.
+      width: longest line; the cells of the widest columns are wrapped.
 
     Example:
       >>> print(table(("kernel", "shape"), [("up", "3x8"), ("down", "8x2")]))
@@ -14,13 +25,43 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
       ------  -----
       up      3x8
       down    8x2
+      >>> print(table(("kernel", "shape"), [("layers/0/up", "3x8")], width=15))
+      kernel    shape
+      --------  -----
+      layers/0  3x8
+      /up
     """
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [head, ["-" * width for width in widths], *rows]
+    while width is not None and sum(widths) + len(_GAP) * (len(widths) - 1) > width:
+        widest = widths.index(max(widths))
+        if widths[widest] <= len(head[widest]):
+            break
+        widths[widest] -= 1
+    lines = [head, ["-" * n for n in widths]]
+    for row in rows:
+        cells = [_wrapped(cell, n) for cell, n in zip(row, widths, strict=True)]
+        lines += itertools.zip_longest(*cells, fillvalue="")
     return "\n".join(
-        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
+        _GAP.join(c.ljust(n) for c, n in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Text in lines, broken at spaces; longer words before slashes or anywhere."""
+    if len(text) <= width:
+        return [text]
+    lines = [""]
+    for word in text.split():
+        parts = re.findall("/?[^/]+|/", word) if len(word) > width else [word]
+        parts = [p[i : i + width] for p in parts for i in range(0, len(p), width)]
+        for number, part in enumerate(parts):
+            space = " " if lines[-1] and not number else ""
+            if lines[-1] and len(lines[-1] + space + part) > width:
+                lines.append(part)
+            else:
+                lines[-1] += space + part
+    return lines
 
 
 def size(shape: tuple[int, ...]) -> str:

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from bbjax.activity.calibrate import Meter
 from bbjax.activity.on import On, positive
 from bbjax.budgets.allocation import Budgets, Density, budgets
+from bbjax.model.checks import meant
 from bbjax.model.leaves import Leaves
 from bbjax.model.units import Kernel, Units
 from bbjax.rules.base import Candidates, Choice, Group, Rule, as_choice, needed
@@ -217,7 +218,8 @@ def apply_masks(params: Any, masks: Mapping[str, Any]) -> Any:
     for path, mask in masks.items():
         leaf = tree.at(path) if path in tree.by_path else None
         if leaf is None or jnp.shape(leaf) != jnp.shape(mask):
-            got = "no parameter" if leaf is None else f"one of {jnp.shape(leaf)}"
+            got = f"no parameter{meant(path, tree.by_path)}"
+            got = got if leaf is None else f"one of {jnp.shape(leaf)}"
             wrong.append(f"{path!r}: mask of {jnp.shape(mask)}, {got}")
     if wrong:
         raise ValueError(

@@ -21,7 +21,7 @@ import numpy as np
 
 from bbjax.activity.statistics import Activity
 from bbjax.files import container
-from bbjax.model.checks import check_values, on_host
+from bbjax.model.checks import check_values, meant, on_host
 from bbjax.model.kernel import Actuator, Kernel, Side
 from bbjax.model.leaves import leaves_by_path
 from bbjax.model.units import Units
@@ -139,7 +139,8 @@ def _from_masks(
     found = {path: known[path] for path in masks if path in known}
     if not found:
         raise ValueError(
-            f"expected masks of kernels that are known, got {list(masks)[:5]}; pass "
+            f"expected masks of kernels that are known, got {list(masks)[:5]}"
+            f"{''.join(meant(p, known) for p in list(masks)[:1])}; pass "
             "units=bb.trace(...), to tell the axes of inputs from those of outputs"
             + (f" (it has {list(known)[:8]})" if known else "")
         )

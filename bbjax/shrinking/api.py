@@ -13,24 +13,24 @@ units of the others are chosen again. The result computes what the masked model 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bbjax import adapters
-from bbjax.model.checks import Masks, check_by_path, check_values, on_host
+from bbjax.model.checks import Masks, check_by_path, check_values, meant, on_host
 from bbjax.model.leaves import Leaves
-from bbjax.shrinking import costs, proof, sizes
-from bbjax.shrinking.cut import Cut, cut, cuts, shape_of
-from bbjax.shrinking.model import Array, Kept, TracedModel
+from bbjax.shrinking import costs, sizes
+from bbjax.shrinking.cut import cut, cuts
+from bbjax.shrinking.cut import masked as cut_masked
+from bbjax.shrinking.model import TracedModel
 from bbjax.shrinking.removal import Removal, choose
 from bbjax.shrinking.result import Change, ShrinkReport, Shrunk
-from bbjax.tracing.call import Prepared, call, prepare, traced
+from bbjax.shrinking.retraces import Retraces, smaller
+from bbjax.tracing.call import Prepared, call, traced
 from bbjax.tracing.trace import followed
 
 
@@ -82,23 +82,23 @@ def shrink(
     this = call(fn, masked, example_args, {})
     prepared = traced(this)
     model = TracedModel.of(prepared, masked, checked)
+    retraces = Retraces(fn, masked, example_args, model)
     others: list[TracedModel] | None = None
     refused: dict[int, str] = {}
     varying: dict[int, str] = {}
     while True:
         removal = choose(model, refused, varying)
-        attempt = _Attempt(fn, masked, example_args, model, removal)
-        wrong = attempt.to_refuse()
+        wrong = retraces.to_refuse(removal.kept)
         refused |= wrong
         if wrong:
             continue
         if others is None and removal.kept:
             found = sizes.at_other_sizes(this, model)
-            others = [TracedModel.of(other, masked, checked) for other in found]
+            others = [model.at(other) for other in found]
         for other in others or ():
             wrong |= sizes.differing(model, removal, other, refused, varying)
         if not wrong:
-            return attempt.result(checked, prepared, refused)
+            return _Result(retraces, removal, refused).shrunk(checked, prepared)
         # First only constants are kept out of biases; then the group keeps its size.
         refused |= {group: why for group, why in wrong.items() if group in varying}
         varying |= wrong
@@ -113,68 +113,33 @@ def _masked(params: Any, masks: Masks) -> tuple[Any, dict[str, np.ndarray]]:
     for path, mask in checked.items():
         if path not in leaves.by_path:
             raise ValueError(
-                f"expected masks of parameters, got one for {path!r}, which is none; "
-                f"the parameters are {list(leaves.by_path)[:8]}"
+                f"expected masks of parameters, got one for {path!r}, which is none"
+                f"{meant(path, leaves.by_path)}; the parameters are "
+                f"{list(leaves.by_path)[:8]}"
             )
         if jnp.shape(mask) != jnp.shape(leaves.at(path)):
             raise ValueError(
                 f"expected a mask of shape {jnp.shape(leaves.at(path))} for {path!r}, "
                 f"got {jnp.shape(mask)}; masks have the shapes of the parameters"
             )
-        leaves.keep_at(path, mask)
+        leaves.put_at(path, cut_masked(leaves.at(path), mask))
     return leaves.tree(), checked
 
 
 @dataclasses.dataclass
-class _Attempt:
-    """A removal, and the function on the parameters that it leaves."""
+class _Result:
+    """A removal that is fine, and the function on the parameters that it leaves."""
 
-    fn: Callable[..., Any]
-    masked: Any
-    args: tuple[Any, ...]
-    model: TracedModel
+    retraces: Retraces
     removal: Removal
+    refused: Mapping[int, str]
 
-    def to_refuse(self) -> dict[int, str]:
-        """Groups that must keep their size, with the reason."""
-        names = {number: group.name for number, group in self.model.groups.items()}
-        return proof.to_refuse(self.removal.kept, names, self.differences)
-
-    def differences(self, kept: Kept) -> list[str]:
-        """Differences of the function on smaller parameters from the old one."""
-        small = self.smaller(kept, _shape_of_cut)
-        try:
-            again = prepare(self.fn, small, self.args, {})
-        except Exception as error:  # any error of the user's function is the reason
-            text = str(error).strip().split("\n", 1)[0]
-            return [f"the function cannot take fewer: {type(error).__name__}: {text}"]
-        return proof.compare(self.model.program, kept, again.jaxpr)
-
-    def smaller(
-        self, kept: Kept, how: Callable[[Array, tuple[Cut, ...]], Any] = cut
-    ) -> Any:
-        """The parameters without the removed units."""
-        leaves = Leaves.of(self.masked)
-        for leaf, bias in self.removal.biases.items():
-            leaves.put_at(self.model.paths[leaf], bias)
-        for path, mine in cuts(self.model, kept).items():
-            leaves.put_at(path, how(leaves.at(path), mine))
-        params = leaves.tree()
-        nnx = adapters.loaded("nnx")
-        if nnx is not None:
-            nnx.resize(params)
-        return params
-
-    def result(
-        self,
-        masks: Mapping[str, np.ndarray],
-        prepared: Prepared,
-        refused: Mapping[int, str],
-    ) -> Shrunk:
+    def shrunk(self, masks: Mapping[str, np.ndarray], prepared: Prepared) -> Shrunk:
         """The smaller parameters, and what was removed."""
-        model, kept = self.model, self.removal.kept
-        params, mine = self.smaller(kept), cuts(model, kept)
-        after = prepare(self.fn, params, self.args, {}) if mine else prepared
+        model, kept = self.retraces.model, self.removal.kept
+        params = smaller(model, self.retraces.params, kept, self.removal.biases)
+        mine = cuts(model, kept)
+        after = self.retraces.traced(kept) if mine else prepared
         small = Leaves.of(params)
         left = {path: cut(mask, mine.get(path, ())) for path, mask in masks.items()}
         for leaf in self.removal.biases:  # constants of removed units are kept
@@ -186,7 +151,7 @@ class _Attempt:
             (costs.count(model.arrays), costs.count(arrays)),
             (costs.flops(prepared.jaxpr), costs.flops(after.jaxpr)),
             (costs.bytes_of(model.arrays), costs.bytes_of(arrays)),
-            tuple(self.changes(refused)),
+            tuple(self.changes()),
             tuple(self.draws()),
         )
         units = followed(after).units
@@ -198,11 +163,12 @@ class _Attempt:
             path: tuple(jnp.shape(array))
             for path, array in zip(model.paths, model.arrays, strict=True)
         }
-        return Shrunk(params, left, widths, report, units, mine, shapes, self.fn)
+        fn = self.retraces.fn
+        return Shrunk(params, left, widths, report, units, mine, shapes, fn)
 
-    def changes(self, refused: Mapping[int, str]) -> Iterable[Change]:
+    def changes(self) -> Iterable[Change]:
         """Groups that lost units or keep idle ones, in the graph's order."""
-        for number, group in self.model.groups.items():
+        for number, group in self.retraces.model.groups.items():
             kept = self.removal.kept.get(number)
             idle, why = self.removal.idle.get(number, (0, ""))
             if kept is None and not idle:
@@ -210,19 +176,14 @@ class _Attempt:
             after = group.size
             if kept is not None:
                 after = int(kept.reshape(-1, group.size)[0].sum())
-            yield Change(group.name, group.size, after, idle, refused.get(number, why))
+            why = self.refused.get(number, why)
+            yield Change(group.name, group.size, after, idle, why)
 
     def draws(self) -> Iterable[str]:
         """Smaller groups with random numbers for each unit."""
-        extents = self.model.program.extents
-        drawn = {g for d in self.model.program.drawn for g in extents.wholes(d)}
-        for number, group in self.model.groups.items():
+        model = self.retraces.model
+        wholes = model.program.extents.wholes
+        drawn = {group for dim in model.program.drawn for group in wholes(dim)}
+        for number, group in model.groups.items():
             if number in self.removal.kept and number in drawn:
                 yield group.name
-
-
-def _shape_of_cut(array: Array, mine: tuple[Cut, ...]) -> jax.ShapeDtypeStruct:
-    """The type of a parameter after a cut."""
-    whole = jax.ShapeDtypeStruct(jnp.shape(array), array.dtype)
-    shape = jax.eval_shape(functools.partial(cut, mine=mine), whole).shape
-    return shape_of(array, shape)

@@ -18,6 +18,8 @@ computed where its operands are known. Nothing is known of other results.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +29,11 @@ from jax.typing import ArrayLike
 
 from bbjax.tracing import jaxprs
 from bbjax.tracing.axes.extents import Dims, Extents
+from bbjax.tracing.primitives import ELEMENTWISE, SHAPING, SUMS, ZERO_PRESERVING
 
+# Operations of one operand, and of several, whose result is 0 where these are 0.
+_ZERO_AT_ZERO = ZERO_PRESERVING - {"clamp", "integer_pow", "is_finite"}
+_ZERO_OF_ZEROS = frozenset("sub complex max min select_n".split())
 Bind = Callable[..., ArrayLike]
 Tag = tuple[str, int]
 
@@ -55,12 +61,15 @@ class UnitValues(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """A parameter that was only moved or cast: its values, and its mask if it has one.
+    """A parameter, or what was computed from parameters entry by entry.
 
-    Values are computed only for parameters with one entry per unit.
+    Attributes:
+      value: its values, computed only where there is one entry per unit; None if they
+        depend on the input, too.
+      mask: False for entries that masks make 0; None if there are none.
     """
 
-    value: Callable[[], np.ndarray]
+    value: Callable[[], np.ndarray] | None
     mask: np.ndarray | None
 
 
@@ -81,6 +90,16 @@ class Known:
     parameter: Parameter | None = None
     tag: Tag | None = None
 
+    @property
+    def is_known(self) -> bool:
+        """Whether anything is known of the array."""
+        return bool(self.by or self.parameter) or self.number is not None
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether the array is a constant 0."""
+        return self.number is not None and not self.number.any()
+
     def entries(self, group: int, size: int) -> UnitValues | None:
         """What is known of the units of a group."""
         if group in self.by:
@@ -94,22 +113,13 @@ class Known:
 NOTHING = Known()
 
 
-def single_axes(extents: Extents, dims: Dims) -> dict[int, int]:
-    """The axis of each group that is on one axis alone."""
-    axes: dict[int, list[int]] = {}
-    for axis, dim in enumerate(dims):
-        for group in extents.wholes(dim):
-            axes.setdefault(group, []).append(axis)
-    return {group: found[0] for group, found in axes.items() if len(found) == 1}
-
-
 def on_axis(
     extents: Extents, known: Known, dims: Dims, axis: int, group: int
 ) -> UnitValues | None:
     """What is known of the units of a group on one axis of an array."""
     if known.parameter is not None:
         return _of_parameter(extents, known.parameter, dims, axis, group)
-    if single_axes(extents, dims).get(group) != axis:
+    if extents.single_axes(dims).get(group) != axis:
         return None
     return known.entries(group, extents.size((group,)))
 
@@ -119,7 +129,7 @@ def by_group(extents: Extents, known: Known, dims: Dims) -> Known:
     if known.parameter is None:
         return known
     found = {}
-    for group, axis in single_axes(extents, dims).items():
+    for group, axis in extents.single_axes(dims).items():
         entries = _of_parameter(extents, known.parameter, dims, axis, group)
         if entries is not None:
             found[group] = entries
@@ -133,7 +143,7 @@ def _of_parameter(
     at = extents.positions(dims[axis], group)
     mine = at >= 0
     size = extents.size((group,))
-    one_each = int(np.prod(shape)) == size  # one entry per unit
+    one_each = parameter.value is not None and math.prod(shape) == size
     if parameter.mask is None and not one_each:
         return None
     cut = np.zeros(size, bool)
@@ -144,6 +154,7 @@ def _of_parameter(
         np.logical_and.at(cut, at[mine], masked[mine])
     if not one_each:
         return UnitValues(np.zeros(size, np.float32), cut, cut) if cut.any() else None
+    assert parameter.value is not None
     value = np.asarray(parameter.value()).reshape(-1)
     if np.iscomplexobj(value):
         return UnitValues(np.zeros(size, value.dtype), cut, cut)
@@ -225,6 +236,9 @@ def _zeros(
         return UnitValues(nothing.value, pruned[0], pruned[0])
     if name == "select_n":
         return common(entries[1:]) or nothing
+    if name in SUMS or name in _ZERO_OF_ZEROS:
+        both = pruned[0] & pruned[1]
+        return UnitValues(nothing.value, both, both)
     return nothing
 
 
@@ -235,16 +249,32 @@ def _computed(
     known = np.logical_and.reduce([e.known for e in entries])
     if any(np.iscomplexobj(e.value) for e in (found, *entries)):
         return found  # only zeros are followed
-    if not (known & ~found.known).any():
+    new = known & ~found.known
+    if not new.any():
         return found
     lasting = np.logical_and.reduce([e.lasting for e in entries])
-    value = np.asarray(bind(*(jnp.asarray(e.value) for e in entries)))
+    value = found.value.copy()
+    value[new] = _each_once(bind, [e.value[new] for e in entries]).astype(value.dtype)
     fine = known & ~np.isnan(np.asarray(value, np.float64))
-    return UnitValues(
-        np.where(found.known, found.value, value).astype(value.dtype),
-        found.known | fine,
-        found.lasting | (lasting & fine),
-    )
+    return UnitValues(value, found.known | fine, found.lasting | (lasting & fine))
+
+
+def _each_once(bind: Bind, columns: Sequence[np.ndarray]) -> np.ndarray:
+    """An operation, entry by entry, computed once for equal entries.
+
+    Arrays get one of few sizes: every size has to be compiled.
+    """
+    rows = np.concatenate([_bytes(column) for column in columns], axis=1)
+    whole = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.shape[1])))
+    _, first, inverse = np.unique(whole, return_index=True, return_inverse=True)
+    padded = np.zeros(max(64, 1 << (len(first) - 1).bit_length()), int)
+    padded[: len(first)] = first
+    results = bind(*(jnp.asarray(column[padded]) for column in columns))
+    return np.asarray(results)[inverse.reshape(-1)]
+
+
+def _bytes(column: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(column).view(np.uint8).reshape(len(column), -1)
 
 
 # Other operations ----------------------------------------------------------------
@@ -301,7 +331,7 @@ def joined(extents, frame, eqn, ins, groups) -> Known:
     operands = list(zip(ins, dims, strict=True))[:count]
     found = {}
     for group, size in groups.items():
-        holders = [k for k, d in operands if group in single_axes(extents, d)]
+        holders = [k for k, d in operands if group in extents.single_axes(d)]
         having = [k.entries(group, size) for k in holders]
         if eqn.primitive.name == "pad" and _pads(eqn, extents, dims[0], group):
             having.append(ins[1].entries(group, size))
@@ -313,7 +343,7 @@ def joined(extents, frame, eqn, ins, groups) -> Known:
 
 def _pads(eqn: Any, extents: Extents, dims: Dims, group: int) -> bool:
     """Whether padding adds entries to the units of a group."""
-    axis = single_axes(extents, dims).get(group)
+    axis = extents.single_axes(dims).get(group)
     config = eqn.params["padding_config"]
     return any(tuple(c) != (0, 0, 0) for i, c in enumerate(config) if i != axis)
 
@@ -337,25 +367,122 @@ def layer_of(known: Known, step: int | None) -> Known:
     if known.parameter is None or step is None:
         return NOTHING
     value, mask = known.parameter
-    sliced = Parameter(lambda: value()[step], None if mask is None else mask[step])
-    return Known(parameter=sliced, tag=known.tag)
+
+    def sliced() -> np.ndarray:
+        assert value is not None
+        return value()[step]
+
+    here = None if mask is None else mask[step]
+    return Known(parameter=Parameter(value and sliced, here), tag=known.tag)
 
 
-def moved(eqn: Any, parameter: Parameter) -> Parameter:
-    """A parameter after a move or a cast."""
-    name, params = eqn.primitive.name, eqn.params
-    aval = eqn.outvars[0].aval
+def derived(eqn: Any, ins: Sequence[Known]) -> list[Parameter] | None:
+    """What an equation makes of parameters: moves them, or computes entry by entry.
 
-    def move(array: np.ndarray) -> np.ndarray:
-        if name == "transpose":
-            return np.transpose(array, params["permutation"])
-        if params.get("dimensions") is not None and name == "reshape":
-            array = np.transpose(array, params["dimensions"])  # as with order="F"
-        return np.reshape(array, aval.shape)
+    Returns:
+      The results; None if units have to be looked at one by one, as in a vector, or if
+      no operand is a parameter.
+    """
+    given = [known.parameter for known in ins]
+    if not any(given):
+        return None
+    name = eqn.primitive.name
+    if name in _MOVED and all(given):
+        parameters = [p for p in given if p is not None]
+        return [_moved(eqn, parameters, i) for i in range(len(eqn.outvars))]
+    if name not in ELEMENTWISE or sum(n > 1 for n in eqn.outvars[0].aval.shape) < 2:
+        return None
+    masks = [
+        (np.zeros((), bool) if known.is_zero else None) if own is None else own.mask
+        for known, own in zip(ins, given, strict=True)
+    ]
+    mask = _mask_of(name, masks)
+    if mask is not None:
+        mask = np.broadcast_to(mask, eqn.outvars[0].aval.shape)
+    alone = all(
+        p.value is not None if p else known.number is not None
+        for p, known in zip(given, ins, strict=True)
+    )
+    if mask is None and not alone:
+        return None
 
-    mask = None if parameter.mask is None else move(parameter.mask)
-    value = parameter.value
-    return Parameter(lambda: move(np.asarray(value())).astype(aval.dtype), mask)
+    def value() -> np.ndarray:
+        values = [
+            known.number if p is None or p.value is None else p.value()
+            for p, known in zip(given, ins, strict=True)
+        ]
+        dtypes = [v.aval.dtype for v in eqn.invars]
+        arrays = [jnp.asarray(v, d) for v, d in zip(values, dtypes, strict=True)]
+        return np.asarray(binding(eqn)(*arrays))
+
+    return [Parameter(functools.cache(value) if alone else None, mask)]
+
+
+def _mask_of(name: str, masks: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """Which entries of a result may be other than 0; None if all may."""
+    if name in _ZERO_AT_ZERO or name == "div":
+        return masks[0]
+    if name == "select_n":
+        masks = masks[1:]
+    having = [mask for mask in masks if mask is not None]
+    if name == "mul" and having:
+        return functools.reduce(np.logical_and, having)
+    every = len(having) == len(masks)
+    if every and (name in SUMS or name in _ZERO_OF_ZEROS):
+        return functools.reduce(np.logical_or, having)
+    return None
+
+
+def _moved(eqn: Any, parameters: Sequence[Parameter], result: int) -> Parameter:
+    """One result of a move, or of a cast."""
+    aval = eqn.outvars[result].aval
+    masks = None
+    if any(p.mask is not None for p in parameters):
+        masks = [
+            np.ones(v.aval.shape, bool) if p.mask is None else p.mask
+            for p, v in zip(parameters, eqn.invars, strict=True)
+        ]
+
+    def value() -> np.ndarray:
+        values = [np.asarray(p.value()) for p in parameters if p.value is not None]
+        return _MOVED[eqn.primitive.name](eqn, values)[result].astype(aval.dtype)
+
+    alone = all(p.value is not None for p in parameters)
+    mask = None if masks is None else _MOVED[eqn.primitive.name](eqn, masks)[result]
+    return Parameter(functools.cache(value) if alone else None, mask)
+
+
+def _reshaped(eqn: Any, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    order = eqn.params.get("dimensions")
+    if eqn.primitive.name == "reshape" and order is not None:
+        return [arrays[0].transpose(order).reshape(eqn.outvars[0].aval.shape)]
+    return [arrays[0].reshape(eqn.outvars[0].aval.shape)]
+
+
+def _sliced(eqn: Any, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    params = eqn.params
+    strides = params["strides"] or [1] * arrays[0].ndim
+    bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+    return [arrays[0][tuple(slice(*bound) for bound in bounds)]]
+
+
+def _split(eqn: Any, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    bounds = np.cumsum(eqn.params["sizes"])[:-1]
+    return np.split(arrays[0], bounds, axis=eqn.params["axis"])
+
+
+# Numpy's version of a move: from its equation and operands to its results.
+_MOVED: dict[str, Callable[[Any, Sequence[np.ndarray]], list[np.ndarray]]] = {
+    **dict.fromkeys(SHAPING - {"transpose", "broadcast_in_dim"}, _reshaped),
+    "transpose": lambda eqn, arrays: [arrays[0].transpose(eqn.params["permutation"])],
+    "slice": _sliced,
+    "split": _split,
+    "concatenate": lambda eqn, arrays: [
+        np.concatenate(arrays, axis=eqn.params["dimension"])
+    ],
+    "stack": lambda eqn, arrays: [np.stack(arrays, axis=eqn.params["axis"])],
+    "rev": lambda eqn, arrays: [np.flip(arrays[0], eqn.params["dimensions"])],
+}
 
 
 def binding(eqn: Any) -> Callable[..., Any]:

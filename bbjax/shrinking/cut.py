@@ -54,6 +54,14 @@ def cut(array: A, mine: tuple[Cut, ...]) -> A:
     return jax.device_put(found, sharding or next(iter(array.devices())))
 
 
+def masked(array: A, mask: np.ndarray) -> A:
+    """An array with zeros where the mask is False; concrete ones as by `cut`."""
+    if not isinstance(array, jax.Array) or array.weak_type:
+        return array.__array_namespace__().where(mask, array, array.dtype.type(0))
+    host = np.asarray(array)
+    return jax.device_put(np.where(mask, host, host.dtype.type(0)), array.sharding)
+
+
 def resharded(array: Array, shape: tuple[int, ...]) -> NamedSharding | None:
     """The sharding of an array for another shape, on axes that it still divides."""
     sharding = getattr(array, "sharding", None)

@@ -12,14 +12,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from bbjax.model.groups import Group, on_axes
+from bbjax.model.groups import Group, of_units, on_axes
 from bbjax.model.kernel import Kernel
 from bbjax.model.leaves import Leaves
+from bbjax.model.units import Units
 from bbjax.tracing.axes.extents import Dims
 from bbjax.tracing.axes.program import Program
 from bbjax.tracing.call import Prepared
 from bbjax.tracing.graph.scans import scans_of_groups, stack_axes
-from bbjax.tracing.trace import followed
+from bbjax.tracing.trace import followed, grouped
 
 Array = np.ndarray | jax.Array
 # By group, which units are kept: bool, `(units,)` or `layers + (units,)`. A group that
@@ -36,6 +37,7 @@ class TracedModel:
       paths: of the parameters.
       arrays: the parameters.
       masks: by number of the parameter, True where kept.
+      units: of the trace.
       kernels: by number of the parameter.
       groups: by number of the group, in the order of `units.graph`.
       scans: by number of the group, the scans whose layers have units of their own.
@@ -45,6 +47,7 @@ class TracedModel:
     paths: tuple[str, ...]
     arrays: Sequence[Array]
     masks: Mapping[int, np.ndarray]
+    units: Units
     kernels: Mapping[int, Kernel]
     groups: Mapping[int, Group]
     scans: Mapping[int, Dims]
@@ -54,18 +57,43 @@ class TracedModel:
         cls, prepared: Prepared, params: Any, masks: Mapping[str, np.ndarray]
     ) -> TracedModel:
         """The model of a traced call with these parameters; masks are by path."""
-        found = followed(prepared)
         leaves = Leaves.of(params)
+        number = {path: i for i, path in enumerate(prepared.paths)}
+        arrays = [leaves.at(path) for path in prepared.paths]
+        by_number = {number[path]: mask for path, mask in masks.items()}
+        return cls._of(prepared, followed(prepared), arrays, by_number)
+
+    def at(self, prepared: Prepared) -> TracedModel:
+        """The same model with other arguments."""
+        found = grouped(prepared, self.units)
+        return self._of(prepared, found, self.arrays, self.masks)
+
+    @classmethod
+    def _of(cls, prepared, found, arrays, masks) -> TracedModel:
         number = {path: i for i, path in enumerate(prepared.paths)}
         return cls(
             found.program,
             prepared.paths,
-            [leaves.at(path) for path in prepared.paths],
-            {number[path]: mask for path, mask in masks.items()},
+            arrays,
+            masks,
+            found.units,
             {number[k.path]: k for k in found.units.kernels},
             {group: found.units.graph[n] for group, n in found.numbers.items()},
             scans_of_groups(found.program),
         )
+
+    def masked_units(self, group: int) -> np.ndarray:
+        """Units all of whose weights are masked: bool, `layers + (units,)`."""
+        found = self.groups[group]
+        members = [m for m in found.members if m.role != "beside"] or found.members
+        number = {path: i for i, path in enumerate(self.paths)}
+        masked = np.ones((*found.layers, found.size), bool)
+        for member in members:
+            mask = self.masks.get(number[member.path])
+            if mask is None:
+                return np.zeros_like(masked)
+            masked &= of_units(found, member, mask) == 0
+        return masked
 
     def kept_along(
         self, leaf: int, axis: int, kept: Kept

@@ -161,9 +161,11 @@ class _Reader:
         if name in IDENTITY:
             return list(ins)
         dims = [self.dims(frame, a) for a in eqn.invars]
-        parameter = ins[0].parameter if name in SHAPING else None
-        if parameter is not None and name != "broadcast_in_dim":
-            return [Known(parameter=constants.moved(eqn, parameter), tag=tag)]
+        if name not in JOINING and not any(k.is_known for k in ins):
+            return [dataclasses.replace(NOTHING, tag=tag) for _ in eqn.outvars]
+        made = constants.derived(eqn, ins)
+        if made is not None:
+            return [Known(parameter=parameter, tag=tag) for parameter in made]
         ins = self.by_group(ins, dims)
         outs = [self.plain(frame, eqn, ins, var) for var in eqn.outvars]
         return [dataclasses.replace(k, tag=tag) for k in outs] if tag else outs
@@ -185,7 +187,7 @@ class _Reader:
         """The result of an equation without a body."""
         name = eqn.primitive.name
         extents = self.program.extents
-        once = constants.single_axes(extents, frame.dims[var])
+        once = extents.single_axes(frame.dims[var])
         groups = {group: extents.size((group,)) for group in once}
         if name in ELEMENTWISE:
             bind = constants.binding(eqn)
@@ -215,9 +217,9 @@ class _Reader:
                 self.sum(frame, eqn, ins, dims, (left, right), group, layer)
             summed |= both
         found: dict[int, UnitValues] = {}
-        single = constants.single_axes(extents, frame.dims[eqn.outvars[0]])
+        single = extents.single_axes(frame.dims[eqn.outvars[0]])
         for side, known in enumerate(ins):
-            for group, axis in constants.single_axes(extents, dims[side]).items():
+            for group, axis in extents.single_axes(dims[side]).items():
                 entries = constants.on_axis(extents, known, dims[side], axis, group)
                 if entries is None or group in summed or group not in single:
                     continue
@@ -230,7 +232,9 @@ class _Reader:
 
     def kernel_of(self, frame, eqn, ins) -> tuple[int | None, int | None]:
         """Which operand of a product is a kernel, and its number."""
-        side = next((s for s in (1, 0) if ins[s].parameter is not None), None)
+        kinds = [known.parameter for known in ins]
+        sides = [s for s in (1, 0) if kinds[s] and kinds[s].value is not None]
+        side = sides[0] if sides else None
         if side is None or jaxprs.is_literal(eqn.invars[side]):
             return None, None
         return side, frame.leaves.get(eqn.invars[side])

@@ -29,7 +29,10 @@ from bbjax.shrinking.constants import Parameter
 from bbjax.shrinking.model import Array, Kept, TracedModel
 from bbjax.shrinking.reading import Sum, read
 from bbjax.tracing.axes.extents import Dims
+from bbjax.tracing.graph.groups import UNUSED
 from bbjax.tracing.graph.scans import stack_axes
+
+_UNPROVEN = "a product that runs over them is not known to get 0 from them"
 
 
 class Use(NamedTuple):
@@ -97,10 +100,11 @@ def choose(
     arrays: list[Array] = list(model.arrays)
     kept: dict[int, np.ndarray] = {}
     folds: dict[Use, Fold] = {}
+    masked = {group: model.masked_units(group) for group in model.groups}
     while True:
         parameters = [_parameter(a, masks.get(i)) for i, a in enumerate(arrays)]
         sums = read(model.program, parameters)
-        choice = _Choice(model, sums, refused, varying, kept)
+        choice = _Choice(model, sums, refused, varying, kept, masked)
         if not choice.removes_more():
             changed = {i for i, a in enumerate(arrays) if a is not model.arrays[i]}
             biases = {i: arrays[i] for i in changed}
@@ -132,8 +136,10 @@ class _Choice:
         refused: Mapping[int, str],
         varying: Mapping[int, str],
         before: Kept,
+        masked: Mapping[int, np.ndarray],
     ):
         self.model, self.refused, self.before = model, refused, before
+        self.masked = masked
         self.varying = varying
         self.sums: dict[int, list[Sum]] = {}
         for found in sums:
@@ -142,8 +148,8 @@ class _Choice:
         self.kept: dict[int, np.ndarray] = {}
         self.folds: dict[Use, Fold] = {}
         self.idle: dict[int, tuple[int, str]] = {}
-        for group, mine in sorted(self.sums.items()):
-            self.decide(group, mine)
+        for group in sorted(model.groups):
+            self.decide(group, self.sums.get(group, []))
 
     def removes_more(self) -> bool:
         """Whether more units are removed than before."""
@@ -160,15 +166,19 @@ class _Choice:
         size = extents.size((group,))
         idle = np.ones((*lead, size), bool)
         removed = np.ones((*lead, size), bool)
-        why = ""
+        why = "" if sums else UNUSED
         effects = [(found, *self.effects(found)) for found in sums]
         for found, zero, constant, why_not in effects:
             layer = found.layer[:depth]
             idle[layer] &= zero if others else zero | constant
             removed[layer] &= zero | (constant if not why_not else False)
             why = why or why_not
-        if fixed:
-            self.note_idle(group, idle, fixed)
+        idle &= bool(sums)
+        if not others and (self.masked[group] & ~idle).any():
+            idle |= self.masked[group]
+            why = why or _UNPROVEN
+        if fixed or not sums:
+            self.note_idle(group, idle, fixed or why)
             return
         before = self.before.get(group, np.ones_like(removed))
         removed = _as_many(removed, ~before)

@@ -9,7 +9,7 @@ function is traced to a jaxpr of its arrays. `trace`, `observe`, `calibrate` and
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ class Prepared:
       jaxpr: closed jaxpr of the parameter leaves, then the argument leaves.
       arrays: the operands, in that order.
       paths: path of each parameter leaf.
+      others: path of each argument leaf, as `args[0]/mean`.
       restore: from the outputs of the jaxpr to the result of the function.
       results: gives the path of each output of the jaxpr, once it is traced.
     """
@@ -34,6 +35,7 @@ class Prepared:
     jaxpr: Any
     arrays: tuple[Any, ...]
     paths: tuple[str, ...]
+    others: tuple[str, ...]
     restore: Callable[[Sequence[Any]], Any]
     results: Callable[[], tuple[str, ...]]
 
@@ -46,6 +48,7 @@ class Call:
       fn: of the arrays, to the arrays of the result.
       arrays: the parameter leaves, then the argument leaves.
       paths: path of each parameter leaf.
+      names: path of each argument leaf.
       restore: from the arrays of the result to the result of the function.
       results: gives the path of each of them, once the function was called.
       key: equal for calls of the same function that make the same jaxpr.
@@ -57,6 +60,7 @@ class Call:
     fn: Callable[..., Any]
     arrays: tuple[Any, ...]
     paths: tuple[str, ...]
+    names: tuple[str, ...]
     restore: Callable[[Sequence[Any]], Any]
     results: Callable[[], tuple[str, ...]]
     key: tuple[Hashable, ...]
@@ -110,6 +114,7 @@ def call(
         fn=flat,
         arrays=arrays,
         paths=tuple(path for path, value in keyed if _is_array(value)),
+        names=tuple(_names(args, kwargs)),
         restore=restore,
         results=results,
         key=(
@@ -121,6 +126,15 @@ def call(
         ),
         others=others,
     )
+
+
+def _names(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[str]:
+    """The path of every array among the arguments: `args[0]/mean`, `mask`."""
+    named = {f"args[{i}]": value for i, value in enumerate(args)} | kwargs
+    for name, tree in named.items():
+        for path, value in leaves_by_path(tree)[0]:
+            if _is_array(value):
+                yield f"{name}/{path}" if path else name
 
 
 def _check_parameters(params: Any, keyed: Sequence[tuple[str, Any]]) -> None:
@@ -157,7 +171,9 @@ def prepare(
 def traced(this: Call) -> Prepared:
     """The jaxpr of a call."""
     jaxpr = jax.make_jaxpr(this.fn)(*this.arrays)
-    return Prepared(jaxpr, this.arrays, this.paths, this.restore, this.results)
+    return Prepared(
+        jaxpr, this.arrays, this.paths, this.names, this.restore, this.results
+    )
 
 
 def _is_array(value: Any) -> bool:

@@ -76,3 +76,13 @@ def scan_counts(eqn: Any) -> tuple[int, int]:
         return params["num_consts"], params["num_carry"]
     held, carried, _ = params["ft_in"].unpack()
     return len(held), len(carried)
+
+
+def lines(eqn: Any) -> list[tuple[str, int]]:
+    """The file and line of every call that led to an equation, from outside to inside.
+
+    Empty where JAX did not record them.
+    """
+    traceback = getattr(eqn.source_info, "traceback", None)
+    frames = getattr(traceback, "frames", ())
+    return [(frame.file_name, frame.line_num) for frame in reversed(frames)]

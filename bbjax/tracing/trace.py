@@ -11,15 +11,17 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
+from bbjax.model.groups import Graph, UnitSet
 from bbjax.model.units import Units
 from bbjax.tracing import jaxprs
-from bbjax.tracing.axes.program import Program, follow
+from bbjax.tracing.axes.program import Program, argument, follow
 from bbjax.tracing.call import Prepared, prepare
 from bbjax.tracing.flow import kernels as flow_kernels
 from bbjax.tracing.flow.values import DATA, leaf, plain
 from bbjax.tracing.flow.walk import Flow, walk
-from bbjax.tracing.graph import sets, uses
-from bbjax.tracing.graph.groups import graph
+from bbjax.tracing.graph import groups, sets, uses
 
 
 def trace(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> Units:
@@ -73,20 +75,58 @@ def followed(prepared: Prepared) -> Followed:
     """Kernels, groups and sets of units of a prepared function."""
     flow = walked(prepared)
     found = _kernels(prepared, flow)
-    program = follow(prepared.jaxpr, prepared.paths, prepared.results())
+    program = _program(prepared)
     number = {path: leaf for leaf, path in enumerate(prepared.paths)}
     kernels = {number[kernel.path]: kernel for kernel in found.kernels}
     used = uses.follow(program, flow, kernels)
     made = sets.sets(program, used, prepared.paths, kernels)
     full = tuple(sets.with_graph(kernels, made, used, program, prepared.paths))
-    groups, numbers = graph(program, prepared.paths, full)
-    units = Units(
-        full,
-        found.problems,
-        others=found.others,
-        graph=dataclasses.replace(groups, sets=made),
+    units = Units(full, found.problems, others=found.others)
+    return _with_groups(prepared, program, units, made)
+
+
+def grouped(prepared: Prepared, units: Units) -> Followed:
+    """Groups of a prepared function whose kernels are known."""
+    return _with_groups(prepared, _program(prepared), units, ())
+
+
+def _program(prepared: Prepared) -> Program:
+    return follow(prepared.jaxpr, prepared.paths, prepared.results(), prepared.others)
+
+
+def _with_groups(
+    prepared: Prepared, program: Program, units: Units, made: tuple[UnitSet, ...]
+) -> Followed:
+    graph, numbers = groups.graph(program, prepared.paths, units.kernels)
+    graph = dataclasses.replace(graph, sets=made, note=_note(graph, prepared))
+    return Followed(dataclasses.replace(units, graph=graph), program, numbers)
+
+
+def _note(graph: Graph, prepared: Prepared) -> str:
+    """What helps where arguments with one entry per unit (statistics) fix a group."""
+    count = len(prepared.paths)
+    vectors = {
+        argument(path): path
+        for path, array in zip(prepared.others, prepared.arrays[count:], strict=True)
+        if len([n for n in jnp.shape(array) if n > 1]) == 1
+    }
+    hidden = [g.fixed for g in graph if g.having("makes") and g.having("reads")]
+    found = [vectors[why] for why in hidden if why in vectors]
+    if not found:
+        return ""
+    tree = found[0].split("/")[0]
+    if not tree.startswith("args["):
+        given = f"*args, {tree}=both[1]"
+    elif tree == "args[0]":
+        given = "both[1], *args"
+    else:
+        number = tree[len("args[") : -1]
+        given = f"*args[:{number}], both[1], *args[{number}:]"
+    return (
+        f"Units with entries in arguments ({found[0]}) can shrink if these are "
+        f"parameters, too:\nbb.trace(lambda both, *args: fn(both[0], {given}), "
+        f"(params, {tree}), ...)"
     )
-    return Followed(units, program, numbers)
 
 
 def analyse(prepared: Prepared, *, terms: bool = False) -> flow_kernels.Traced:

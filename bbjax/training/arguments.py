@@ -18,6 +18,7 @@ import numpy as np
 from bbjax.activity.statistics import SIDED
 from bbjax.budgets.allocation import Density, Erk, all_edges, per_kernel
 from bbjax.budgets.exact import check_density
+from bbjax.model.checks import meant
 from bbjax.model.numbers import INT32, check_int, check_number
 from bbjax.model.units import Actuator, Kernel, Units
 from bbjax.rules.base import Rule
@@ -206,7 +207,10 @@ def check_masks(budgeted: Budgeted, masks: Any) -> None:
     for kernel, _ in budgeted:
         shape = jnp.shape(masks[kernel.path]) if kernel.path in masks else None
         if shape != kernel.shape:
-            wrong.append(f"{kernel.path!r}: expected {kernel.shape}, got {shape}")
+            question = meant(kernel.path, masks) if shape is None else ""
+            wrong.append(
+                f"{kernel.path!r}: expected {kernel.shape}, got {shape}{question}"
+            )
     if wrong:
         raise ValueError(
             "expected a mask of the shape of every budgeted kernel; differences: "

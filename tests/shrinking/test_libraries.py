@@ -173,19 +173,91 @@ def test_linen_attention_and_stacked_layers_lose_units():
     same(module.apply, variables, masks, small, SEQUENCE)
 
 
-def test_a_parameter_of_linen_outside_layers_keeps_its_group():
-    class Scaled(nn.Module):
+class Gated(nn.Module):
+    """Parameters that the module makes itself, as in Gemma."""
+
+    hidden: int = 6
+    heads: int = 0
+
+    def setup(self):
+        init = nn.initializers.normal(1.0)
+        self.up = self.param("up", init, (2, 8, self.hidden))
+        self.down = self.param("down", init, (self.hidden, 8))
+
+    def __call__(self, x):
+        gate, up = jnp.einsum("btd,gdf->gbtf", x, self.up)
+        h = nn.silu(gate) * up
+        if self.heads:
+            h = h.reshape(*h.shape[:-1], self.heads, -1).reshape(*h.shape[:-1], -1)
+        return h @ self.down
+
+
+def test_parameters_that_a_linen_module_makes_itself_shrink():
+    module = Gated()
+    variables = module.init(jax.random.key(0), SEQUENCE)
+    masks, small = halved(module.apply, variables, SEQUENCE)
+    assert small.params["params"]["up"].shape == (2, 8, 3)
+    same(module.apply, variables, masks, small, SEQUENCE)
+    new = Gated(hidden=3)
+    close(new.apply(small.params, SEQUENCE), small.fn(small.params, SEQUENCE))
+    assert vars(module).keys() == vars(Gated()).keys()
+
+
+def test_a_number_that_a_linen_module_uses_itself_keeps_its_units():
+    module = Gated(heads=3)
+    variables = module.init(jax.random.key(0), SEQUENCE)
+    masks, small = halved(module.apply, variables, SEQUENCE)
+    whys = [change.why for change in small.report.changes if change.idle]
+    assert whys and small.params["params"]["up"].shape == (2, 8, 3)
+    assert all("reshape" in why for why in whys)
+    same(module.apply, variables, masks, small, SEQUENCE)
+
+
+LINEN_CELLS = {
+    "simple": lambda: nn.SimpleCell(4),
+    "lstm": lambda: nn.LSTMCell(4),
+    "lstm, concatenated": lambda: nn.OptimizedLSTMCell(4),
+    "gru": lambda: nn.GRUCell(4),
+    "mgu": lambda: nn.MGUCell(4),
+    "lstm of convolutions": lambda: nn.ConvLSTMCell(4, (2,)),
+}
+
+
+@pytest.mark.parametrize("name", LINEN_CELLS)
+def test_recurrent_cells_of_linen_lose_units(name):
+    class Model(nn.Module):
         @nn.compact
         def __call__(self, x):
-            x = nn.relu(nn.Dense(6, name="up")(x))
-            scale = self.param("scale", nn.initializers.ones, (6,))
-            return nn.Dense(2, name="down")(x * scale)
+            return nn.Dense(3, name="head")(nn.RNN(LINEN_CELLS[name]())(x))
 
-    module = Scaled()
-    variables = module.init(jax.random.key(0), SEQUENCE)
-    _, small = halved(module.apply, variables, SEQUENCE)
-    (change,) = small.report.changes
-    assert change.after == 6 and "ScopeParamShapeError" in change.why
+    x = SEQUENCE[..., None] if "convolutions" in name else SEQUENCE
+    module = Model()
+    variables = jax.jit(module.init)(jax.random.key(0), x)
+    masks, small = halved(module.apply, variables, x)
+    assert small.params["params"]["head"]["kernel"].shape == (2, 3)
+    same(module.apply, variables, masks, small, x)
+
+
+NNX_CELLS = (nnx.SimpleCell, nnx.LSTMCell, nnx.OptimizedLSTMCell, nnx.GRUCell)
+
+
+@pytest.mark.parametrize("kind", NNX_CELLS)
+def test_recurrent_cells_of_nnx_are_rebuilt_ready_to_call(kind):
+    class Model(nnx.Module):
+        def __init__(self):
+            rngs = nnx.Rngs(0)
+            self.rnn = nnx.RNN(kind(8, 4, rngs=rngs), rngs=rngs)
+            self.head = nnx.Linear(4, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(self.rnn(x))
+
+    model = Model()
+    masks, small = halved(call, model, SEQUENCE)
+    cell = small.params.rnn.cell
+    assert (cell.in_features, cell.hidden_features) == (8, 2)
+    same(call, model, masks, small, SEQUENCE)
+    close(small.params(SEQUENCE), small.fn(small.params, SEQUENCE))
 
 
 def test_an_equinox_module_takes_smaller_arrays():

@@ -180,6 +180,53 @@ def test_average_pooling_keeps_a_constant_where_no_window_is_padded():
     same(fn, params, masks, small, IMAGE)
 
 
+def test_weights_that_are_put_together_from_parameters_are_followed():
+    """As S5 makes complex weights of two real ones, and an LSTM joins four kernels."""
+
+    def fn(p, x):
+        one, two = p["into"].astype(jnp.complex64).transpose(2, 0, 1)
+        into = one + two * np.complex64(1j)
+        out = lax.complex(p["real"], p["imag"])
+        turn = jnp.exp(p["phase"].astype(jnp.complex64) * np.complex64(1j))
+        h = x.astype(jnp.complex64) @ into * turn[None]
+        both = jnp.concatenate([p["one"], p["two"]], axis=1)
+        first, second = jnp.split((h @ out).real @ both, 2, axis=1)
+        return jnp.tanh(first) * second @ p["read"]
+
+    params = drawn(
+        into=(3, 6, 2), phase=(6,), real=(6, 5), imag=(6, 5), one=(5, 4), two=(5, 4)
+    ) | drawn(read=(4, 2))
+    masks = cut(
+        params,
+        into=np.s_[:, 2:],
+        phase=np.s_[2:],
+        real=np.s_[2:],
+        imag=np.s_[2:],
+        one=np.s_[:, 3:],
+        two=np.s_[:, 3:],
+        read=np.s_[3:],
+    )
+    small = bb.shrink(fn, params, masks, X)
+    shapes = jax.tree.map(jnp.shape, small.params)
+    assert shapes["into"] == (3, 2, 2) and shapes["phase"] == (2,)
+    assert shapes["real"] == shapes["imag"] == (2, 5) and shapes["read"] == (3, 2)
+    assert shapes["one"] == shapes["two"] == (5, 3)
+    same(fn, params, masks, small, X)
+
+
+def test_masked_units_that_stay_are_in_the_report():
+    def fn(p, x):  # a unit of zeros adds exp(0) to the product of the exponentials
+        h = jnp.tanh(x @ p["up"])
+        pairs = jnp.exp(h.T @ h)
+        return h @ (pairs @ pairs) @ p["down"]
+
+    params = drawn(up=(3, 4), down=(4, 2))
+    masks = cut(params, up=np.s_[:, 3], down=np.s_[3:])
+    (change,) = bb.shrink(fn, params, masks, X).report.changes
+    assert (change.group, change.after, change.idle) == ("up[1]", 4, 1)
+    assert change.why.startswith("a product that runs over them is not known to get 0")
+
+
 # What has to stay ----------------------------------------------------------------
 def test_a_mean_over_units_keeps_them():
     def fn(p, x):

@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bbjax as bb
-from bbjax.shrinking.constants import Parameter, moved
+from bbjax.shrinking.constants import Known, Parameter, derived
 from tests.support.smaller import close, cut, drawn, masked
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((5, 3)), jnp.float32)
@@ -59,7 +59,7 @@ def test_a_parameter_is_reshaped_in_the_order_of_the_function(order):
     program = jax.make_jaxpr(lambda b: jnp.reshape(b, (1, 6), order=order))(value)
     known = Parameter(lambda: value, value < 4)
     for eqn in program.eqns:
-        known = moved(eqn, known)
+        (known,) = derived(eqn, [Known(parameter=known)])
     expected = value.reshape((1, 6), order=order)
     np.testing.assert_array_equal(known.value(), expected)
     np.testing.assert_array_equal(known.mask, expected < 4)

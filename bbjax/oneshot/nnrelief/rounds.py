@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from bbjax.model.checks import on_host
+from bbjax.model.checks import meant, on_host
 from bbjax.model.leaves import Leaves
 from bbjax.model.units import Units
 from bbjax.oneshot.nnrelief.relieve import ReliefReport, Relieved, relieve
@@ -288,8 +288,9 @@ def densities_of(masks: Mapping[str, Any], units: Units) -> dict[str, float]:
     kernels = [k for k in units.kernels if k.path in masks]
     if not kernels:
         raise ValueError(
-            f"expected masks of kernels, got {list(masks)[:5]}; the kernels are "
-            f"{list(units.paths)}"
+            f"expected masks of kernels, got {list(masks)[:5]}"
+            f"{''.join(meant(p, units.paths) for p in list(masks)[:1])}; the kernels "
+            f"are {list(units.paths)}"
         )
     found = {}
     for kernel in kernels:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from bbjax.model.checks import check_values
+from bbjax.model.checks import check_values, meant
 from bbjax.model.groups import Group, on_axes
 from bbjax.model.numbers import INT32, check_int
 from bbjax.model.units import Units
@@ -70,6 +70,7 @@ def cut(
             "expected a group of units that can shrink, got none: "
             + ("; ".join(reasons[:8]) or "the trace found no groups")
             + "; print(units.graph) lists all"
+            + (f"\n{units.graph.note}" if units.graph.note else "")
         )
     scores = _checked(scores, known)
     shares: dict[str, Any] = dict.fromkeys(scores)
@@ -131,7 +132,8 @@ def _each(given: Any, names: Collection[str], what: str) -> dict[str, Any]:
         return dict.fromkeys(names, given)
     if unknown := sorted(given.keys() - set(names)):
         raise ValueError(
-            f"expected {what}, got some of {unknown}; they are {list(names)[:8]}"
+            f"expected {what}, got some of {unknown}{meant(unknown[0], names)}; they "
+            f"are {list(names)[:8]}"
         )
     return dict(given)
 

@@ -14,11 +14,17 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from bbjax.model.checks import Masks, check_values, on_host
-from bbjax.model.groups import Group, Member, on_axes
+from bbjax.model.checks import (
+    Masks,
+    check_values,
+    meant,
+    on_host,
+    refuse_misnamed,
+)
+from bbjax.model.groups import Group, Member, of_units, on_axes
 from bbjax.model.leaves import Leaves
 from bbjax.model.units import Units
-from bbjax.shrinking.unitwise.groups import free_groups, of_units
+from bbjax.shrinking.unitwise.groups import free_groups
 
 Scores = dict[str, np.ndarray]
 
@@ -55,8 +61,9 @@ def group_magnitude(units: Units, params: Any) -> Scores:
         for member in group.members:
             if member.path not in leaves.by_path:
                 raise ValueError(
-                    f"expected parameters with {member.path!r}, got a tree without it; "
-                    "pass the parameters that were traced"
+                    f"expected parameters with {member.path!r}, got a tree without it"
+                    f"{meant(member.path, leaves.by_path)}; pass the parameters that "
+                    "were traced"
                 )
             if jnp.shape(leaves.at(member.path)) != member.shape:
                 raise ValueError(
@@ -157,6 +164,7 @@ def traffic(
     """
     rates = activity(units, stats, "on_rate")
     kept = {} if masks is None else on_host(masks)
+    refuse_misnamed(kept, units.paths)
     found = {}
     for name, group in free_groups(units).items():
         degree = np.zeros((*group.layers, group.size))

@@ -39,6 +39,8 @@ class Extents:
         self.noted: list[tuple[Dim, str]] = []  # what `fix` was called with, in order
         self._depth = 0
         self._seen: dict[Dim, Dim] = {}  # wholes, until something is looked into
+        self._placed: dict[tuple[Dim, int], np.ndarray] = {}  # positions, likewise
+        self._single: dict[Dims, dict[int, int]] = {}  # single axes, likewise
 
     # Making ----------------------------------------------------------------------
     def new(self, size: int, fixed: str = "") -> Dim:
@@ -110,7 +112,21 @@ class Extents:
         def own(factor: int) -> np.ndarray | None:
             return np.arange(self._sizes[whole]) if factor == whole else None
 
-        return self.over(dim, own, lambda n: np.full(n, -1), np.maximum)
+        if (dim, whole) not in self._placed:
+            found = self.over(dim, own, lambda n: np.full(n, -1), np.maximum)
+            self._placed[dim, whole] = found
+        return self._placed[dim, whole]
+
+    def single_axes(self, dims: Dims) -> dict[int, int]:
+        """The axis of each whole factor that is on one axis of an array alone."""
+        if dims not in self._single:
+            axes: dict[int, list[int]] = {}
+            for axis, dim in enumerate(dims):
+                for whole in self.wholes(dim):
+                    axes.setdefault(whole, []).append(axis)
+            found = {whole: its[0] for whole, its in axes.items() if len(its) == 1}
+            self._single[dims] = found
+        return self._single[dims]
 
     def over(
         self,
@@ -228,6 +244,12 @@ class Extents:
         for whole in self.wholes(dim):
             self._fixed.setdefault(whole, why)
 
+    def _forget(self) -> None:
+        """Forgets what was read before something was looked into or tied."""
+        self._seen.clear()
+        self._placed.clear()
+        self._single.clear()
+
     def _root(self, factor: int) -> int:
         while factor in self._same:
             factor = self._same[factor]
@@ -247,7 +269,7 @@ class Extents:
         why = self._fixed.get(factor, "")
         minor = self._sizes[factor] // major
         self._product[factor] = self.new(major, why) + self.new(minor, why)
-        self._seen.clear()
+        self._forget()
         return True
 
     def _merge(self, one: int, two: int) -> None:
@@ -269,7 +291,7 @@ class Extents:
         elif two in self._sum:
             one, two = two, one
         self._same[two] = one
-        self._seen.clear()
+        self._forget()
         why = self._fixed.get(two)
         if why:
             self._hold((one,), why)
@@ -291,7 +313,7 @@ class Extents:
             self.tie(p, q)
             found.append(p)
         self._sum[self._root(one)] = tuple(found)
-        self._seen.clear()
+        self._forget()
 
     def _parted(self, dim: Dim, at: int) -> tuple[Dim, Dim]:
         """A dim cut in two."""
@@ -309,7 +331,7 @@ class Extents:
             why = self._fixed.get(head, "")
             parts = self.new(at, why), self.new(self._sizes[head] - at, why)
             self._sum[head] = parts
-            self._seen.clear()
+            self._forget()
             return parts
         pieces = list(self._pieces((head,)))
         if len(pieces) >= MOST:
@@ -323,7 +345,7 @@ class Extents:
             if 0 < left < size:
                 pieces[i : i + 1] = self._parted(piece, left)
                 self._sum[head] = tuple(pieces)
-                self._seen.clear()
+                self._forget()
             if left:
                 before.append(pieces[i])
         after = pieces[len(before) :]

@@ -30,6 +30,11 @@ CONSTANT = "a constant of the function has this size"
 RETURNED = "the function returns them"
 
 
+def argument(path: str) -> str:
+    """Why axes of an argument cannot change."""
+    return f"{ARGUMENT}: {path}"
+
+
 @dataclasses.dataclass
 class Frame:
     """One occurrence of a jaxpr.
@@ -77,7 +82,12 @@ class Program:
     drawn: list[Dim]
 
 
-def follow(closed: Any, paths: Sequence[str], results: Sequence[str] = ()) -> Program:
+def follow(
+    closed: Any,
+    paths: Sequence[str],
+    results: Sequence[str] = (),
+    others: Sequence[str] = (),
+) -> Program:
     """Ties the axes of all arrays of a closed jaxpr.
 
     Args:
@@ -86,13 +96,16 @@ def follow(closed: Any, paths: Sequence[str], results: Sequence[str] = ()) -> Pr
       results: paths of the results. One that is made from a parameter entry by entry
         and has its name is its next value, as of a running mean: it goes with its
         units.
+      others: paths of the other arguments, for the reasons.
     """
     leaves = len(paths)
     extents = Extents()
     jaxpr, consts = jaxprs.opened(closed)
+    whys = [*[""] * leaves, *map(argument, others)]
+    whys += [ARGUMENT] * (len(jaxpr.invars) - len(whys))
     dims = [
-        extents.shape(v.aval.shape, ARGUMENT if i >= leaves else "")
-        for i, v in enumerate(jaxpr.invars)
+        extents.shape(v.aval.shape, why)
+        for v, why in zip(jaxpr.invars, whys, strict=True)
     ]
     tags = [i if i < leaves else None for i in range(len(dims))]
     follower = _AxisPass(extents)
