@@ -20,12 +20,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Num, Shaped
 
+from bbjax.activity import in_rows
 from bbjax.activity import statistics as stats
 from bbjax.activity.convolution import Geometry
 from bbjax.activity.on import On
 from bbjax.activity.order import arranged
 from bbjax.activity.per_edge import geometry_of, gram_sum, map_sums, refuse
-from bbjax.activity.per_unit import unit_sums, valid_entries
+from bbjax.activity.per_group import Members
+from bbjax.activity.per_unit import Over, unit_sums, valid_entries
 from bbjax.activity.statistics import BY_SAMPLE, PER_EDGE, PER_UNIT, Asked, Raw
 from bbjax.model.units import Side, Units
 from bbjax.tracing import jaxprs
@@ -62,7 +64,7 @@ class Probe:
         env.update(zip(jaxpr.invars, args, strict=True))
         here = {i: t for i, t in enumerate(self.taps) if t.scope == scope}
         inside = self._calls(jaxpr, scope)
-        read = [v for t in here.values() for v in (t.var, self._weights(t))]
+        read = [v for t in here.values() for v in self._read_by(t)]
         last = _last_reads(jaxpr, read)
         raw: dict[int, Raw] = {}
         start = 0
@@ -71,7 +73,7 @@ class Probe:
             if stop < len(jaxpr.eqns):
                 raw |= self._call(jaxpr, stop, env, scope, last)
             start = stop + 1
-        raw |= self._measure(here, env)
+        raw |= self._measure(here, env, jaxpr)
         return [_read(env, a) for a in jaxpr.outvars], raw
 
     def _calls(self, jaxpr: Any, scope: Scope) -> set[int]:
@@ -89,35 +91,57 @@ class Probe:
             return None
         return tap.use.eqn.invars[1 - tap.use.operand]
 
-    def _measure(self, here: dict[int, Tap], env: dict[Any, Any]) -> dict[int, Raw]:
+    def _read_by(self, tap: Tap) -> list[Any]:
+        """The variables that a measurement reads."""
+        read = [tap.var, self._weights(tap)]
+        if tap.rows is not None:
+            read.append(tap.rows.sizes)
+        if tap.rows is not None and self.where is not None:
+            read += in_rows.read_by(tap.rows)
+        return read
+
+    def _measure(
+        self, here: dict[int, Tap], env: dict[Any, Any], jaxpr: Any
+    ) -> dict[int, Raw]:
         done: dict[Any, Raw] = {}
         raw = {}
         for i, tap in here.items():
             x = _constant(env, tap.var)
-            valid = None
-            if self.where is not None:
-                valid = valid_entries(self.where, x.shape, tap.axes, tap.kernel)
+            over = self._over(x, tap, env, jaxpr)
             names = tuple(n for n in self.asked[tap.side] if n in PER_UNIT)
-            key = (id(tap.var), tap.axes, names)
+            key = (id(tap.var), tap.axes, names, tap.rows and id(tap.rows.sizes))
             if key not in done:
-                done[key] = unit_sums(
-                    x, tap.axes, on=self.on, valid=valid, statistics=names
-                )
-            raw[i] = done[key] | self._larger(x, tap, valid, done[key], env)
+                done[key] = unit_sums(x, over, on=self.on, statistics=names)
+            raw[i] = done[key] | self._larger(x, tap, over, done[key], env)
         return raw
+
+    def _over(
+        self, x: Num[Array, "..."], tap: Tap, env: dict[Any, Any], jaxpr: Any
+    ) -> Over:
+        """Which entries of a value are of which unit."""
+        where, valid = self.where, None
+        if tap.rows is None:
+            if where is not None:
+                valid = valid_entries(where, x.shape, tap.axes, tap.kernel)
+            return Over(tap.axes, x.shape, valid)
+        if where is not None:
+            read = functools.partial(_constant, env)
+            valid = in_rows.valid_rows(where, x.ndim, tap, jaxpr, read)
+        sizes = _constant(env, tap.rows.sizes)
+        return Members(tap.axes, x.shape, valid, tap.rows, sizes)
 
     def _larger(
         self,
         x: Num[Array, "..."],
         tap: Tap,
-        valid: Shaped[Array, "..."] | None,
+        over: Over,
         units: Raw,
         env: dict[Any, Any],
     ) -> Raw:
         """Statistics that are more than one number per unit."""
         names, raw = self.asked[tap.side], {}
         if "gram" in names:
-            raw["gram"] = gram_sum(x, tap, valid)
+            raw["gram"] = gram_sum(x, tap, over)
         if set(names) & set(BY_SAMPLE):
             atom = self._weights(tap)
             raw |= map_sums(
@@ -125,8 +149,8 @@ class Probe:
                 None if atom is None else _constant(env, atom),
                 tap,
                 self.geometries[tap.kernel],
+                over=over,
                 count=units["count"],
-                valid=valid,
                 statistics=names,
             )
         return raw

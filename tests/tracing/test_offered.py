@@ -146,16 +146,6 @@ def test_a_parameter_that_no_result_depends_on_is_not_listed():
     assert (units.paths, units.problems, units.others) == (("v",), (), ())
 
 
-def test_experts_of_a_ragged_product_are_listed():
-    p = {"experts": normal(10, 2, 6, 8), "o": P["o"]}
-
-    def fn(p, x):
-        return relu(lax.ragged_dot(x, p["experts"], jnp.array([2, 3]))) @ p["o"]
-
-    units = bb.trace(fn, p, X)
-    assert dict(units.problems) == {"experts": "ragged_dot is not supported"}
-
-
 UNARY = {
     name: getattr(lax, name)
     for name in (

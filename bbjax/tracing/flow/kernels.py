@@ -25,11 +25,33 @@ import math
 from collections.abc import Sequence
 
 from bbjax.model.kernel import Kernel, Side
+from bbjax.tracing import jaxprs
 from bbjax.tracing.flow import links
 from bbjax.tracing.flow.contract import Use
+from bbjax.tracing.flow.order import Order, order_of
 from bbjax.tracing.flow.seen import living
 from bbjax.tracing.flow.values import Axis, Part, Value
 from bbjax.tracing.flow.walk import Flow, Scope
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows of a measured value that are sorted by group: one group, one stack slice.
+
+    Attributes:
+      axis: axis of the value that they are on.
+      prefix: axes of the value along which group sizes vary, outermost first.
+      parts: parts of the parameter that number the groups.
+      sizes: the variable (or constant) that holds the group sizes, in the scope of the
+        value.
+      order: how the rows of the product were put in this order.
+    """
+
+    axis: int
+    prefix: tuple[int, ...]
+    parts: Axis
+    sizes: object
+    order: Order | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +69,7 @@ class Tap:
         part of the parameter that it runs over, or None if the statistic is summed
         over its iterations.
       use: the use of the kernel whose units these are.
+      rows: the rows of the value, where they belong to stack slices by group.
     """
 
     kernel: str
@@ -57,6 +80,7 @@ class Tap:
     parts: tuple[Axis, ...]
     layers: tuple[tuple[Scope, Part | None], ...]
     use: Use
+    rows: Rows | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +137,7 @@ def find(
             **laid[0],  # type: ignore[arg-type]
         )
         for use, (node, value) in zip(uses, spots, strict=True):
-            taps.append(_input_tap(use, paths[weight]))
+            taps.append(_input_tap(flow, use, paths[weight]))
             taps.append(_output_tap(flow, use, paths[weight], node, value))
     done: Sequence[Kernel] = tuple(kernels.values())
     if graph:
@@ -268,7 +292,8 @@ def _measured(flow: Flow, use: Use, reaching: Sequence[bool]) -> tuple[int, Valu
             if use.number not in value.owners:
                 break
             scored = not to_kernels and node not in ends and value.nonlinearity
-            if node not in flow.untappable and _complete(use, value) and not scored:
+            whole = _complete(use, value) and _grouped(flow, use, node)
+            if node not in flow.untappable and whole and not scored:
                 passed.append(node)
         targets = [
             r
@@ -312,6 +337,8 @@ def _place(flow: Flow, use: Use, nodes: Sequence[int]) -> tuple[int, Value]:
 def _complete(use: Use, value: Value) -> bool:
     """Whether every unit of the use has its place on the axes of the value."""
     scanned = {part for _, part in use.layers}
+    if use.ragged is not None:
+        scanned |= set(use.ragged.parts)
     total = math.prod(
         p.size
         for p, r in use.roles
@@ -320,6 +347,31 @@ def _complete(use: Use, value: Value) -> bool:
     return total == math.prod(
         p.size for axis in value.axes for p in _own_parts(use, value, axis)
     )
+
+
+def _grouped(flow: Flow, use: Use, node: int) -> bool:
+    """Whether the groups of the rows of a value are known, if its units need them."""
+    return use.ragged is None or _rows(flow, use, node) is not None
+
+
+def _rows(flow: Flow, use: Use, node: int) -> Rows | None:
+    """The rows of a value by group; None if there are none, or none that are known."""
+    ragged, value = use.ragged, flow.values[node]
+    if ragged is None:
+        return None
+    held = [{*axis, *(t for p, t in value.twins if p in axis)} for axis in value.axes]
+    found = [
+        next((i for i, parts in enumerate(held) if parts.issuperset(mark)), None)
+        for mark in ragged.marks
+    ]
+    places = [at for at in found if at is not None]
+    sizes: object | None = ragged.sizes
+    if flow.places[node][0] != use.scope and not jaxprs.is_literal(sizes):
+        sizes = flow.copies.get((ragged.groups, flow.places[node][0]))
+    if len(places) < len(found) or sizes is None:
+        return None
+    *prefix, axis = places
+    return Rows(axis, tuple(prefix), ragged.parts, sizes)
 
 
 def _own_parts(use: Use, value: Value, axis: Axis) -> Axis:
@@ -331,9 +383,13 @@ def _own_parts(use: Use, value: Value, axis: Axis) -> Axis:
 
 
 # Taps ----------------------------------------------------------------------------
-def _input_tap(use: Use, path: str) -> Tap:
-    layers = use.layers
-    return Tap(path, "inputs", use.scope, use.atom, use.axes, use.parts, layers, use)
+def _input_tap(flow: Flow, use: Use, path: str) -> Tap:
+    rows = None
+    if use.ragged is not None:
+        r = use.ragged
+        rows = Rows(r.axis, r.prefix, r.parts, r.sizes, order_of(flow, use))
+    place = use.scope, use.atom, use.axes, use.parts, use.layers
+    return Tap(path, "inputs", *place, use, rows)
 
 
 def _output_tap(flow: Flow, use: Use, path: str, node: int, value: Value) -> Tap:
@@ -345,4 +401,7 @@ def _output_tap(flow: Flow, use: Use, path: str, node: int, value: Value) -> Tap
     ]
     axes = tuple(i for i, _ in carried)
     parts = tuple(p for _, p in carried)
-    return Tap(path, "outputs", scope, var, axes, parts, use.layers, use)
+    rows = _rows(flow, use, node)
+    if rows is not None:
+        rows = dataclasses.replace(rows, order=order_of(flow, use))
+    return Tap(path, "outputs", scope, var, axes, parts, use.layers, use, rows)

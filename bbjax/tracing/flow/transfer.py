@@ -7,8 +7,9 @@ pool) move axes and keep as much as is exact. After any other operation nothing 
 known.
 
 The rule for mixing: an operand of an addition-like operation ends the chain unless it
-is made of parameters, is a summary of the same units (their mean in a norm), or does
-not vary along any axis but theirs (a bias, a running mean). Multiplication-like
+is made of parameters (or picks from them by index, as the bias of an expert), is a
+summary of the same units (their mean in a norm), or does not vary along any axis but
+theirs (a bias, a running mean). Multiplication-like
 operations never mix by themselves: masks, dropout and gates pass, and the product of
 two kernels' units belongs to both.
 """
@@ -127,7 +128,7 @@ def elementwise(
         )
     forgotten = forget(name, ins, shape)
     if deps:
-        lost = forgotten.lost
+        lost = ins[0].lost if name in LINEAR_UNARY else forgotten.lost
         return Value(axes, const, deps=deps, twins=_twins(ins), lost=lost)
     return forgotten.replace(const=const)
 
@@ -241,7 +242,7 @@ def _mixes(
         return False
     for v in ins:
         foreign = v.deps - own
-        if v is lead or v.owners or not v.deps:
+        if v is lead or v.owners or not v.deps or _chosen(v):
             continue
         if not foreign:  # a summary of the same units, unless it permuted them
             if any(_moved_about(v, i) for i in owned if i < len(v.shape)):
@@ -251,6 +252,11 @@ def _mixes(
         if foreign != {DATA} or not varies <= owned:
             return True
     return False
+
+
+def _chosen(value: Value) -> bool:
+    """Whether these are entries of parameters that data choose: a bias per row."""
+    return bool(value.lost) and all(by in CHOOSING for _, by in value.lost)
 
 
 def _moved_about(value: Value, axis: int) -> bool:

@@ -1,9 +1,10 @@
 """What is known of one array while a jaxpr is followed.
 
 Every axis carries *parts*: pieces of axes of a source, major to minor. A source is a
-parameter (`("w", leaf)`) or the output units of a kernel use (`("u", use)`); a part of
-neither is a mere position. A part has a size and the stride it has in its source axis,
-so that reshapes which merge, split or move axes can be undone exactly:
+parameter (`("w", leaf)`) or the output units of a kernel use (`("u", use)`); rows that
+are sorted by group have a source, too (`("g", node)`, the node of the group sizes). A
+part of none is a mere position. A part has a size and the stride it has in its source
+axis, so that reshapes which merge, split or move axes can be undone exactly:
 
     (512,)  ->  (8, 64)      part (axis 0, size 512, stride 1)
                              parts (axis 0, size 8, stride 64), (axis 0, 64, 1)
