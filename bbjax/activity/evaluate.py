@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,13 @@ from bbjax.activity import statistics as stats
 from bbjax.activity.convolution import Geometry
 from bbjax.activity.on import On
 from bbjax.activity.order import arranged
-from bbjax.activity.per_edge import geometry_of, gram_sum, map_sums, refuse
+from bbjax.activity.per_edge import (
+    geometry_of,
+    gram_sum,
+    map_sums,
+    refuse,
+    refuse_gram,
+)
 from bbjax.activity.per_group import Members
 from bbjax.activity.per_unit import Over, unit_sums, valid_entries
 from bbjax.activity.statistics import BY_SAMPLE, PER_EDGE, PER_UNIT, Asked, Raw
@@ -45,14 +51,14 @@ class Probe:
     Attributes:
       taps: where to measure.
       geometries: how each kernel moves, by path.
-      asked: which statistics, by side.
+      asked: which statistics, by kernel and side.
       on: what counts as on.
       where: padding mask, or None.
     """
 
     taps: tuple[Tap, ...]
     geometries: dict[str, Geometry]
-    asked: Asked
+    asked: Mapping[str, Asked]
     on: On
     where: Shaped[Array, "..."] | None = None
 
@@ -87,7 +93,9 @@ class Probe:
 
     def _weights(self, tap: Tap) -> Any:
         """The operand with the weights, if contributions of edges are asked for."""
-        if tap.side == "outputs" or not set(self.asked[tap.side]) & set(PER_EDGE):
+        if tap.side == "outputs" or not set(self.asked[tap.kernel][tap.side]) & set(
+            PER_EDGE
+        ):
             return None
         return tap.use.eqn.invars[1 - tap.use.operand]
 
@@ -108,7 +116,7 @@ class Probe:
         for i, tap in here.items():
             x = _constant(env, tap.var)
             over = self._over(x, tap, env, jaxpr)
-            names = tuple(n for n in self.asked[tap.side] if n in PER_UNIT)
+            names = tuple(n for n in self.asked[tap.kernel][tap.side] if n in PER_UNIT)
             key = (id(tap.var), tap.axes, names, tap.rows and id(tap.rows.sizes))
             if key not in done:
                 done[key] = unit_sums(x, over, on=self.on, statistics=names)
@@ -139,7 +147,7 @@ class Probe:
         env: dict[Any, Any],
     ) -> Raw:
         """Statistics that are more than one number per unit."""
-        names, raw = self.asked[tap.side], {}
+        names, raw = self.asked[tap.kernel][tap.side], {}
         if "gram" in names:
             raw["gram"] = gram_sum(x, tap, over)
         if set(names) & set(BY_SAMPLE):
@@ -295,17 +303,27 @@ def _constrained(values: Sequence[Any], shardings: Any) -> list[Any]:
 
 
 # Results -------------------------------------------------------------------------
-def geometries(taps: Sequence[Tap], units: Units, asked: Asked) -> dict[str, Geometry]:
+def geometries(
+    taps: Sequence[Tap], units: Units, asked: Mapping[str, Asked]
+) -> dict[str, Geometry]:
     """How each kernel moves over positions, after a check of what is asked for.
+
+    Args:
+      taps: of the kernels to measure.
+      units: that have them.
+      asked: which statistics, by kernel and side.
 
     Raises:
       ValueError: a product without such statistics, or maps of a kernel whose uses move
         differently.
     """
     found: dict[str, Geometry] = {}
-    for tap in taps:
-        names = asked[tap.side]
-        geometry = geometry_of(tap, units[tap.kernel])
+    each = [geometry_of(tap, units[tap.kernel]) for tap in taps]
+    refuse_gram(
+        g for t, g in zip(taps, each, strict=True) if "gram" in asked[t.kernel][t.side]
+    )
+    for tap, geometry in zip(taps, each, strict=True):
+        names = asked[tap.kernel][tap.side]
         refuse(tap, geometry, names)
         first = found.setdefault(tap.kernel, geometry)
         if set(names) & {*BY_SAMPLE, "positions"}:
@@ -330,7 +348,7 @@ def by_side(probe: Probe, units: Units, raw: dict[int, Raw]) -> Sides:
     for i, tap in enumerate(probe.taps):
         kernel = units[tap.kernel]
         placed = {k: arranged(k, v, tap, kernel) for k, v in raw[i].items()}
-        if "positions" in probe.asked[tap.side]:
+        if "positions" in probe.asked[tap.kernel][tap.side]:
             positions = float(probe.geometries[tap.kernel].positions)
             placed["positions"] = jnp.full(placed["count"].shape, positions)
         key = (tap.kernel, tap.side)

@@ -14,7 +14,7 @@ not have raise an error before anything is evaluated.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -216,16 +216,10 @@ def refuse(tap: Tap, geometry: Geometry, statistics: Sequence[str]) -> None:
     """Raises an error if a product does not have the statistics.
 
     Raises:
-      ValueError: a Gram matrix of anything but a plain matrix product, a map of a
-        convolution whose samples are not the first axis, edges of a kernel that is
-        the left operand of a convolution.
+      ValueError: a map of a convolution whose samples are not the first axis, edges of
+        a kernel that is the left operand of a convolution.
     """
     path = geometry.kernel.path
-    if "gram" in statistics and (why := _no_matrix(geometry)):
-        raise ValueError(
-            f"expected a matrix product to measure 'inputs.gram' of {path!r}, got "
-            f"{why}; SparseGPT is for matrix products, select kernels without it"
-        )
     if not geometry.is_conv or not set(statistics) & {*BY_SAMPLE, "positions"}:
         return
     if tap.use.operand != 0:
@@ -238,6 +232,25 @@ def refuse(tap: Tap, geometry: Geometry, statistics: Sequence[str]) -> None:
         raise ValueError(
             f"expected samples on the first axis of the convolution of {path!r}, got "
             f"them on axis {first}; measure 'outputs.abs_map' with the batch in front"
+        )
+
+
+def refuse_gram(geometries: Iterable[Geometry]) -> None:
+    """Raises an error if some of these products are no matrix products.
+
+    Raises:
+      ValueError: with what each of them is, and the selection without them.
+    """
+    why = {g.kernel.path: _no_matrix(g) for g in geometries}
+    wrong = {path: what for path, what in why.items() if what}
+    if wrong:
+        (path, what), *more = wrong.items()
+        others = f" (and {[p for p, _ in more]})" * bool(more)
+        rest = [p for p in why if p not in wrong]
+        raise ValueError(
+            f"expected a matrix product to measure 'inputs.gram' of {path!r}{others}, "
+            f"got {what}; leave it out of what is measured and pruned: "
+            f"units.only({rest})"
         )
 
 
