@@ -18,10 +18,21 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bbjax.tracing.flow.values import Axis, Part, Value, extent, plain, position
+from bbjax.tracing.flow.values import (
+    CENTRED,
+    Axis,
+    Part,
+    Value,
+    extent,
+    plain,
+    position,
+)
 from bbjax.tracing.primitives import ELEMENTWISE
 
 Scope = tuple[tuple[int, int], ...]
+
+
+_CHANGING = ELEMENTWISE | {CENTRED}  # after which a weight of 0 is not 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +204,7 @@ def _no_use(
         if value.is_parametric:
             problems += _through(name, value.lost)
         elif value.constant:  # picked entries are doubts, below
-            changed = [pair for pair in value.lost if pair[1] in ELEMENTWISE]
+            changed = [pair for pair in value.lost if pair[1] in _CHANGING]
             problems += _through(name, changed)
     if reason:
         problems += [
@@ -217,10 +228,14 @@ def _no_use(
 def _through(name: str, lost: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
     """Why parameters cannot be measured that reach a product by another operation."""
     found = []
-    for weight, by in sorted(lost, key=lambda pair: (pair[1] not in ELEMENTWISE, pair)):
+    for weight, by in sorted(lost, key=lambda pair: (pair[1] not in _CHANGING, pair)):
         why = f"reaches {name} through {by}"
-        if by in ELEMENTWISE:
+        if by == CENTRED:
+            why = f"is standardised before {name}: its mean is subtracted"
+        if by in _CHANGING:
             why += ", after which a weight of 0 is not 0"
+        if by == CENTRED:
+            why += "; make the standardised weights the parameter (fold them) first"
         found.append((weight, why))
     return found
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bbjax.tracing.flow.values import (
+    CENTRED,
     DATA,
     Part,
     Value,
@@ -126,11 +127,19 @@ def elementwise(
         axes = tuple(
             _agree([v.axes[i] for v in arrays], n) for i, n in enumerate(shape)
         )
-    forgotten = forget(name, ins, shape)
+    forgotten = forget(_by(name, ins), ins, shape)
     if deps:
         lost = ins[0].lost if name in LINEAR_UNARY else forgotten.lost
         return Value(axes, const, deps=deps, twins=_twins(ins), lost=lost)
     return forgotten.replace(const=const)
+
+
+def _by(name: str, ins: Sequence[Value]) -> str:
+    """The name under which an operation loses the axes of a parameter."""
+    if name == "sub" and ins[0].weight is not None:
+        if ins[1].weight is None and ins[1].leaves == {ins[0].weight}:
+            return CENTRED
+    return name
 
 
 def _is_sum(name: str, arrays: Sequence[Value]) -> bool:

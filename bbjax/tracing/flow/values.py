@@ -21,6 +21,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+# In `lost`: a parameter whose own mean is subtracted. Every weight of an output unit
+# moves its mean and deviation, so no value of one weight is a 0 of its own there.
+CENTRED = "centring"
 DATA = -1  # in `deps`: depends on an argument or an array constant
 
 
