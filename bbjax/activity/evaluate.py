@@ -38,6 +38,7 @@ from bbjax.activity.statistics import BY_SAMPLE, PER_EDGE, PER_UNIT, Asked, Raw
 from bbjax.model.units import Side, Units
 from bbjax.tracing import jaxprs
 from bbjax.tracing.flow.kernels import Tap
+from bbjax.tracing.flow.order import Order
 from bbjax.tracing.flow.walk import Scope
 from bbjax.tracing.primitives import REMAT, TRANSPARENT
 
@@ -54,6 +55,7 @@ class Probe:
       asked: which statistics, by kernel and side.
       on: what counts as on.
       where: padding mask, or None.
+      masks: the same for rows that enclosing scopes have sorted by expert.
     """
 
     taps: tuple[Tap, ...]
@@ -61,6 +63,7 @@ class Probe:
     asked: Mapping[str, Asked]
     on: On
     where: Shaped[Array, "..."] | None = None
+    masks: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     def run(
         self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], scope: Scope
@@ -70,14 +73,23 @@ class Probe:
         env.update(zip(jaxpr.invars, args, strict=True))
         here = {i: t for i, t in enumerate(self.taps) if t.scope == scope}
         inside = self._calls(jaxpr, scope)
+        sorted_here = self._sorted_in(scope)
         read = [v for t in here.values() for v in self._read_by(t)]
+        read += [v for order in sorted_here for v in in_rows.read_by(order)]
         last = _last_reads(jaxpr, read)
         raw: dict[int, Raw] = {}
         start = 0
         for stop in [*sorted(inside), len(jaxpr.eqns)]:
             _run_plain(jaxpr, start, stop, env, last)
             if stop < len(jaxpr.eqns):
-                raw |= self._call(jaxpr, stop, env, scope, last)
+                read_there = self._keys_inside(scope, stop)
+                masks = {
+                    _key(order): self._row_mask(order, env, jaxpr)
+                    for order in sorted_here
+                    if _key(order) in read_there
+                }
+                inner = dataclasses.replace(self, masks=self.masks | masks)
+                raw |= inner._call(jaxpr, stop, env, scope, last)
             start = stop + 1
         raw |= self._measure(here, env, jaxpr)
         return [_read(env, a) for a in jaxpr.outvars], raw
@@ -101,12 +113,32 @@ class Probe:
 
     def _read_by(self, tap: Tap) -> list[Any]:
         """The variables that a measurement reads."""
-        read = [tap.var, self._weights(tap)]
-        if tap.rows is not None:
-            read.append(tap.rows.sizes)
-        if tap.rows is not None and self.where is not None:
-            read += in_rows.read_by(tap.rows)
-        return read
+        sizes = None if tap.rows is None else tap.rows.sizes
+        return [tap.var, sizes, self._weights(tap)]
+
+    def _sorted_in(self, scope: Scope) -> list[Order]:
+        """How rows are sorted in a scope, if a mask has to follow them."""
+        if self.where is None:
+            return []
+        orders = [t.rows.order for t in self.taps if t.rows and t.rows.order]
+        found = {_key(o): o for o in orders if o.scope == scope and not o.why_not}
+        return list(found.values())
+
+    def _keys_inside(self, scope: Scope, index: int) -> set[Any]:
+        """Keys of the orders of rows that are measured inside of a call."""
+        depth = len(scope)
+        return {
+            _key(t.rows.order)
+            for t in self.taps
+            if t.rows and t.rows.order and t.scope[:depth] == scope
+            if len(t.scope) > depth and t.scope[depth][0] == index
+        }
+
+    def _row_mask(self, order: Order, env: dict[Any, Any], jaxpr: Any) -> Any:
+        """The padding mask of sorted rows."""
+        assert self.where is not None
+        read = functools.partial(_constant, env)
+        return in_rows.row_mask(self.where, order, jaxpr, read)
 
     def _measure(
         self, here: dict[int, Tap], env: dict[Any, Any], jaxpr: Any
@@ -133,8 +165,12 @@ class Probe:
                 valid = valid_entries(where, x.shape, tap.axes, tap.kernel)
             return Over(tap.axes, x.shape, valid)
         if where is not None:
-            read = functools.partial(_constant, env)
-            valid = in_rows.valid_rows(where, x.ndim, tap, jaxpr, read)
+            order = tap.rows.order
+            assert order is not None
+            mask = self.masks.get(_key(order))
+            if order.scope == tap.scope and not order.why_not:
+                mask = self._row_mask(order, env, jaxpr)
+            valid = in_rows.valid_rows(mask, x.ndim, tap)
         sizes = _constant(env, tap.rows.sizes)
         return Members(tap.axes, x.shape, valid, tap.rows, sizes)
 
@@ -251,6 +287,10 @@ class Probe:
             return run
 
         return lax.switch(choice, [complete(b) for b in branches], *operands)
+
+
+def _key(order: Order) -> tuple[Scope, int]:
+    return order.scope, id(order.rows)
 
 
 def _read(env: dict[Any, Any], atom: Any) -> Any:

@@ -15,31 +15,51 @@ from jaxtyping import Array, Bool, Shaped
 
 from bbjax.tracing import jaxprs
 from bbjax.tracing.flow.kernels import Rows, Tap
-from bbjax.tracing.flow.order import Move
+from bbjax.tracing.flow.order import Move, Order
 
 Read = Callable[[Any], Shaped[Array, "..."]]
 
 
-def read_by(rows: Rows) -> list[Any]:
+def read_by(order: Order) -> list[Any]:
     """Variables that the way of a mask to the rows reads."""
-    order = rows.order
-    if order is None:
-        return []
     others = [a for m in order.moves if m.eqn is not None for a in m.eqn.invars]
     return [order.rows, *(m.before for m in order.moves), *others]
 
 
+def row_mask(
+    where: Shaped[Array, "..."], order: Order, jaxpr: Any, read: Read
+) -> Bool[Array, "..."] | tuple[int, ...]:
+    """The mask of rows, over `order.axes` ascending; a shape that it does not fit.
+
+    Args:
+      where: mask of tokens, over the leading axes of the array before it was sorted.
+      order: how the rows were sorted.
+      jaxpr: that of the scope.
+      read: gives the value of a variable of the scope.
+    """
+    places = [move.before for move in order.moves] + [order.rows]
+    arrays = [read(var) for var in places]
+    first = next((i for i, x in enumerate(arrays) if _fits(where, x.shape)), None)
+    if first is None:
+        return arrays[0].shape
+    shape = arrays[first].shape
+    spread = jnp.reshape(where, where.shape + (1,) * (len(shape) - where.ndim))
+    mask = jnp.broadcast_to(spread.astype(bool), shape)
+    for move in order.moves[first:]:
+        mask = _moved(mask, move, jaxpr, read)
+    other = tuple(a for a in range(mask.ndim) if a not in order.axes)
+    return jnp.any(mask, axis=other)
+
+
 def valid_rows(
-    where: Shaped[Array, "..."], ndim: int, tap: Tap, jaxpr: Any, read: Read
+    mask: Bool[Array, "..."] | tuple[int, ...] | None, ndim: int, tap: Tap
 ) -> Bool[Array, "..."]:
     """The padding mask of a measured value with sorted rows, size 1 on other axes.
 
     Args:
-      where: mask of tokens, over the leading axes of the array before it was sorted.
+      mask: from `row_mask`; None if the rows could not be followed.
       ndim: number of axes of the value.
       tap: where the value is.
-      jaxpr: that of the scope.
-      read: gives the value of a variable of the scope.
 
     Raises:
       ValueError: rows that are sorted in a way that is not followed, or a mask that
@@ -47,32 +67,20 @@ def valid_rows(
     """
     rows = tap.rows
     assert rows is not None and rows.order is not None
-    order = rows.order
-    why = order.why_not
-    if not why and order.scope != tap.scope:
-        why = "they are measured in another function than the one that sorts them"
-    if why:
+    if mask is None:
+        why = rows.order.why_not or "a function inside of this one sorts them"
         raise ValueError(
             f"expected rows at {tap.kernel!r} that `where` can follow from the tokens, "
             f"got rows sorted by expert: {why}; gather the tokens (x[order]) beside "
             "the ragged_dot, or observe these kernels without `where`"
         )
-    places = [move.before for move in order.moves] + [order.rows]
-    arrays = [read(var) for var in places]
-    first = next((i for i, x in enumerate(arrays) if _fits(where, x.shape)), None)
-    if first is None:
+    if isinstance(mask, tuple):
         raise ValueError(
             "expected `where` to match the leading batch and position axes of the "
-            f"tokens at {tap.kernel!r} (array of shape {arrays[0].shape}), got shape "
-            f"{where.shape}; pass a mask of the tokens before they are sorted by expert"
+            f"tokens at {tap.kernel!r} (array of shape {mask}); pass a mask of the "
+            "tokens before they are sorted by expert"
         )
-    shape = arrays[first].shape
-    spread = jnp.reshape(where, where.shape + (1,) * (len(shape) - where.ndim))
-    mask = jnp.broadcast_to(spread.astype(bool), shape)
-    for move in order.moves[first:]:
-        mask = _moved(mask, move, jaxpr, read)
-    other = tuple(a for a in range(mask.ndim) if a not in order.axes)
-    return _placed(jnp.any(mask, axis=other), order.axes, rows, ndim)
+    return _placed(mask, rows.order.axes, rows, ndim)
 
 
 def _fits(where: Shaped[Array, "..."], shape: tuple[int, ...]) -> bool:
@@ -92,7 +100,7 @@ def _moved(
     given = [mask.astype(a.aval.dtype) if a is move.before else read(a) for a in atoms]
     out = eqn.outvars[move.at]
     (moved,) = jaxprs.segment(jaxpr, list(atoms), [out], [eqn])(*given)
-    return moved != 0
+    return jnp.abs(moved) > 0.5  # what is filled in with NaN is not real
 
 
 def _placed(

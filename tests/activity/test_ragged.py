@@ -165,6 +165,35 @@ def test_a_mask_follows_a_dispatch_by_scatter_and_a_scale():
     assert activity["up"].outputs.count[:, 0].tolist() == want
 
 
+def test_a_mask_follows_into_functions_that_multiply():
+    """Sorted outside of the jitted functions that multiply; one fused, split gate."""
+
+    @jax.jit
+    def product(x, w, sizes):
+        return lax.ragged_dot(x, w, sizes)
+
+    def net(p, x):
+        _, experts = routed(p, x)
+        order = jnp.argsort(experts.reshape(-1))
+        sizes = jnp.bincount(experts.reshape(-1), length=EXPERTS)
+        rows = jnp.take(jnp.repeat(x, TOP, axis=0), order, axis=0)
+        gate, up = jnp.split(product(rows, p["both"], sizes), 2, axis=-1)
+        return jnp.sum(jax.checkpoint(product)(silu(gate) * up, p["down"], sizes))
+
+    keep = jnp.arange(12) % 3 > 0
+    p = P | {"both": jnp.concatenate([P["gate"], P["up"]], axis=-1)}
+    units = bb.trace(net, p, X).select("both|down")
+    activity = jax.jit(bb.observe(net, units, where=keep))(p, X)[1]
+    want = by_hand(P, X, keep)
+    count = [len(seen) for seen, _, _ in want]
+    assert activity["both"].inputs.count[:, 0].tolist() == count
+    assert activity["both"].outputs.count[:, 0].tolist() == count
+    for e, (_, hidden, out) in enumerate(want):
+        n = max(count[e], 1)
+        close(activity["down"].inputs.on_rate[e], (hidden > 0).sum(0) / n)
+        close(activity["down"].outputs.on_rate[e], (out > 0).sum(0) / n)
+
+
 def test_rows_that_are_given_in_order_take_a_mask_in_that_order():
     def net(p, x, sizes):
         return silu(lax.ragged_dot(x, p["up"], sizes)) @ jnp.ones((HIDDEN, 1))
@@ -186,7 +215,7 @@ def test_a_mask_that_cannot_follow_is_refused():
     text = "'up' that `where` can follow from the tokens, got rows sorted by expert"
     with pytest.raises(ValueError, match=text):
         bb.observe(mixed, units, where=keep)(p, X)
-    text = r"of the\s+tokens at 'gate' \(array of shape \(12, 3\)\), got shape \(7,\)"
+    text = r"of the tokens at 'gate' \(array of shape \(12, 3\)\); pass a mask"
     with pytest.raises(ValueError, match=text):
         bb.observe(moe, UNITS.select("gate"), where=keep[:7])(P, X)
 

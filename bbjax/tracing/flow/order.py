@@ -3,8 +3,8 @@
     tokens -> reshape -> gather (or scatter) -> scale, cast -> rows
 
 A mask of tokens becomes a mask of rows by the same moves. They are followed back from
-the operand of the product, within the scope that holds it, through whole calls. The
-rows of further products with the same groups are in the same order.
+the operand of the product, within the scope that sorts the rows, through whole calls.
+The rows of further products with the same groups are in the same order.
 """
 
 from __future__ import annotations
@@ -58,20 +58,29 @@ def order_of(flow: Flow, use: Use) -> Order:
     """How the rows of a use were put in order."""
     ragged = use.ragged
     assert ragged is not None
-    node = flow.made[flow.use_nodes[use.number]].sources[use.operand]
+    node = _given_to(flow, flow.made[flow.use_nodes[use.number]].sources[use.operand])
+    scope, var = flow.places[node]
     mark = ("g", ragged.groups)
     if any(part.source == mark for part in flow.values[node].axes[ragged.axis]):
         return next(order_of(flow, u) for u in flow.uses if _first(u, ragged.groups))
-    found = Order(use.scope, use.atom, (*ragged.prefix, ragged.axis))
-    moves = _moves(flow, node, use.scope)
+    found = Order(scope, var, (*ragged.prefix, ragged.axis))
+    moves = _moves(flow, node, scope)
     if any(_sorts(move.eqn) for move in moves):
         return found._replace(moves=moves)
-    first = node
-    while flow.made[first].how == "copy" and flow.made[first].eqn is None:
-        (first,) = flow.made[first].sources
-    if not moves and flow.made[first].how == "given" and use.scope == ():
+    if not moves and flow.made[node].how == "copy" and scope == ():
         return found  # an argument: its rows are given in this order
     return found._replace(why_not="the operations that sort them are not followed")
+
+
+def _given_to(flow: Flow, node: int) -> int:
+    """The array that a node is, in the outermost scope that was given to its calls."""
+    made = flow.made[node]
+    while made.how == "copy" and made.eqn is None:
+        (source,) = made.sources
+        if flow.places[source][1] is None:
+            break
+        node, made = source, flow.made[source]
+    return node
 
 
 def _first(use: Use, groups: int) -> bool:

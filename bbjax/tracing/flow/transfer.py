@@ -154,7 +154,7 @@ def _is_sum(name: str, arrays: Sequence[Value]) -> bool:
 def _agree(axes: Sequence[tuple[Part, ...]], size: int) -> tuple[Part, ...]:
     """The parts of an axis that the operands which have it agree on."""
     full = [a for a in axes if extent(a) == size]
-    named = {a for a in full if any(p.is_unit for p in a)}
+    named = {a for a in full if any(p.is_unit or p.is_row for p in a)}
     return named.pop() if len(named) == 1 else position(size)
 
 

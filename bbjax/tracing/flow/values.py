@@ -40,6 +40,11 @@ class Part(NamedTuple):
         """Whether it counts output units of a kernel."""
         return self.source is not None and self.source[0] == "u"
 
+    @property
+    def is_row(self) -> bool:
+        """Whether it counts rows that are sorted by group."""
+        return self.source is not None and self.source[0] == "g"
+
 
 Axis = tuple[Part, ...]
 
