@@ -76,3 +76,10 @@ def scan_counts(eqn: Any) -> tuple[int, int]:
         return params["num_consts"], params["num_carry"]
     held, carried, _ = params["ft_in"].unpack()
     return len(held), len(carried)
+
+
+def matrix_numbers(eqn: Any) -> Any:
+    """Contracted and batch axes of a matrix product, plain or ragged."""
+    if eqn.primitive.name == "dot_general":
+        return eqn.params["dimension_numbers"]
+    return eqn.params["ragged_dot_dimension_numbers"].dot_dimension_numbers
