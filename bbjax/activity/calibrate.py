@@ -62,7 +62,8 @@ def calibrate(
       fn: the function that was traced, of `(params, *args)`; its result is not used,
         and what only the result needs is not computed.
       units: from `bb.trace`; activity is measured at the selected kernels, at all
-        kernels if nothing was selected.
+        kernels if nothing was selected. Then Gram matrices, maps and what edges
+        contribute are measured only at kernels that `bb.prune` would take.
       params: the parameters to measure with; they are not changed, nor is the state of
         an `nnx.Module`.
       batches: tuples of the arguments after `params`; a generator will do. Samples
@@ -189,7 +190,7 @@ class Meter:
 
     fn: Callable[..., Any]
     units: Units
-    asked: Asked
+    asked: dict[str, Asked]
     where: Where
     on: On
     terms: bool = False
@@ -209,7 +210,8 @@ class Meter:
     ) -> Meter:
         """A meter that has compiled nothing yet."""
         check(units, on)
-        return cls(fn, units, stats.asked_for(needs), where, on, terms)
+        asked = _asked(units, stats.asked_for(needs))
+        return cls(fn, units, asked, where, on, terms)
 
     def measure(
         self, params: Any, batches: Iterable[tuple[Any, ...]]
@@ -248,13 +250,10 @@ class Meter:
         prepared = traced(this)
         taps = wanted(self.units, analyse(prepared, terms=self.terms))
         found = geometries(taps, self.units, self.asked)
-        mapped = {n for names in self.asked.values() for n in names} & {
-            *stats.BY_SAMPLE,
-            "positions",
-        }
         for path, geometry in found.items():
             first = self.geometries.setdefault(path, geometry)
-            if mapped:
+            names = {name for side in self.asked[path].values() for name in side}
+            if names & {*stats.BY_SAMPLE, "positions"}:
                 same_maps(path, first, geometry)
         probe = Probe(taps, found, self.asked, self.on)
         jaxpr, consts = jaxprs.opened(prepared.jaxpr)
@@ -266,6 +265,17 @@ class Meter:
             return by_side(here, self.units, here.run(jaxpr, consts, arrays, ())[1])
 
         return _Program(this.others, jax.jit(sums), consts)
+
+
+def _asked(units: Units, asked: Asked) -> dict[str, Asked]:
+    """The statistics of each kernel: larger ones only where it would be pruned."""
+    small: Asked = {
+        side: tuple(n for n in names if n not in stats.SIDED)
+        for side, names in asked.items()
+    }
+    paths = measured_paths(units)
+    pruned = set(units.budgeted) or set(paths)
+    return {path: asked if path in pruned else small for path in paths}
 
 
 @dataclasses.dataclass(frozen=True)

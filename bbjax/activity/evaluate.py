@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,16 +20,25 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Num, Shaped
 
+from bbjax.activity import in_rows
 from bbjax.activity import statistics as stats
 from bbjax.activity.convolution import Geometry
 from bbjax.activity.on import On
 from bbjax.activity.order import arranged
-from bbjax.activity.per_edge import geometry_of, gram_sum, map_sums, refuse
-from bbjax.activity.per_unit import unit_sums, valid_entries
+from bbjax.activity.per_edge import (
+    geometry_of,
+    gram_sum,
+    map_sums,
+    refuse,
+    refuse_gram,
+)
+from bbjax.activity.per_group import Members
+from bbjax.activity.per_unit import Over, unit_sums, valid_entries
 from bbjax.activity.statistics import BY_SAMPLE, PER_EDGE, PER_UNIT, Asked, Raw
 from bbjax.model.units import Side, Units
 from bbjax.tracing import jaxprs
 from bbjax.tracing.flow.kernels import Tap
+from bbjax.tracing.flow.order import Order
 from bbjax.tracing.flow.walk import Scope
 from bbjax.tracing.primitives import REMAT, TRANSPARENT
 
@@ -43,16 +52,18 @@ class Probe:
     Attributes:
       taps: where to measure.
       geometries: how each kernel moves, by path.
-      asked: which statistics, by side.
+      asked: which statistics, by kernel and side.
       on: what counts as on.
       where: padding mask, or None.
+      masks: the same for rows that enclosing scopes have sorted by expert.
     """
 
     taps: tuple[Tap, ...]
     geometries: dict[str, Geometry]
-    asked: Asked
+    asked: Mapping[str, Asked]
     on: On
     where: Shaped[Array, "..."] | None = None
+    masks: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     def run(
         self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], scope: Scope
@@ -62,16 +73,25 @@ class Probe:
         env.update(zip(jaxpr.invars, args, strict=True))
         here = {i: t for i, t in enumerate(self.taps) if t.scope == scope}
         inside = self._calls(jaxpr, scope)
-        read = [v for t in here.values() for v in (t.var, self._weights(t))]
+        sorted_here = self._sorted_in(scope)
+        read = [v for t in here.values() for v in self._read_by(t)]
+        read += [v for order in sorted_here for v in in_rows.read_by(order)]
         last = _last_reads(jaxpr, read)
         raw: dict[int, Raw] = {}
         start = 0
         for stop in [*sorted(inside), len(jaxpr.eqns)]:
             _run_plain(jaxpr, start, stop, env, last)
             if stop < len(jaxpr.eqns):
-                raw |= self._call(jaxpr, stop, env, scope, last)
+                read_there = self._keys_inside(scope, stop)
+                masks = {
+                    _key(order): self._row_mask(order, env, jaxpr)
+                    for order in sorted_here
+                    if _key(order) in read_there
+                }
+                inner = dataclasses.replace(self, masks=self.masks | masks)
+                raw |= inner._call(jaxpr, stop, env, scope, last)
             start = stop + 1
-        raw |= self._measure(here, env)
+        raw |= self._measure(here, env, jaxpr)
         return [_read(env, a) for a in jaxpr.outvars], raw
 
     def _calls(self, jaxpr: Any, scope: Scope) -> set[int]:
@@ -85,39 +105,87 @@ class Probe:
 
     def _weights(self, tap: Tap) -> Any:
         """The operand with the weights, if contributions of edges are asked for."""
-        if tap.side == "outputs" or not set(self.asked[tap.side]) & set(PER_EDGE):
+        if tap.side == "outputs" or not set(self.asked[tap.kernel][tap.side]) & set(
+            PER_EDGE
+        ):
             return None
         return tap.use.eqn.invars[1 - tap.use.operand]
 
-    def _measure(self, here: dict[int, Tap], env: dict[Any, Any]) -> dict[int, Raw]:
+    def _read_by(self, tap: Tap) -> list[Any]:
+        """The variables that a measurement reads."""
+        sizes = None if tap.rows is None else tap.rows.sizes
+        return [tap.var, sizes, self._weights(tap)]
+
+    def _sorted_in(self, scope: Scope) -> list[Order]:
+        """How rows are sorted in a scope, if a mask has to follow them."""
+        if self.where is None:
+            return []
+        orders = [t.rows.order for t in self.taps if t.rows and t.rows.order]
+        found = {_key(o): o for o in orders if o.scope == scope and not o.why_not}
+        return list(found.values())
+
+    def _keys_inside(self, scope: Scope, index: int) -> set[Any]:
+        """Keys of the orders of rows that are measured inside of a call."""
+        depth = len(scope)
+        return {
+            _key(t.rows.order)
+            for t in self.taps
+            if t.rows and t.rows.order and t.scope[:depth] == scope
+            if len(t.scope) > depth and t.scope[depth][0] == index
+        }
+
+    def _row_mask(self, order: Order, env: dict[Any, Any], jaxpr: Any) -> Any:
+        """The padding mask of sorted rows."""
+        assert self.where is not None
+        read = functools.partial(_constant, env)
+        return in_rows.row_mask(self.where, order, jaxpr, read)
+
+    def _measure(
+        self, here: dict[int, Tap], env: dict[Any, Any], jaxpr: Any
+    ) -> dict[int, Raw]:
         done: dict[Any, Raw] = {}
         raw = {}
         for i, tap in here.items():
             x = _constant(env, tap.var)
-            valid = None
-            if self.where is not None:
-                valid = valid_entries(self.where, x.shape, tap.axes, tap.kernel)
-            names = tuple(n for n in self.asked[tap.side] if n in PER_UNIT)
-            key = (id(tap.var), tap.axes, names)
+            over = self._over(x, tap, env, jaxpr)
+            names = tuple(n for n in self.asked[tap.kernel][tap.side] if n in PER_UNIT)
+            key = (id(tap.var), tap.axes, names, tap.rows and id(tap.rows.sizes))
             if key not in done:
-                done[key] = unit_sums(
-                    x, tap.axes, on=self.on, valid=valid, statistics=names
-                )
-            raw[i] = done[key] | self._larger(x, tap, valid, done[key], env)
+                done[key] = unit_sums(x, over, on=self.on, statistics=names)
+            raw[i] = done[key] | self._larger(x, tap, over, done[key], env)
         return raw
+
+    def _over(
+        self, x: Num[Array, "..."], tap: Tap, env: dict[Any, Any], jaxpr: Any
+    ) -> Over:
+        """Which entries of a value are of which unit."""
+        where, valid = self.where, None
+        if tap.rows is None:
+            if where is not None:
+                valid = valid_entries(where, x.shape, tap.axes, tap.kernel)
+            return Over(tap.axes, x.shape, valid)
+        if where is not None:
+            order = tap.rows.order
+            assert order is not None
+            mask = self.masks.get(_key(order))
+            if order.scope == tap.scope and not order.why_not:
+                mask = self._row_mask(order, env, jaxpr)
+            valid = in_rows.valid_rows(mask, x.ndim, tap)
+        sizes = _constant(env, tap.rows.sizes)
+        return Members(tap.axes, x.shape, valid, tap.rows, sizes)
 
     def _larger(
         self,
         x: Num[Array, "..."],
         tap: Tap,
-        valid: Shaped[Array, "..."] | None,
+        over: Over,
         units: Raw,
         env: dict[Any, Any],
     ) -> Raw:
         """Statistics that are more than one number per unit."""
-        names, raw = self.asked[tap.side], {}
+        names, raw = self.asked[tap.kernel][tap.side], {}
         if "gram" in names:
-            raw["gram"] = gram_sum(x, tap, valid)
+            raw["gram"] = gram_sum(x, tap, over)
         if set(names) & set(BY_SAMPLE):
             atom = self._weights(tap)
             raw |= map_sums(
@@ -125,8 +193,8 @@ class Probe:
                 None if atom is None else _constant(env, atom),
                 tap,
                 self.geometries[tap.kernel],
+                over=over,
                 count=units["count"],
-                valid=valid,
                 statistics=names,
             )
         return raw
@@ -221,6 +289,10 @@ class Probe:
         return lax.switch(choice, [complete(b) for b in branches], *operands)
 
 
+def _key(order: Order) -> tuple[Scope, int]:
+    return order.scope, id(order.rows)
+
+
 def _read(env: dict[Any, Any], atom: Any) -> Any:
     return atom.val if jaxprs.is_literal(atom) else env[atom]
 
@@ -271,17 +343,27 @@ def _constrained(values: Sequence[Any], shardings: Any) -> list[Any]:
 
 
 # Results -------------------------------------------------------------------------
-def geometries(taps: Sequence[Tap], units: Units, asked: Asked) -> dict[str, Geometry]:
+def geometries(
+    taps: Sequence[Tap], units: Units, asked: Mapping[str, Asked]
+) -> dict[str, Geometry]:
     """How each kernel moves over positions, after a check of what is asked for.
+
+    Args:
+      taps: of the kernels to measure.
+      units: that have them.
+      asked: which statistics, by kernel and side.
 
     Raises:
       ValueError: a product without such statistics, or maps of a kernel whose uses move
         differently.
     """
     found: dict[str, Geometry] = {}
-    for tap in taps:
-        names = asked[tap.side]
-        geometry = geometry_of(tap, units[tap.kernel])
+    each = [geometry_of(tap, units[tap.kernel]) for tap in taps]
+    refuse_gram(
+        g for t, g in zip(taps, each, strict=True) if "gram" in asked[t.kernel][t.side]
+    )
+    for tap, geometry in zip(taps, each, strict=True):
+        names = asked[tap.kernel][tap.side]
         refuse(tap, geometry, names)
         first = found.setdefault(tap.kernel, geometry)
         if set(names) & {*BY_SAMPLE, "positions"}:
@@ -306,7 +388,7 @@ def by_side(probe: Probe, units: Units, raw: dict[int, Raw]) -> Sides:
     for i, tap in enumerate(probe.taps):
         kernel = units[tap.kernel]
         placed = {k: arranged(k, v, tap, kernel) for k, v in raw[i].items()}
-        if "positions" in probe.asked[tap.side]:
+        if "positions" in probe.asked[tap.kernel][tap.side]:
             positions = float(probe.geometries[tap.kernel].positions)
             placed["positions"] = jnp.full(placed["count"].shape, positions)
         key = (tap.kernel, tap.side)

@@ -78,8 +78,9 @@ def observe(
       [1.0, 0.5]
     """
     check(units, on)
-    asked = stats.asked_for(needs)
-    _refuse_one_shot(asked)
+    wanted_statistics = stats.asked_for(needs)
+    _refuse_one_shot(wanted_statistics)
+    asked = dict.fromkeys(measured_paths(units), wanted_statistics)
 
     @functools.wraps(fn)
     def observed(params, *args, **kwargs):

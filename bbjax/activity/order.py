@@ -8,6 +8,8 @@ kernel's own order:
     per unit     layers, axes of the value, positions -> stack, positions, units
     gram         layers, stack, in, in                -> stack, in units, in units
     per edge     layers, groups, in, out, window      -> edge view, window
+
+The groups of a ragged product have an axis of their own, behind the layers.
 """
 
 from __future__ import annotations
@@ -38,9 +40,10 @@ def arranged(
 
 
 def lead_parts(tap: Tap) -> list[Part]:
-    """Parts on the axes of an input tap that number separate products."""
+    """Parts of an input tap that number separate products."""
     own = [p for axis in tap.parts for p in axis]
-    return [p for p in own if p.source is not None and not _is_input(p, tap)]
+    lead = [p for p in own if p.source is not None and not _is_input(p, tap)]
+    return _groups(tap) + lead
 
 
 def in_parts(tap: Tap) -> list[Part]:
@@ -61,13 +64,19 @@ def _layers(tap: Tap) -> list[Part]:
     return [p for _, p in tap.layers if p is not None]
 
 
+def _groups(tap: Tap) -> list[Part]:
+    """Parts that number the groups of rows; measurements have them on one axis."""
+    return [] if tap.rows is None else list(tap.rows.parts)
+
+
 def _per_unit(
     value: Float[Array, "..."], tap: Tap, kernel: Kernel
 ) -> Float[Array, "..."]:
     """Entries per unit, or whole maps with their positions behind."""
     layers = _layers(tap)
-    parts = layers + [p for axis in tap.parts for p in axis]
-    positions = value.shape[len(layers) + len(tap.axes) :]
+    parts = layers + _groups(tap) + [p for axis in tap.parts for p in axis]
+    before = len(layers) + (tap.rows is not None)
+    positions = value.shape[before + len(tap.axes) :]
     value = jnp.reshape(value, (*(p.size for p in parts), *positions))
     if tap.starts or tap.units is not None:
         value, parts = _among_all(value, parts, tap, kernel)

@@ -14,7 +14,7 @@ not have raise an error before anything is evaluated.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,33 +25,43 @@ from jaxtyping import Array, Float, Num, Shaped
 from bbjax.activity import convolution
 from bbjax.activity.convolution import Geometry
 from bbjax.activity.order import in_parts, lead_parts, out_parts
-from bbjax.activity.per_unit import in_order, permuted, real
+from bbjax.activity.per_group import Members
+from bbjax.activity.per_unit import Over, permuted, real
 from bbjax.activity.statistics import BY_SAMPLE, PER_EDGE, Raw
 from bbjax.model.units import Kernel
+from bbjax.tracing.flow.contract import numbers_of
 from bbjax.tracing.flow.kernels import Tap
 from bbjax.tracing.flow.values import Part
 
 
 # Pairs of input units ------------------------------------------------------------
-def gram_sum(
-    x: Num[Array, "..."], tap: Tap, valid: Shaped[Array, "..."] | None
-) -> Float[Array, "..."]:
+def gram_sum(x: Num[Array, "..."], tap: Tap, over: Over) -> Float[Array, "..."]:
     """Sums `x x^T` over all axes but those of a tap: `(*leading, *in, *in)`."""
-    x = real(x, valid).astype(jnp.float32)
-    rest = [a for a in range(x.ndim) if a not in tap.axes]
+    if isinstance(over, Members):
+        return _gram_by_group(x, tap, over)
+    x = real(x, over.valid).astype(jnp.float32)
+    rest = over.rest
     parts = [p for axis in tap.parts for p in axis]
     x = permuted(x, [*rest, *tap.axes])
     x = jnp.reshape(x, (*x.shape[: len(rest)], *(p.size for p in parts)))
     lead = [len(rest) + parts.index(p) for p in lead_parts(tap)]
-    over = list(range(len(rest)))
+    summed = list(range(len(rest)))
     return lax.dot_general(
         x,
         x,
-        ((over, over), (lead, lead)),
+        ((summed, summed), (lead, lead)),
         precision=lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
         out_sharding=_whole(x),
     )
+
+
+def _gram_by_group(
+    x: Num[Array, "..."], tap: Tap, over: Members
+) -> Float[Array, " groups ..."]:
+    """The same for the rows of each group; the groups come first."""
+    numbers, side = numbers_of(tap.use), tap.use.operand
+    return over.gram(x, numbers.batch[side], numbers.contract[side])
 
 
 def _whole(x: Float[Array, "..."]) -> NamedSharding | None:
@@ -69,8 +79,8 @@ def map_sums(
     tap: Tap,
     geometry: Geometry,
     *,
+    over: Over,
     count: Float[Array, "*units"],
-    valid: Shaped[Array, "..."] | None,
     statistics: Sequence[str],
 ) -> Raw:
     """Sums maps of |x|, and contributions of edges, over samples.
@@ -80,18 +90,20 @@ def map_sums(
       w: the other operand of the product; None if no edges are asked for.
       tap: where the value is.
       geometry: of the kernel.
-      count: entries that each unit was measured on, shape of the axes of the tap.
-      valid: padding mask with as many axes as `x`, or None.
+      over: which entries are of which unit.
+      count: how many there are of each, shape of the axes of the tap.
       statistics: names; those that are neither maps nor edges are ignored.
 
     Returns:
       Sums and the number of samples.
     """
-    x = real(jnp.abs(x).astype(jnp.float32), valid)
+    x = jnp.abs(x).astype(jnp.float32)
     if w is not None:
         w = jnp.abs(w).astype(jnp.float32)
     if not geometry.is_conv:
-        return _of_matrix(x, w, tap, count, statistics)
+        return _of_matrix(over.total(x), w, tap, count, statistics)
+    valid = over.valid
+    x = real(x, valid)
     axes = _samples_first(tap, x.ndim)
     x = permuted(x, axes)
     samples = _samples(x, None if valid is None else permuted(valid, axes))
@@ -105,23 +117,20 @@ def map_sums(
 
 
 def _of_matrix(
-    x: Float[Array, "..."],
+    total: Float[Array, "*units"],
     w: Float[Array, "..."] | None,
     tap: Tap,
     count: Float[Array, "*units"],
     names: Sequence[str],
 ) -> Raw:
     """A matrix product: every entry is a sample, an edge contributes `|w| |x|`."""
-    rest = tuple(a for a in range(x.ndim) if a not in tap.axes)
-    total = in_order(jnp.sum(x, axis=rest), tap.axes)
     raw = {"samples": count}
     if "abs_map" in names:
         raw["abs_map"] = total
     if w is None:
         return raw
-    (contract, batch) = tap.use.eqn.params["dimension_numbers"]
-    side = 1 - tap.use.operand
-    read = (*batch[side], *contract[side])
+    numbers, side = numbers_of(tap.use), 1 - tap.use.operand
+    read = (*numbers.stack, *numbers.batch[side], *numbers.contract[side])
     w = permuted(w, [*read, *(a for a in range(w.ndim) if a not in read)])
     lead, inputs, outputs = _edge_sizes(tap)
     per_input = jnp.reshape(total, (lead, inputs, 1))
@@ -207,16 +216,10 @@ def refuse(tap: Tap, geometry: Geometry, statistics: Sequence[str]) -> None:
     """Raises an error if a product does not have the statistics.
 
     Raises:
-      ValueError: a Gram matrix of anything but a plain matrix product, a map of a
-        convolution whose samples are not the first axis, edges of a kernel that is
-        the left operand of a convolution.
+      ValueError: a map of a convolution whose samples are not the first axis, edges of
+        a kernel that is the left operand of a convolution.
     """
     path = geometry.kernel.path
-    if "gram" in statistics and (why := _no_matrix(geometry)):
-        raise ValueError(
-            f"expected a matrix product to measure 'inputs.gram' of {path!r}, got "
-            f"{why}; SparseGPT is for matrix products, select kernels without it"
-        )
     if not geometry.is_conv or not set(statistics) & {*BY_SAMPLE, "positions"}:
         return
     if tap.use.operand != 0:
@@ -229,6 +232,25 @@ def refuse(tap: Tap, geometry: Geometry, statistics: Sequence[str]) -> None:
         raise ValueError(
             f"expected samples on the first axis of the convolution of {path!r}, got "
             f"them on axis {first}; measure 'outputs.abs_map' with the batch in front"
+        )
+
+
+def refuse_gram(geometries: Iterable[Geometry]) -> None:
+    """Raises an error if some of these products are no matrix products.
+
+    Raises:
+      ValueError: with what each of them is, and the selection without them.
+    """
+    why = {g.kernel.path: _no_matrix(g) for g in geometries}
+    wrong = {path: what for path, what in why.items() if what}
+    if wrong:
+        (path, what), *more = wrong.items()
+        others = f" (and {[p for p, _ in more]})" * bool(more)
+        rest = [p for p in why if p not in wrong]
+        raise ValueError(
+            f"expected a matrix product to measure 'inputs.gram' of {path!r}{others}, "
+            f"got {what}; leave it out of what is measured and pruned: "
+            f"units.only({rest})"
         )
 
 

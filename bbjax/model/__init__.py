@@ -8,5 +8,6 @@ removal       removes units, and everything that becomes unused (`bb.graph`)
 checks        checks of masks and parameters on the host
 numbers       checks of numbers: their kind and their range
 text          plain text: tables and shapes
+warn          warnings that point at the user's own line
 version       the version of this library
 """

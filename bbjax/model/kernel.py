@@ -45,8 +45,8 @@ class Kernel:
       spatial: window axes of a convolution; an edge is the whole spatial slice.
       stack: axes with one budget per index (scanned layers, experts, ensembles).
       groups: number of groups of a grouped convolution, else 1.
-      op: primitive that uses the kernel, `"dot_general"` or
-        `"conv_general_dilated"`.
+      op: primitive that uses the kernel, `"dot_general"`, `"conv_general_dilated"` or
+        `"ragged_dot_general"`.
       uses: how often the traced function reads the kernel.
       nonlinearity: name of the nonlinearity between the kernel and the measured value
         of its output units; empty if there is none (`outputs` is then the sign

@@ -1,6 +1,7 @@
 """One shot: pruning a trained network.
 
 prune         `bb.prune`, `bb.prune_in_order`, `bb.apply_masks`
+unseen        stack slices that no calibration sample reached
 saliency      scores of edges from gradients
 rounds        prunes, trains and scores in turn
 spreads       slopes of the balance, chosen from calibration data

@@ -29,7 +29,8 @@ from bbjax.activity.on import On, positive
 from bbjax.budgets.allocation import Budgets, Density, budgets
 from bbjax.model.checks import meant
 from bbjax.model.leaves import Leaves
-from bbjax.model.units import Kernel, Units
+from bbjax.model.units import Actuator, Kernel, Units
+from bbjax.oneshot.unseen import name_unseen, stand_ins, unseen_slices
 from bbjax.rules.base import Candidates, Choice, Group, Rule, as_choice, needed
 from bbjax.rules.patterns import Pattern
 from bbjax.training import arguments, observations
@@ -136,6 +137,28 @@ class Job:
         """The gradients by path, where the rule reads them."""
         return Leaves.of(grads) if "grads" in self.rule.needs else None
 
+    def read(
+        self,
+        kernel: Kernel,
+        actuators: tuple[Actuator, ...],
+        weights: jax.Array,
+        stats: Any,
+    ) -> dict[str, jax.Array]:
+        """The statistics that the rule reads, by `"side.statistic"`."""
+        names = needed(self.rule, actuators)
+        if not names:
+            return {}
+        sides = observations.check_activity(kernel, names, stats)
+        observations.check_measured(kernel, names, sides)
+        read = {}
+        for name in names:
+            side, statistic = name.split(".")
+            read[name] = jnp.asarray(getattr(getattr(sides, side), statistic))
+        unseen = unseen_slices(kernel, weights, sides)
+        if not name_unseen(kernel, unseen):
+            return read
+        return stand_ins(kernel, weights, self.rule, read, unseen)
+
     def candidates(
         self, index: int, tree: Leaves, stats: Any, gradients: Leaves | None
     ) -> Candidates:
@@ -154,7 +177,7 @@ class Job:
             actuators=actuators,
             weights=jax.lax.stop_gradient(weights),
             mask=mask,
-            statistics=_read(kernel, needed(self.rule, actuators), stats),
+            statistics=self.read(kernel, actuators, weights, stats),
             budget=self.spend.edges[index],
             k_min=self.k_min,
             regrow=self.masks is None,
@@ -164,18 +187,6 @@ class Job:
             bias=tree.bias_of(kernel),
             pattern=self.pattern,
         )
-
-
-def _read(kernel: Kernel, names: tuple[str, ...], stats: Any) -> dict[str, jax.Array]:
-    if not names:
-        return {}
-    sides = observations.check_activity(kernel, names, stats)
-    observations.check_measured(kernel, names, sides)
-    read = {}
-    for name in names:
-        side, statistic = name.split(".")
-        read[name] = jnp.asarray(getattr(getattr(sides, side), statistic))
-    return read
 
 
 def _put(tree: Leaves, kernel: Kernel, choice: Choice) -> Masks:

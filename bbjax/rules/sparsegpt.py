@@ -26,7 +26,9 @@ from jaxtyping import Array, Bool
 from bbjax.arrays import sharding
 from bbjax.arrays.types import Number
 from bbjax.budgets import laws
+from bbjax.model.kernel import Kernel
 from bbjax.model.numbers import check_int, check_number
+from bbjax.model.warn import warn
 from bbjax.rules.base import Candidates, Choice, Rule
 from bbjax.rules.parts.brain_surgeon import cost, operate
 from bbjax.rules.parts.competition import Blend
@@ -60,8 +62,11 @@ def sparsegpt(
     Raises:
       TypeError: `law` is no law, `block` no int.
       ValueError: a number out of range; when it chooses, a kernel that is no matrix, a
-        selection that counts outgoing edges, a Gram matrix that cannot be factored
-        (under jit the largest weights of such a kernel are kept as they are).
+        selection that counts outgoing edges.
+
+    Where a Gram matrix cannot be factored (`damp` is too small for few samples), the
+    largest weights of that kernel, or stack slice, are kept as they are, and a warning
+    names it.
 
     Example:
       >>> import bbjax as bb
@@ -101,7 +106,7 @@ def sparsegpt(
         done = jax.vmap(lambda *one: operate(*one, damp, block=block, m=m))(
             weights, gram, sharding.whole(keep), alive
         )
-        _check_sound(kernel.path, done.sound, damp)
+        _name_unsound(kernel, done.sound, damp)
         mask = sharding.match(per_edge(kernel, done.mask), seen.mask)
         weights = sharding.match(per_edge(kernel, done.weights), seen.mask)
         return Choice(mask, kernel.over_spatial(weights))
@@ -123,11 +128,14 @@ def _check_kernel(seen: Candidates) -> None:
     refuse_windows(kernel, "for rule 'sparsegpt'", "choose bb.rules.wanda()")
 
 
-def _check_sound(path: str, sound: Bool[Array, " slices"], damp: Number) -> None:
+def _name_unsound(kernel: Kernel, sound: Bool[Array, " slices"], damp: Number) -> None:
+    """Names slices whose Gram matrix cannot be factored in a warning."""
     if isinstance(sound, jax.core.Tracer) or np.asarray(sound).all():
         return
-    raise ValueError(
-        f"expected a Gram matrix of the inputs of {path!r} that is positive definite "
-        f"once damped, got one that is not with damp={damp!r}; raise damp, e.g. to "
-        "0.01, or calibrate on more samples"
+    where = np.flatnonzero(~np.asarray(sound)).tolist()
+    of = f" in {where} of {len(sound)} stack slices" * bool(kernel.stack)
+    warn(
+        f"the Gram matrix of the inputs of {kernel.path!r}{of} is not positive "
+        f"definite with damp={damp!r}: the largest weights are kept there as they are; "
+        "raise damp, e.g. to 0.01, or calibrate on more samples"
     )

@@ -493,10 +493,10 @@ def binding(eqn: Any) -> Callable[..., Any]:
 
 def contracted(eqn: Any) -> list[tuple[int, int]]:
     """Pairs of axes that a product sums over."""
-    numbers = eqn.params["dimension_numbers"]
-    if eqn.primitive.name == "dot_general":
-        return list(zip(*numbers[0], strict=True))
-    return [(numbers.lhs_spec[1], numbers.rhs_spec[1])]
+    if eqn.primitive.name == "conv_general_dilated":
+        numbers = eqn.params["dimension_numbers"]
+        return [(numbers.lhs_spec[1], numbers.rhs_spec[1])]
+    return list(zip(*jaxprs.matrix_numbers(eqn)[0], strict=True))
 
 
 def why_no_bias(eqn: Any) -> str:
@@ -504,6 +504,8 @@ def why_no_bias(eqn: Any) -> str:
     params = eqn.params
     if eqn.primitive.name == "dot_general":
         return ""
+    if eqn.primitive.name != "conv_general_dilated":
+        return "the reading product has a matrix for each group of rows"
     if params["feature_group_count"] > 1 or params["batch_group_count"] > 1:
         return "the reading convolution is grouped"
     if any(tuple(p) != (0, 0) for p in params["padding"]):

@@ -1,6 +1,6 @@
 """Costs of a function: operations of its products, parameters, bytes of parameters.
 
-dot_general           2 * batch * rows * columns * contracted
+dot_general           2 * batch * rows * columns * contracted; so is a ragged one
 conv_general_dilated  2 * outputs * window * inputs per group
 scan                  length times its body;   cond: the branch with the most
 while                 one round: the number of rounds is not in the program
@@ -14,6 +14,7 @@ from typing import Any
 
 from bbjax.shrinking.model import Array
 from bbjax.tracing import jaxprs
+from bbjax.tracing.primitives import CONTRACTIONS
 
 
 def count(arrays: Iterable[Array]) -> int:
@@ -34,8 +35,8 @@ def flops(jaxpr: Any) -> int:
 
 def _of(eqn: Any) -> int:
     name = eqn.primitive.name
-    if name == "dot_general":
-        (left, _), _ = eqn.params["dimension_numbers"]
+    if name in CONTRACTIONS and name != "conv_general_dilated":
+        (left, _), _ = jaxprs.matrix_numbers(eqn)
         shape = eqn.invars[0].aval.shape
         summed = math.prod(shape[a] for a in left)
         return 2 * math.prod(eqn.outvars[0].aval.shape) * summed

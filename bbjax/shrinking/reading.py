@@ -21,6 +21,7 @@ from bbjax.tracing import jaxprs
 from bbjax.tracing.axes.extents import Dims
 from bbjax.tracing.axes.program import Frame, Program
 from bbjax.tracing.primitives import (
+    CONTRACTIONS,
     ELEMENTWISE,
     IDENTITY,
     INLINE,
@@ -156,7 +157,7 @@ class _Reader:
         tag = self.carried_tag(eqn, ins) if ins else None
         if tag is None:
             self.use(name, ins)
-        if name in ("dot_general", "conv_general_dilated"):
+        if name in CONTRACTIONS:
             return [self.product(frame, eqn, ins, layer)]
         if name in IDENTITY:
             return list(ins)

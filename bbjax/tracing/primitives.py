@@ -22,7 +22,9 @@ CUSTOM = _names(
 INLINE = TRANSPARENT | CUSTOM
 
 # Products. -------------------------------------------------------------------------
-CONTRACTIONS = _names("dot_general conv_general_dilated ragged_dot ragged_dot_general")
+RAGGED = _names("ragged_dot ragged_dot_general")  # rows in groups, a matrix for each
+MATRIX_PRODUCTS = RAGGED | _names("dot_general")
+CONTRACTIONS = MATRIX_PRODUCTS | _names("conv_general_dilated")
 
 # Entry by entry. -------------------------------------------------------------------
 IDENTITY = _names("optimization_barrier copy copy_p device_put")

@@ -6,6 +6,7 @@ concrete; under jit, statistics that are not finite are left out of the running 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -74,18 +75,21 @@ def check_activity(kernel: Kernel, names: tuple[str, ...], activity: Any) -> Any
 
 
 def check_measured(kernel: Kernel, names: tuple[str, ...], sides: Any) -> None:
-    """Refuses statistics of units that did not run on the calibration batches."""
+    """Refuses statistics of units that did not run on the calibration batches.
+
+    Whole stack slices (experts) may be without activity, if others have some.
+    """
     for side in sorted({name.split(".")[0] for name in names}):
         count = getattr(getattr(sides, side), "count", None)
         if count is None or isinstance(count, jax.core.Tracer):
             continue
         if not getattr(count, "is_fully_addressable", True):
             continue
-        unseen = int((np.asarray(count) == 0).sum())
-        if unseen:
+        none = np.reshape(np.asarray(count) == 0, (math.prod(kernel.stack_shape), -1))
+        if none.all() or (none.any(1) != none.all(1)).any():
             raise ValueError(
                 f"expected activity of all {side} of {kernel.path!r}, got none for "
-                f"{unseen} of {np.size(count)}: they did not run; calibrate on more "
+                f"{none.sum()} of {none.size}: they did not run; calibrate on more "
                 "batches, or leave this kernel out"
             )
 

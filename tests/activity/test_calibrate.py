@@ -88,8 +88,19 @@ def test_batches_are_one_big_batch(stream):
 
 def test_is_what_observe_says():
     needs = ("mean_abs", "inputs.gram", "inputs.abs_map")
-    want = bb.observe(mlp, UNITS, needs=needs)(P, X)[1]
-    same(calibrate(mlp, UNITS, P, [(X,)], needs=needs), want)
+    units = UNITS.select(".*")
+    want = bb.observe(mlp, units, needs=needs)(P, X)[1]
+    same(calibrate(mlp, units, P, [(X,)], needs=needs), want)
+
+
+def test_without_a_selection_large_statistics_are_those_of_what_is_pruned():
+    needs = ("mean_abs", "inputs.gram", "inputs.abs_map")
+    found = calibrate(mlp, UNITS, P, [(X,)], needs=needs)
+    for path, (inputs, _) in found.items():
+        assert inputs.mean_abs is not None
+        pruned = path in UNITS.budgeted
+        assert (inputs.gram is not None) == (inputs.abs_map is not None) == pruned
+    assert set(found) > set(UNITS.budgeted)
 
 
 def test_compiles_once_per_shape_of_batch():

@@ -153,7 +153,7 @@ def test_of_a_sharded_batch(kind):
 @pytest.mark.parametrize(
     ("window", "options", "text"),
     [
-        (3, {}, r"a convolution with window \(3,\); SparseGPT"),
+        (3, {}, r"a convolution with window \(3,\); leave it out"),
         (1, {"feature_group_count": 2}, "a convolution in 2 groups"),
         (1, {"window_strides": (2,)}, "does not read every position once"),
     ],

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bbjax as bb
@@ -322,9 +323,52 @@ def test_what_is_no_matrix_is_refused():
 def test_a_gram_matrix_that_cannot_be_factored():
     w = np.random.normal(size=(6, 3)).astype(np.float32)
     bad = -np.ones((6, 6), np.float32) + 1.5 * np.eye(6, dtype=np.float32)
-    with pytest.raises(ValueError, match="of the inputs of 'w' that is positive defin"):
-        eager(sparsegpt(damp=0.0), dense(6, 3), w, bad, 9)
+    with pytest.warns(UserWarning, match="matrix of the inputs of 'w' is not positive"):
+        named = eager(sparsegpt(damp=0.0), dense(6, 3), w, bad, 9)
     mask, new = compiled(sparsegpt(damp=0.0), dense(6, 3), w, bad, 9)
     largest = np.argsort(np.argsort(-np.abs(w), 0), 0) < 3
     np.testing.assert_array_equal(mask, largest)
     np.testing.assert_array_equal(new, w * mask)
+    for one, other in zip(named, (mask, new), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_one_gram_matrix_that_cannot_be_factored_leaves_the_others_alone():
+    """A stack of two kernels; the second has a matrix that is not positive."""
+    gram, w = data(6, 3)
+    gram = gram + np.eye(6, dtype=np.float32)
+    bad = -np.ones((6, 6), np.float32) + 1.5 * np.eye(6, dtype=np.float32)
+    kernel = bb.Kernel("w", (2, 6, 3), stack=(0,), fan_in=(1,), fan_out=(2,))
+    both = np.stack([w, w]), np.stack([gram, bad]), np.array([9, 9])
+    with pytest.warns(UserWarning, match=r"'w' in \[1\] of 2 stack slices is not"):
+        mask, new = eager(sparsegpt(damp=0.0), kernel, *both)
+    alone, moved = eager(sparsegpt(damp=0.0), dense(6, 3), w, gram, 9)
+    np.testing.assert_array_equal(mask[0], alone)
+    np.testing.assert_allclose(new[0], moved, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(new[1], w * mask[1])
+
+
+def stem_and_mlp(p, x):
+    """A convolution as stem, without a nonlinearity of its own."""
+    dims = ("NHWC", "HWIO", "NHWC")
+    x = lax.conv_general_dilated(x, p["stem"], (2, 2), "SAME", dimension_numbers=dims)
+    return jax.nn.relu(x.mean((1, 2)) @ p["up"]) @ p["down"]
+
+
+def test_a_stem_without_a_gram_matrix_is_in_nobodys_way():
+    rng = np.random.default_rng(0)
+    shapes = {"stem": (3, 3, 2, 8), "up": (8, 12), "down": (12, 2)}
+    p = {n: jnp.asarray(rng.normal(size=s), jnp.float32) for n, s in shapes.items()}
+    x = jnp.asarray(rng.normal(size=(40, 4, 4, 2)), jnp.float32)
+    units = bb.trace(stem_and_mlp, p, x)
+    stats = bb.calibrate(stem_and_mlp, units, p, [(x,)], needs=RULE.needs)
+    held = {path: a.inputs.gram is not None for path, a in stats.items()}
+    assert held == {"stem": False, "up": True, "down": False}
+    _, masks = bb.prune(p, units, RULE, density=0.5, stats=stats)
+    assert masks["up"].sum(0).tolist() == [4] * 12
+    text = (
+        r"measure 'inputs.gram' of 'stem', got a convolution with window \(3, 3\); "
+        r"leave it out .*: units.only\(\['up', 'down'\]\)"
+    )
+    with pytest.raises(ValueError, match=text):
+        bb.calibrate(stem_and_mlp, units.select(".*"), p, [(x,)], needs=RULE.needs)

@@ -264,3 +264,32 @@ def test_two_factors_that_are_not_0_at_0_are_not_closed():
 
     units = traced(fn, "up", "other")
     assert units["up"].why_not == "a product of two values sums over them"
+
+
+def test_a_unit_of_experts_by_groups_is_removed_in_all_of_them():
+    """The rows of all experts are one array: no unit is there for one expert alone."""
+    sizes = np.array([3, 0, 4])
+    expert = np.repeat(np.arange(3), sizes)
+
+    def fn(p, x):
+        h = relu(lax.ragged_dot(x, p["up"], jnp.asarray(sizes)) + p["bias"][expert])
+        return lax.ragged_dot(h, p["down"], jnp.asarray(sizes))
+
+    params, x = weights(up=(3, 4, 6), down=(3, 6, 2), bias=(3, 6)), normal(64, 7, 4)
+    units = bb.trace(fn, params, x)
+    assert units["up"].closed and units["up"].companions == ("bias",)
+    assert units["down"].why_not == "the function returns them"
+    keep = np.arange(18).reshape(3, 6) % 6 > 2
+    keep[1, 0] = True  # one expert keeps it: so do the others
+    pruned, masks = graph.remove_units(params, units, {"up": keep})
+    kept = np.array([True, False, False, True, True, True])
+    np.testing.assert_array_equal(masks["up"], np.broadcast_to(kept, (3, 4, 6)))
+    np.testing.assert_array_equal(
+        masks["down"], np.broadcast_to(kept[:, None], (3, 6, 2))
+    )
+    up, down, bias = (np.asarray(params[n]) for n in ("up", "down", "bias"))
+    rows = [
+        (np.maximum(row @ up[e] + bias[e], 0) * kept) @ down[e]
+        for e, row in zip(expert, np.asarray(x), strict=True)
+    ]
+    np.testing.assert_allclose(fn(pruned, x), rows, rtol=1e-4, atol=1e-5)

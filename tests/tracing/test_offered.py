@@ -45,7 +45,6 @@ KEEPS = {
     "transposed twice": lambda w: w.T.T,
 }
 CHANGES = {
-    "standardised": (lambda w: (w - w.mean(0)) / (w.std(0) + 1e-5), "sub"),
     "shifted": (lambda w: w + 1, "add"),
     "clipped off 0": (lambda w: jnp.clip(w, 0.1, 1.0), "max"),
     "exp": (jnp.exp, "exp"),
@@ -75,6 +74,49 @@ def test_a_weight_whose_zeros_change_is_listed_with_the_operation(name):
     assert units.paths == ("o",)
     with pytest.raises(ValueError, match="after which a weight of 0 is not 0"):
         units.select("w")
+
+
+def standardised(w):
+    axes = tuple(range(w.ndim - 1))
+    return (w - w.mean(axes, keepdims=True)) / (w.std(axes, keepdims=True) + 1e-5)
+
+
+def convolved(p, x):
+    dims = ("NHC", "HIO", "NHC")
+    x = lax.conv_general_dilated(x, p["w"], (1,), "SAME", dimension_numbers=dims)
+    return relu(x) @ p["o"]
+
+
+def test_a_standardised_kernel_is_listed_until_it_is_folded():
+    """As in BiT and in diffusion U-Nets."""
+    p, x = {"w": normal(11, 3, 2, 8), "o": P["o"]}, normal(12, 4, 5, 2)
+
+    def fn(p, x):
+        return convolved(p | {"w": standardised(p["w"])}, x)
+
+    why = (
+        "is standardised before conv_general_dilated: its mean is subtracted, after "
+        "which a weight of 0 is not 0; make the standardised weights the parameter "
+        "(fold them) first"
+    )
+    assert dict(bb.trace(fn, p, x).problems) == {"w": why}
+    folded = p | {"w": standardised(p["w"])}
+    np.testing.assert_array_equal(convolved(folded, x), fn(p, x))
+    units = bb.trace(convolved, folded, x)
+    assert tuple(units.budgeted) == ("w",)
+    _, masks = bb.prune(folded, units, bb.rules.magnitude(), density=0.5)
+    assert masks["w"].sum() == 3 * 8  # windows of 3
+
+
+def test_a_mask_behind_the_standardisation_is_a_kernel_if_it_is_a_parameter():
+    """Its zeros cut the edges exactly, and leave the other weights as they are."""
+    p = P | {"mask": jnp.ones((6, 8))}
+    units = bb.trace(net_of_mask, p, X)
+    assert units.paths == ("mask", "o") and [p for p, _ in units.others] == ["w"]
+
+
+def net_of_mask(p, x):
+    return relu(x @ (p["mask"] * standardised(p["w"]))) @ p["o"]
 
 
 @pytest.mark.parametrize(
@@ -144,16 +186,6 @@ def test_a_parameter_that_no_result_depends_on_is_not_listed():
 
     units = bb.trace(fn, P | {"v": normal(9, 6, 2)}, X)
     assert (units.paths, units.problems, units.others) == (("v",), (), ())
-
-
-def test_experts_of_a_ragged_product_are_listed():
-    p = {"experts": normal(10, 2, 6, 8), "o": P["o"]}
-
-    def fn(p, x):
-        return relu(lax.ragged_dot(x, p["experts"], jnp.array([2, 3]))) @ p["o"]
-
-    units = bb.trace(fn, p, X)
-    assert dict(units.problems) == {"experts": "ragged_dot is not supported"}
 
 
 UNARY = {

@@ -2,21 +2,26 @@
 
 Contracted axes are tied and *used*: the sum over them is what a unit's contribution
 goes into. Axes that a product leaves alone are handed on. A convolution in groups has
-channels `group * input` before and `group * output` after it.
+channels `group * input` before and `group * output` after it. The matrices of a ragged
+product have one size: units behind it are one group for all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from bbjax.tracing.axes.extents import Dim, Dims
 from bbjax.tracing.axes.moves import AxisStep
+from bbjax.tracing.primitives import RAGGED
 
 
 def followed(step: AxisStep) -> list[Dims] | None:
     """Dims of the results of an equation; None if it is none of these."""
     if step.name == "dot_general":
-        return [_dot_general(step)]
+        return [_dot(step, step.params["dimension_numbers"])]
+    if step.name in RAGGED:
+        return [_ragged_dot(step)]
     if step.name == "conv_general_dilated":
         return [_convolution(step)]
     if step.name == "gather":
@@ -26,8 +31,9 @@ def followed(step: AxisStep) -> list[Dims] | None:
     return None
 
 
-def _dot_general(step: AxisStep) -> Dims:
-    (left, right), (left_batch, right_batch) = step.params["dimension_numbers"]
+def _dot(step: AxisStep, numbers: Any, gone: Sequence[int] = ()) -> Dims:
+    """A matrix product; the result does not have the axes `gone` of the right side."""
+    (left, right), (left_batch, right_batch) = numbers
     one, two = step.ins[:2]
     for a, b in zip(left, right, strict=True):
         step.extents.tie(one[a], two[b])
@@ -35,8 +41,22 @@ def _dot_general(step: AxisStep) -> Dims:
     for a, b in zip(left_batch, right_batch, strict=True):
         step.extents.tie(one[a], two[b])
     free = [d for i, d in enumerate(one) if i not in (*left, *left_batch)]
-    free += [d for i, d in enumerate(two) if i not in (*right, *right_batch)]
+    free += [d for i, d in enumerate(two) if i not in (*right, *right_batch, *gone)]
     return (*(one[a] for a in left_batch), *free)
+
+
+def _ragged_dot(step: AxisStep) -> Dims:
+    """A product of rows in groups, with a matrix for each group or one for all."""
+    numbers = step.params["ragged_dot_dimension_numbers"]
+    pairs, matrices = numbers.dot_dimension_numbers, numbers.rhs_group_dimensions
+    (row,) = numbers.lhs_ragged_dimensions
+    one, two, sizes = step.ins[:3]
+    for axis in matrices:
+        step.extents.tie(two[axis], sizes[-1])
+    step.fix((one[row], sizes[-1]), f"{step.name} has rows in groups")
+    found = _dot(step, pairs, matrices)
+    (left, _), _ = pairs
+    return (sizes[-1], *found) if row in left else found
 
 
 def _convolution(step: AxisStep) -> Dims:

@@ -5,6 +5,11 @@ that parameter. The product's dimension numbers give the role of each axis of th
 operand; the parts on those axes give the role of each axis of the parameter. Statistics
 are taken in the order of the product and put into the parameter's order at the end,
 through the same parts.
+
+A ragged product (`lax.ragged_dot`, mixtures of experts) multiplies each group of rows
+of its left operand with a matrix of its own. The axis of the matrices is a stack axis
+of the kernel. No axis of the result has it: its rows are sorted by group, and keep a
+part that says so for as long as they stand in this order.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from typing import Any
 
 from bbjax.tracing.flow import ranges
 from bbjax.tracing.flow.values import (
+    CENTRED,
     Axis,
     Part,
     Source,
@@ -23,9 +29,33 @@ from bbjax.tracing.flow.values import (
     plain,
     position,
 )
-from bbjax.tracing.primitives import ELEMENTWISE
+from bbjax.tracing.primitives import ELEMENTWISE, RAGGED
 
 Scope = tuple[tuple[int, int], ...]
+
+
+_CHANGING = ELEMENTWISE | {CENTRED}  # after which a weight of 0 is not 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Ragged:
+    """How the rows of a ragged product are grouped.
+
+    Attributes:
+      axis: axis of the activation that is sorted by group.
+      prefix: axes of the activation along which group sizes vary, outermost first.
+      parts: parts of the parameter on the axis of its matrices.
+      marks: the axes of the result that `prefix` and `axis` become.
+      groups: number of the node that holds the group sizes.
+      sizes: the operand that holds them.
+    """
+
+    axis: int
+    prefix: tuple[int, ...]
+    parts: Axis
+    groups: int
+    sizes: object
+    marks: tuple[Axis, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +78,7 @@ class Use:
       atom: the operand that holds the activation.
       fixed: whether that is an array constant.
       at: axes of the parameter that are indexed before the product, with the index.
+      ragged: the groups of its rows, in a ragged product.
       eqn: the product itself.
     """
 
@@ -64,6 +95,7 @@ class Use:
     atom: object = None
     fixed: bool = False
     at: tuple[tuple[int, int], ...] = ()
+    ragged: Ragged | None = None
     eqn: Any = dataclasses.field(default=None, compare=False, repr=False)
 
 
@@ -91,16 +123,33 @@ class Numbers:
     result: tuple[tuple[int, int], ...]  # (operand, axis); axis -1 for a window's
     spatial: tuple[int, ...] = ()
     groups: int = 1
+    stack: tuple[int, ...] = ()  # of the right operand: one matrix per group of rows
+    ragged: int = -1  # of the left operand: rows that are sorted by group
 
 
 def classify(
-    eqn: Any, values: Sequence[Value], scans: tuple[Scope, ...], number: int
+    eqn: Any,
+    values: Sequence[Value],
+    scans: tuple[Scope, ...],
+    number: int,
+    groups: int = -1,
 ) -> Product:
-    """Classifies a product by its operands."""
+    """Classifies a product by its operands.
+
+    Args:
+      eqn: the product.
+      values: of its operands.
+      scans: bodies of the enclosing scans.
+      number: of the use that it may be.
+      groups: node that holds the group sizes of a ragged product.
+    """
+    values = values[:2]
     shape = tuple(eqn.outvars[0].aval.shape)
     sides = _kernel_sides(values)
     name = eqn.primitive.name
     reason = _unreadable(eqn)
+    if not reason and name in RAGGED and sides == [0]:
+        reason = "is the operand of a ragged product that holds the rows"
     if reason or len(sides) != 1:
         return _no_use(eqn, values, shape, sides, reason)
     kernel = sides[0]
@@ -112,7 +161,10 @@ def classify(
         return _no_use(eqn, values, shape, sides, roles)
     use = _use(values, numbers, kernel, roles, scans, number, name)
     use = dataclasses.replace(use, eqn=eqn, at=at)
-    return Product(_result(values, numbers, kernel, use, shape), use)
+    if numbers.ragged >= 0:
+        ragged = _ragged(eqn, numbers, values[kernel], groups)
+        use = dataclasses.replace(use, ragged=ragged)
+    return _product(values, numbers, kernel, use, shape)
 
 
 def _kernel_sides(values: Sequence[Value]) -> list[int]:
@@ -126,10 +178,20 @@ def _kernel_sides(values: Sequence[Value]) -> list[int]:
 
 
 def _unreadable(eqn: Any) -> str:
-    if eqn.primitive.name.startswith("ragged_dot"):
-        return "ragged_dot is not supported"
+    if eqn.primitive.name in RAGGED:
+        return _unread_ragged(eqn.params)
     if eqn.params.get("batch_group_count", 1) != 1:
         return "convolution with batch groups is not supported"
+    return ""
+
+
+def _unread_ragged(params: Any) -> str:
+    """Why a ragged product is none of rows with one matrix per group."""
+    numbers = params["ragged_dot_dimension_numbers"]
+    if not numbers.rhs_group_dimensions:
+        return "meets groups of a ragged product that share one matrix"
+    if params.get("group_offset") is not None:
+        return "reaches a ragged product with a group offset"
     return ""
 
 
@@ -148,7 +210,7 @@ def _no_use(
         if value.is_parametric:
             problems += _through(name, value.lost)
         elif value.constant:  # picked entries are doubts, below
-            changed = [pair for pair in value.lost if pair[1] in ELEMENTWISE]
+            changed = [pair for pair in value.lost if pair[1] in _CHANGING]
             problems += _through(name, changed)
     if reason:
         problems += [
@@ -172,10 +234,14 @@ def _no_use(
 def _through(name: str, lost: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
     """Why parameters cannot be measured that reach a product by another operation."""
     found = []
-    for weight, by in sorted(lost, key=lambda pair: (pair[1] not in ELEMENTWISE, pair)):
+    for weight, by in sorted(lost, key=lambda pair: (pair[1] not in _CHANGING, pair)):
         why = f"reaches {name} through {by}"
-        if by in ELEMENTWISE:
+        if by == CENTRED:
+            why = f"is standardised before {name}: its mean is subtracted"
+        if by in _CHANGING:
             why += ", after which a weight of 0 is not 0"
+        if by == CENTRED:
+            why += "; make the standardised weights the parameter (fold them) first"
         found.append((weight, why))
     return found
 
@@ -245,14 +311,39 @@ def _conv_numbers(eqn: Any) -> Numbers:
     )
 
 
-_NUMBERS = {"dot_general": _dot_numbers, "conv_general_dilated": _conv_numbers}
+def _ragged_numbers(eqn: Any) -> Numbers:
+    dims = eqn.params["ragged_dot_dimension_numbers"]
+    (left, right), (left_batch, right_batch) = dims.dot_dimension_numbers
+    contract = tuple(map(int, left)), tuple(map(int, right))
+    batch = tuple(map(int, left_batch)), tuple(map(int, right_batch))
+    stack = tuple(map(int, dims.rhs_group_dimensions))
+    gone = contract[0] + batch[0], contract[1] + batch[1] + stack
+    ranks = [len(v.aval.shape) for v in eqn.invars[:2]]
+    free = tuple(
+        tuple(a for a in range(rank) if a not in used)
+        for rank, used in zip(ranks, gone, strict=True)
+    )
+    result = [(0, a) for a in batch[0] + free[0]] + [(1, a) for a in free[1]]
+    return Numbers(
+        batch,
+        contract,
+        free,  # type: ignore[arg-type]
+        tuple(result),
+        stack=stack,
+        ragged=int(dims.lhs_ragged_dimensions[0]),
+    )
 
 
-def numbers(eqn: Any) -> Numbers | None:
-    """Meaning of the axes of a product; None if it is not one that is followed."""
-    if eqn.primitive.name not in _NUMBERS or _unreadable(eqn):
-        return None
-    return _NUMBERS[eqn.primitive.name](eqn)
+_NUMBERS = {
+    "dot_general": _dot_numbers,
+    "conv_general_dilated": _conv_numbers,
+    **dict.fromkeys(RAGGED, _ragged_numbers),
+}
+
+
+def numbers_of(use: Use) -> Numbers:
+    """Meaning of the axes of the product that a use is."""
+    return _NUMBERS[use.op](use.eqn)
 
 
 # Roles ---------------------------------------------------------------------------
@@ -264,7 +355,7 @@ def _roles(
     for _, part in value.scanned:
         roles[part] = "stack"
     named = (
-        (numbers.batch[kernel], "stack"),
+        (numbers.batch[kernel] + numbers.stack, "stack"),
         (numbers.contract[kernel], "in"),
         (numbers.free[kernel], "out"),
         (numbers.spatial, "spatial"),
@@ -330,6 +421,15 @@ def _use(values, numbers, kernel, roles, scans, number, name) -> Use:
     )
 
 
+def _ragged(eqn: Any, numbers: Numbers, value: Value, groups: int) -> Ragged:
+    """The groups of the rows of a ragged product."""
+    sizes, row = eqn.invars[2], numbers.ragged
+    outer = [a for a in numbers.free[0] if a < row]
+    varies = len(sizes.aval.shape) > 1
+    prefix = numbers.batch[0] + tuple(outer) if varies else ()
+    return Ragged(row, prefix, value.axes[numbers.stack[0]], groups, sizes)
+
+
 def _read_units(value: Value, axes: Sequence[int]) -> frozenset[Source]:
     """Sources of the units on some axes, with their partners in a product."""
     found = {
@@ -342,7 +442,7 @@ def _read_units(value: Value, axes: Sequence[int]) -> frozenset[Source]:
     return frozenset(found | partners)
 
 
-def _result(values, numbers, kernel, use, shape) -> Value:
+def _product(values, numbers, kernel, use, shape) -> Product:
     """The output of a use: its free kernel axes carry the use's own units."""
     own = ("u", use.number)
     axes = []
@@ -353,10 +453,30 @@ def _result(values, numbers, kernel, use, shape) -> Value:
             axes.append(_renamed(values[kernel].axes[axis], own, use))
         else:
             axes.append(_other_axis(values, numbers, kernel, axis, own, use, size))
-    return Value(
+    if use.ragged is not None:
+        use = _marked(use, numbers, axes)
+    made = Value(
         tuple(axes),
         owners=frozenset({own}),
         deps=frozenset({use.number}),
+    )
+    return Product(made, use)
+
+
+def _marked(use: Use, numbers: Numbers, axes: list[Axis]) -> Use:
+    """Marks the rows of a ragged product, in `axes`; the use knows the marks."""
+    ragged = use.ragged
+    assert ragged is not None
+    places = {a: i for i, (side, a) in enumerate(numbers.result) if side == 0}
+    marks = []
+    for number, axis in enumerate((*ragged.prefix, ragged.axis)):
+        at = places[axis]
+        if not any(p.is_unit for p in axes[at]) or axis == ragged.axis:
+            source = ("g", ragged.groups)
+            axes[at] = (Part(source, number, extent(axes[at]), 1),)
+        marks.append(axes[at])
+    return dataclasses.replace(
+        use, ragged=dataclasses.replace(ragged, marks=tuple(marks))
     )
 
 

@@ -32,10 +32,32 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 
 from bbjax.model.kernel import RAW, Kernel, Side
+from bbjax.tracing import jaxprs
 from bbjax.tracing.flow import ranges
 from bbjax.tracing.flow.contract import Use
+from bbjax.tracing.flow.order import Order, order_of
 from bbjax.tracing.flow.values import Axis, Part, Source, Value
 from bbjax.tracing.flow.walk import Flow, Scope, living
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows of a measured value that are sorted by group: one group, one stack slice.
+
+    Attributes:
+      axis: axis of the value that they are on.
+      prefix: axes of the value along which group sizes vary, outermost first.
+      parts: parts of the parameter that number the groups.
+      sizes: the variable (or constant) that holds the group sizes, in the scope of the
+        value.
+      order: how the rows of the product were put in this order.
+    """
+
+    axis: int
+    prefix: tuple[int, ...]
+    parts: Axis
+    sizes: object
+    order: Order | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +79,7 @@ class Tap:
         first entry)`.
       units: which of these units count, as a mask over the axes of the kernel that
         count units; None for all.
+      rows: the rows of the value, where they belong to stack slices by group.
     """
 
     kernel: str
@@ -69,6 +92,7 @@ class Tap:
     use: Use
     starts: tuple[tuple[int, int], ...] = ()
     units: np.ndarray | None = dataclasses.field(default=None, compare=False)
+    rows: Rows | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +149,7 @@ def find(
             **laid[0],  # type: ignore[arg-type]
         )
         for use, spots in zip(uses, places, strict=True):
-            taps.append(_input_tap(use, paths[weight]))
+            taps.append(_input_tap(flow, use, paths[weight]))
             if terms:
                 spots = [_term(flow, _candidates(flow, use, None, reaching))]
             taps += [_output_tap(flow, use, paths[weight], place) for place in spots]
@@ -422,7 +446,7 @@ def _candidates(
         nodes, _ = _on_every_path(flow, use, False, reaching, holds, cut_off)
     passed = []
     for n in nodes:
-        passed += [(n, s) for s in holds(n) if _complete(use, values[n], s)][:1]
+        passed += [(n, s) for s in holds(n) if _complete(flow, use, n, s)][:1]
     return passed or [(start, mine)]
 
 
@@ -475,6 +499,8 @@ def _on_every_path(
 def _unit_sizes(use: Use) -> dict[int, int]:
     """Number of units on each axis of the kernel, without those that scans consume."""
     scanned = {part for _, part in use.layers}
+    if use.ragged is not None:  # no axis of the result has them
+        scanned |= set(use.ragged.parts)
     sizes: dict[int, int] = {}
     for part, role in use.roles:
         if role in ("out", "group", "stack") and part not in scanned:
@@ -482,14 +508,35 @@ def _unit_sizes(use: Use) -> dict[int, int]:
     return dict(sorted(sizes.items()))
 
 
-def _complete(use: Use, value: Value, source: Source) -> bool:
-    """Whether every unit of a source has one place on the axes of the value."""
+def _complete(flow: Flow, use: Use, node: int, source: Source) -> bool:
+    """Whether every unit of a source has one place on the axes of a value."""
+    value = flow.values[node]
     own = [p for axis in value.axes for p in _own_parts(value, axis, source)]
     all_units = [p for axis in value.axes for p in axis if p.source in value.owners]
     count = ranges.extent_of(source, _unit_sizes(use))
-    return (
-        count == math.prod(p.size for p in own) == math.prod(p.size for p in all_units)
-    )
+    placed = count == math.prod(p.size for p in own)
+    placed = placed and count == math.prod(p.size for p in all_units)
+    return placed and (use.ragged is None or _rows(flow, use, node) is not None)
+
+
+def _rows(flow: Flow, use: Use, node: int) -> Rows | None:
+    """The rows of a value by group; None if there are none, or none that are known."""
+    ragged, value = use.ragged, flow.values[node]
+    if ragged is None:
+        return None
+    held = [{*axis, *(t for p, t in value.twins if p in axis)} for axis in value.axes]
+    found = [
+        next((i for i, parts in enumerate(held) if parts.issuperset(mark)), None)
+        for mark in ragged.marks
+    ]
+    places = [at for at in found if at is not None]
+    sizes: object | None = ragged.sizes
+    if flow.places[node][0] != use.scope and not jaxprs.is_literal(sizes):
+        sizes = flow.copies.get((ragged.groups, flow.places[node][0]))
+    if len(places) < len(found) or sizes is None:
+        return None
+    *prefix, axis = places
+    return Rows(axis, tuple(prefix), ragged.parts, sizes)
 
 
 def _own_parts(value: Value, axis: Axis, source: Source) -> Axis:
@@ -500,10 +547,13 @@ def _own_parts(value: Value, axis: Axis, source: Source) -> Axis:
 
 
 # Taps ----------------------------------------------------------------------------
-def _input_tap(use: Use, path: str) -> Tap:
-    layers = use.layers
-    var, axes, parts = use.atom, use.axes, use.parts
-    return Tap(path, "inputs", use.scope, var, axes, parts, layers, use, use.at)
+def _input_tap(flow: Flow, use: Use, path: str) -> Tap:
+    rows = None
+    if use.ragged is not None:
+        r = use.ragged
+        rows = Rows(r.axis, r.prefix, r.parts, r.sizes, order_of(flow, use))
+    place = use.scope, use.atom, use.axes, use.parts, use.layers
+    return Tap(path, "inputs", *place, use, use.at, rows=rows)
 
 
 def _output_tap(flow: Flow, use: Use, path: str, place: Place) -> Tap:
@@ -516,6 +566,8 @@ def _output_tap(flow: Flow, use: Use, path: str, place: Place) -> Tap:
     axes = tuple(i for i, _ in carried)
     parts = tuple(p for _, p in carried)
     starts = use.at + tuple((c.axis, c.start) for c in ranges.cuts(place.source))
-    return Tap(
-        path, "outputs", scope, var, axes, parts, use.layers, use, starts, place.units
-    )
+    where = scope, var, axes, parts, use.layers
+    rows = _rows(flow, use, place.node)
+    if rows is not None:
+        rows = dataclasses.replace(rows, order=order_of(flow, use))
+    return Tap(path, "outputs", *where, use, starts, place.units, rows)

@@ -110,8 +110,11 @@ def sliced(value: Value, at: int, start: int, count: int, step: int) -> Value | 
         if size == part.size:
             kept.append(part)
             continue
-        if part.source is None and value.owners:
-            return None
+        if part.source is None or part.is_row:
+            if value.owners:
+                return None
+            kept += [*position(size)] * (size > 1)
+            continue
         for one in (part, *twins.get(part, ())):
             if one.source is None:
                 continue

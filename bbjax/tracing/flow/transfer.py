@@ -7,8 +7,9 @@ move axes and keep as much as is exact; a slice of units is a range of them
 (`bbjax.tracing.flow.ranges`). After any other operation nothing is known.
 
 The rule for mixing: an operand of an addition-like operation ends the chain unless it
-is made of parameters, is a summary of the same units (their mean in a norm), or does
-not vary along any axis but theirs (a bias, a running mean). Multiplication-like
+is made of parameters (or picks from them by index, as the bias of an expert), is a
+summary of the same units (their mean in a norm), or does not vary along any axis but
+theirs (a bias, a running mean). Multiplication-like
 operations never mix by themselves: masks, dropout and gates pass, and the product of
 two kernels' units belongs to both.
 """
@@ -20,6 +21,7 @@ from typing import Any
 
 from bbjax.tracing.flow import ranges
 from bbjax.tracing.flow.values import (
+    CENTRED,
     DATA,
     Part,
     Source,
@@ -131,11 +133,19 @@ def elementwise(
         axes = tuple(
             _agree([v.axes[i] for v in arrays], n) for i, n in enumerate(shape)
         )
-    forgotten = forget(name, ins, shape)
+    forgotten = forget(_by(name, ins), ins, shape)
     if deps:
-        lost = forgotten.lost
+        lost = ins[0].lost if name in LINEAR_UNARY else forgotten.lost
         return Value(axes, const, deps=deps, twins=_twins(ins), lost=lost)
     return forgotten.replace(const=const)
+
+
+def _by(name: str, ins: Sequence[Value]) -> str:
+    """The name under which an operation loses the axes of a parameter."""
+    if name == "sub" and ins[0].weight is not None:
+        if ins[1].weight is None and ins[1].leaves == {ins[0].weight}:
+            return CENTRED
+    return name
 
 
 def _is_sum(name: str, arrays: Sequence[Value]) -> bool:
@@ -150,7 +160,7 @@ def _is_sum(name: str, arrays: Sequence[Value]) -> bool:
 def _agree(axes: Sequence[tuple[Part, ...]], size: int) -> tuple[Part, ...]:
     """The parts of an axis that the operands which have it agree on."""
     full = [a for a in axes if extent(a) == size]
-    named = {a for a in full if any(p.is_unit for p in a)}
+    named = {a for a in full if any(p.is_unit or p.is_row for p in a)}
     return named.pop() if len(named) == 1 else position(size)
 
 
@@ -248,7 +258,7 @@ def _mixes(
         return False
     for v in ins:
         foreign = v.deps - own
-        if v is lead or v.owners or not v.deps:
+        if v is lead or v.owners or not v.deps or _chosen(v):
             continue
         if not foreign:  # a summary of the same units, unless it permuted them
             if any(_moved_about(v, lead, i) for i in owned if i < len(v.shape)):
@@ -258,6 +268,11 @@ def _mixes(
         if foreign != {DATA} or not varies <= owned:
             return True
     return False
+
+
+def _chosen(value: Value) -> bool:
+    """Whether these are entries of parameters that data choose: a bias per row."""
+    return bool(value.lost) and all(by in CHOOSING for _, by in value.lost)
 
 
 def _moved_about(value: Value, lead: Value, axis: int) -> bool:

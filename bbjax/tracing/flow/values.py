@@ -2,9 +2,10 @@
 
 Every axis carries *parts*: pieces of axes of a source, major to minor. A source is a
 parameter (`("w", leaf)`), the output units of a kernel use (`("u", use)`) or a range of
-these (`("u", use, cuts)`, see `ranges`); a part of none is a mere position. A part has
-a size and the stride it has in its source axis, so that reshapes which merge, split or
-move axes can be undone exactly:
+these (`("u", use, cuts)`, see `ranges`); rows that are sorted by group have a source,
+too (`("g", node)`, the node of the group sizes). A part of none is a mere position. A
+part has a size and the stride it has in its source axis, so that reshapes which merge,
+split or move axes can be undone exactly:
 
     (512,)  ->  (8, 64)      part (axis 0, size 512, stride 1)
                              parts (axis 0, size 8, stride 64), (axis 0, 64, 1)
@@ -22,8 +23,11 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-# Kind ("w" or "u") and number; of a range, also its cuts.
+# Kind ("w", "u" or "g") and number; of a range, also its cuts.
 Source = tuple[Any, ...]
+# In `lost`: a parameter whose own mean is subtracted. Every weight of an output unit
+# moves its mean and deviation, so no value of one weight is a 0 of its own there.
+CENTRED = "centring"
 DATA = -1  # in `deps`: depends on an argument or an array constant
 
 
@@ -39,6 +43,11 @@ class Part(NamedTuple):
     def is_unit(self) -> bool:
         """Whether it counts output units of a kernel."""
         return self.source is not None and self.source[0] == "u"
+
+    @property
+    def is_row(self) -> bool:
+        """Whether it counts rows that are sorted by group."""
+        return self.source is not None and self.source[0] == "g"
 
 
 Axis = tuple[Part, ...]

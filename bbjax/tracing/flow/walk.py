@@ -16,6 +16,7 @@ means for units is decided by its kind:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -73,6 +74,8 @@ class Flow:
       untappable: nodes that cannot be measured where they are.
       problems: reason by parameter, for those whose product cannot be measured.
       doubts: the same, for those that may be kernels elsewhere.
+      origins: for each node, the one whose array it holds: itself, unless it was
+        copied into or out of a call.
     """
 
     values: list[Value] = dataclasses.field(default_factory=list)
@@ -88,7 +91,17 @@ class Flow:
     untappable: set[int] = dataclasses.field(default_factory=set)
     problems: dict[int, str] = dataclasses.field(default_factory=dict)
     doubts: dict[int, str] = dataclasses.field(default_factory=dict)
+    origins: list[int] = dataclasses.field(default_factory=list)
     outputs: tuple[int, ...] = ()
+
+    @functools.cached_property
+    def copies(self) -> dict[tuple[int, Scope], Any]:
+        """By origin and scope, a variable that holds the array of the origin."""
+        found: dict[tuple[int, Scope], Any] = {}
+        for origin, (scope, var) in zip(self.origins, self.places, strict=True):
+            if var is not None:
+                found.setdefault((origin, scope), var)
+        return found
 
 
 def walk(closed: Any, inputs: Sequence[Value]) -> Flow:
@@ -113,6 +126,9 @@ class _Walker:
         self.flow.places.append((scope, var))
         self.flow.made.append(made)
         self.flow.readers.append([])
+        same = made.how in ("copy", "held") and len(made.sources) == 1
+        origin = self.flow.origins[made.sources[0]] if same else number
+        self.flow.origins.append(origin)
         for source in made.sources:
             self.flow.readers[source].append(number)
         if var is None or self.opaque:
@@ -299,7 +315,9 @@ class _Walker:
 
     def contraction(self, eqn, ins, values, scope, index) -> int:
         """A product: a kernel use, or a mixture of activations."""
-        found = contract.classify(eqn, values, self.scans, len(self.flow.uses))
+        groups = self.flow.origins[ins[2]] if len(ins) > 2 else -1
+        number = len(self.flow.uses)
+        found = contract.classify(eqn, values, self.scans, number, groups)
         for weight, reason in found.problems:
             self.flow.problems.setdefault(weight, reason)
         for weight, reason in found.doubts:

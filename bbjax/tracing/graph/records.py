@@ -86,6 +86,8 @@ class Uses:
       order: parameters in order of their first use beside units.
       made: by use, the whole factors on the axes of its stack and its output units.
       weights: by use that the result depends on, its kernel.
+      leads: whole factors that number the matrices of ragged products. No axis of a
+        result has them.
     """
 
     others: list[Other] = dataclasses.field(default_factory=list)
@@ -95,6 +97,7 @@ class Uses:
     order: dict[int, None] = dataclasses.field(default_factory=dict)
     made: dict[int, Wholes] = dataclasses.field(default_factory=dict)
     weights: dict[int, int] = dataclasses.field(default_factory=dict)
+    leads: set[int] = dataclasses.field(default_factory=set)
 
 
 class Known(NamedTuple):

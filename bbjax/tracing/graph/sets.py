@@ -3,7 +3,8 @@
 The output units of a kernel are numbered by the whole factors on its axes: a kernel
 `(in, heads, size)` makes units (head, entry), and so does every kernel whose outputs
 are added to them or multiplied with them. A set of units is such a combination of whole
-factors. Its units can be removed if
+factors. Experts of a ragged product have their units in common: their rows are one
+array, so a unit is removed in all experts or in none. Units can be removed if
 
     every product that sums over them is with a kernel that has a row for each of them,
     or with another value, and a unit that is removed is 0 there
@@ -190,7 +191,8 @@ class _Sets:
         self.paths, self.kernels = paths, kernels
         self.scans = scans_of_groups(program)
         leads = {lead for scans in self.scans.values() for lead in scans}
-        self.leads = frozenset(w for d in leads for w in program.extents.wholes(d))
+        layers = {w for d in leads for w in program.extents.wholes(d)}
+        self.leads = frozenset(layers | found.leads)
         self.outputs = dict(self.entries("outputs"))
         self.inputs = dict(self.entries("inputs"))
         self.others = {  # parameters that are no kernels, in order of use

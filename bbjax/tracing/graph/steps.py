@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from bbjax.tracing.flow.contract import Use
+from bbjax.tracing import jaxprs
+from bbjax.tracing.flow.contract import Use, numbers_of
 from bbjax.tracing.flow.values import DATA, Value
 from bbjax.tracing.flow.walk import Made
 from bbjax.tracing.graph import zeros
@@ -23,6 +24,7 @@ from bbjax.tracing.primitives import (
     CHOOSING,
     FACTORS,
     LINEAR_UNARY,
+    MATRIX_PRODUCTS,
     REDUCING,
     RESHAPING,
     SHAPING,
@@ -180,16 +182,20 @@ class Step:
         self.pairs()
         if use is None:
             return Known(through)
+        matrices = self.this.dims(self.made.sources[1])
+        stack = numbers_of(use).stack
+        self.this.seen.leads |= self.this.wholes(matrices[a] for a in stack)
         made = self.this.seen.made.get(use.number, frozenset())
         return Known(through, carried=made, origin=("u", use.number))
 
     def over(self) -> Wholes:
         """Whole factors that the product sums over."""
         left, right = (self.this.dims(s) for s in self.made.sources[:2])
-        numbers = self.eqn.params.get("dimension_numbers")
-        if self.name == "dot_general":
-            return self.this.wholes(left[a] for a in numbers[0][0] if left)
+        if self.name in MATRIX_PRODUCTS:
+            (contracted, _), _ = jaxprs.matrix_numbers(self.eqn)
+            return self.this.wholes(left[a] for a in contracted if left)
         if self.name == "conv_general_dilated":
+            numbers = self.eqn.params["dimension_numbers"]
             return self.this.wholes(right[a] for a in numbers.rhs_spec[1:2] if right)
         return self.this.wholes((*left, *right))
 
