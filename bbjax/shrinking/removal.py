@@ -32,7 +32,7 @@ from bbjax.tracing.axes.extents import Dims
 from bbjax.tracing.axes.groups import UNUSED
 from bbjax.tracing.axes.scans import stack_axes
 
-_UNPROVEN = "a product that runs over them is not known to get 0 from them"
+_UNPROVEN = "a sum over them is not known to get 0 from them"
 
 
 class Use(NamedTuple):
