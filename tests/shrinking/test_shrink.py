@@ -494,6 +494,18 @@ def test_the_report_counts_parameters_bytes_and_operations():
     assert lines[-1] == "up[1]: 6 -> 4 units"
 
 
+def test_the_report_repeats_why_no_group_can_shrink():
+    def fn(p, x):
+        return x @ p["w"]
+
+    params = drawn(w=(3, 4))
+    report = bb.shrink(fn, params, {}, X).report
+    assert "no group of units can get smaller:" in str(report)
+    assert "w[1]: the function returns them" in str(report)
+    assert "unitwise.cut" not in str(report)
+    assert not bb.shrink(mlp, MLP, {}, X).report.fixed
+
+
 def test_the_report_has_the_reason_why_nothing_got_smaller():
     half = np.arange(24).reshape(6, 4) % 2 == 0  # no unit loses all
     small = bb.shrink(mlp, MLP, {"down": half}, X)
