@@ -258,6 +258,12 @@ def _norm(module: Any) -> dict[str, Any]:
     return {"num_features": _shape(arrays[0])[-1]} if arrays else {}
 
 
+def _group_norm(module: Any) -> dict[str, Any]:
+    """Channels are removed by whole groups: the others keep their size."""
+    arrays = [a for a in (module.scale, module.bias) if a is not None]
+    return {"num_groups": _shape(arrays[0])[-1] // module.group_size} if arrays else {}
+
+
 def _attention(module: Any) -> dict[str, Any]:
     into, heads, size = _shape(module.query.kernel)[-3:]
     return {
@@ -278,7 +284,7 @@ _SIZES: tuple[tuple[type, Callable[[Any], dict[str, Any]]], ...] = (
     (nnx.BatchNorm, _norm),
     (nnx.LayerNorm, _norm),
     (nnx.RMSNorm, lambda module: {"num_features": _shape(module.scale)[-1]}),
-    (nnx.GroupNorm, _norm),
+    (nnx.GroupNorm, _group_norm),
     (nnx.MultiHeadAttention, _attention),
     (nnx.LSTMCell, _cell),
     (nnx.OptimizedLSTMCell, _cell),

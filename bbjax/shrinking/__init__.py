@@ -6,7 +6,10 @@ reading       finds every sum over units, and what each unit adds to it
 constants     values of units that are the same for every input
 removal       chooses the units to remove; adds their constants to biases
 cut           cuts arrays to the units that stay
+retraces      the function on smaller parameters, traced again
 proof         compares the programs on the old and on the smaller parameters
+layouts       moves of arrays as data, to compare programs
+culprits      finds the groups that have to keep their size
 sizes         compares the removal with that for arguments of other sizes
 costs         operations, parameters and bytes of a function
 result        `Shrunk`, with the report

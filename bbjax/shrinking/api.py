@@ -3,11 +3,12 @@
     trace the function, and follow its axes          (`model`)
         ->  choose the units to remove               (`removal`)
         ->  cut the parameters                       (`cut`)
-        ->  trace again, and compare the programs    (`proof`)
+        ->  trace again, and compare the programs    (`retraces`, `proof`)
         ->  choose again at other sizes of the arguments, and compare (`sizes`)
 
-If a comparison fails, the groups that make the difference keep their size, and the
-units of the others are chosen again. The result computes what the masked model does.
+If a comparison fails, the groups that make the difference (`culprits`) keep their
+size, and the units of the others are chosen again. The result computes what the masked
+model does.
 """
 
 from __future__ import annotations
@@ -42,8 +43,18 @@ def shrink(
     A unit is removed if its masks leave no outgoing edge, or no incoming one. Without
     incoming edges the value of a unit is a constant, which is added to the next bias.
     Units that a unit-level rule has cut are removed with all their parameters, and so
-    are units that only removed units used. Groups of units whose number is decided by
-    something else stay whole (`units.graph` and `Shrunk.report` have the reasons).
+    are units that only removed units used.
+
+    Rules that choose single edges leave every unit some: Budgeted Broadcast at least
+    `k_min`, which is 1 or more. So their masks remove no unit. To remove units by their
+    traffic, cut the masks of whole units first:
+
+        scores = bb.unitwise.traffic(units, stats)  # stats from bb.calibrate
+        masks = bb.unitwise.cut(units, scores, density=0.5)
+        small = bb.shrink(fn, params, masks, *example_args)
+
+    Groups of units whose number is decided by something else stay whole (`units.graph`
+    and `Shrunk.report` have the reasons).
 
     Args:
       fn: function of `(params, *example_args)` as for `bb.trace`. Its shapes have to
@@ -153,6 +164,7 @@ class _Result:
             (costs.bytes_of(model.arrays), costs.bytes_of(arrays)),
             tuple(self.changes()),
             tuple(self.draws()),
+            self.fixed(),
         )
         units = followed(after).units
         widths = {
@@ -178,6 +190,13 @@ class _Result:
                 after = int(kept.reshape(-1, group.size)[0].sum())
             why = self.refused.get(number, why)
             yield Change(group.name, group.size, after, idle, why)
+
+    def fixed(self) -> tuple[tuple[str, str], ...]:
+        """Why no group can shrink; empty if one can."""
+        groups = self.retraces.model.groups.values()
+        if not all(group.fixed for group in groups):
+            return ()
+        return tuple((group.name, group.fixed) for group in groups)
 
     def draws(self) -> Iterable[str]:
         """Smaller groups with random numbers for each unit."""

@@ -396,7 +396,8 @@ def derived(eqn: Any, ins: Sequence[Known]) -> list[Parameter] | None:
         (np.zeros((), bool) if known.is_zero else None) if own is None else own.mask
         for known, own in zip(ins, given, strict=True)
     ]
-    mask = _mask_of(name, masks)
+    power = eqn.params.get("y", 0) if name == "integer_pow" else 0
+    mask = masks[0] if power > 0 else _mask_of(name, masks)
     if mask is not None:
         mask = np.broadcast_to(mask, eqn.outvars[0].aval.shape)
     alone = all(

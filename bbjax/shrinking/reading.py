@@ -162,6 +162,8 @@ class _Reader:
         if name in IDENTITY:
             return list(ins)
         dims = [self.dims(frame, a) for a in eqn.invars]
+        if name == "reduce_sum" and eqn.invars[0] in frame.weights:
+            self.total(frame, eqn, ins[0], layer)
         if name not in JOINING and not any(k.is_known for k in ins):
             return [dataclasses.replace(NOTHING, tag=tag) for _ in eqn.outvars]
         made = constants.derived(eqn, ins)
@@ -205,6 +207,22 @@ class _Reader:
         else:
             return NOTHING
         return constants.only(made, groups, name == "broadcast_in_dim")
+
+    def total(self, frame, eqn, known: Known, layer) -> None:
+        """Notes the sums of a sum of weights."""
+        if self.trials:
+            return
+        extents, dims = self.program.extents, frame.dims[eqn.invars[0]]
+        for axis in eqn.params["axes"]:
+            for group in extents.wholes(dims[axis]):
+                entries = constants.on_axis(extents, known, dims, axis, group)
+                pruned = np.zeros(extents.size((group,)), bool)
+                if entries is not None:
+                    pruned |= entries.pruned
+                why = "a sum of weights has no bias"
+                self.sums.append(
+                    Sum(group, layer, frame.scans, pruned, None, None, why, -1)
+                )
 
     # Products --------------------------------------------------------------------
     def product(self, frame, eqn, ins, layer) -> Known:

@@ -32,7 +32,7 @@ from bbjax.tracing.axes.extents import Dims
 from bbjax.tracing.graph.groups import UNUSED
 from bbjax.tracing.graph.scans import stack_axes
 
-_UNPROVEN = "a product that runs over them is not known to get 0 from them"
+_UNPROVEN = "a sum over them is not known to get 0 from them"
 
 
 class Use(NamedTuple):
@@ -106,20 +106,39 @@ def choose(
         sums = read(model.program, parameters)
         choice = _Choice(model, sums, refused, varying, kept, masked)
         if not choice.removes_more():
-            changed = {i for i, a in enumerate(arrays) if a is not model.arrays[i]}
-            biases = {i: arrays[i] for i in changed}
-            return Removal(kept, biases, choice.idle, folds)
+            break
         kept = choice.kept
         for use, fold in choice.folds.items():  # the next reading needs the new biases
             arrays[fold.bias] = _folded(model, use, fold, arrays[fold.bias])
-            before = folds.get(use)
-            value = fold.value if before is None else before.value + fold.value
+            earlier = folds.get(use)
+            value = fold.value if earlier is None else earlier.value + fold.value
             folds[use] = fold._replace(value=value)
-        for leaf in range(len(arrays)):
-            mask = model.kept_entries(leaf, kept)
-            if mask is not None:
-                own = model.masks.get(leaf)
-                masks[leaf] = mask if own is None else own & mask
+        before, masks = masks, _with_removed(model, masks, kept)
+        if not choice.folds and _equal(before, masks):
+            break  # what is removed was masked already: the next reading is the same
+    changed = {i for i, a in enumerate(arrays) if a is not model.arrays[i]}
+    biases = {i: arrays[i] for i in changed}
+    return Removal(kept, biases, choice.idle, folds)
+
+
+def _with_removed(
+    model: TracedModel, masks: Mapping[int, np.ndarray], kept: Kept
+) -> dict[int, np.ndarray]:
+    """Masks of the parameters without the removed units."""
+    found = dict(masks)
+    for leaf in range(len(model.arrays)):
+        mask = model.kept_entries(leaf, kept)
+        if mask is not None:
+            own = model.masks.get(leaf)
+            found[leaf] = mask if own is None else own & mask
+    return found
+
+
+def _equal(one: Mapping[int, np.ndarray], two: Mapping[int, np.ndarray]) -> bool:
+    same = (
+        np.array_equal(one[leaf], mask) for leaf, mask in two.items() if leaf in one
+    )
+    return one.keys() == two.keys() and all(same)
 
 
 def _parameter(array: Array, mask: np.ndarray | None) -> Parameter:

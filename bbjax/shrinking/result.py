@@ -48,6 +48,7 @@ class ShrinkReport:
       changes: groups that lost units, or keep some without effect.
       draws: groups that lost units and for which the function draws random numbers
         (dropout): it draws fewer now, and so others.
+      fixed: if no group can shrink, the reasons: group and why, as in `units.graph`.
     """
 
     params: tuple[int, int]
@@ -55,6 +56,7 @@ class ShrinkReport:
     bytes: tuple[int, int]
     changes: tuple[Change, ...]
     draws: tuple[str, ...] = ()
+    fixed: tuple[tuple[str, str], ...] = ()
 
     @property
     def sizes(self) -> dict[str, tuple[int, int]]:
@@ -66,7 +68,10 @@ class ShrinkReport:
             f"{name:<11} {before:>14,} -> {after:>14,}  ({_share(before, after)})"
             for name, (before, after) in self.sizes.items()
         ]
-        if not self.changes:
+        if self.fixed:
+            lines.append("no group of units can get smaller:")
+            lines += [f"{group}: {why}" for group, why in self.fixed]
+        elif not self.changes:
             lines.append(
                 "nothing got smaller: every removable unit has edges, in and out "
                 "(print(units.graph) lists the groups that can shrink); "

@@ -260,6 +260,45 @@ def test_recurrent_cells_of_nnx_are_rebuilt_ready_to_call(kind):
     close(small.params(SEQUENCE), small.fn(small.params, SEQUENCE))
 
 
+def test_group_norms_lose_whole_groups():
+    class Model(nnx.Module):
+        def __init__(self):
+            rngs = nnx.Rngs(0)
+            self.conv = nnx.Conv(3, 16, (3, 3), rngs=rngs)
+            self.norm = nnx.GroupNorm(16, num_groups=4, rngs=rngs)
+            self.head = nnx.Linear(16, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(nnx.relu(self.norm(self.conv(x))).mean((1, 2)))
+
+    model = Model()
+    masks, small = halved(call, model, IMAGE)
+    assert small.params.norm.num_groups == 2 and small.params.norm.scale.shape == (8,)
+    same(call, model, masks, small, IMAGE)
+    close(small.params(IMAGE), small.fn(small.params, IMAGE))
+
+
+@pytest.mark.parametrize("by", ["size", "number"])
+def test_group_norms_of_linen_lose_groups_of_a_given_size(by):
+    groups = (
+        {"num_groups": None, "group_size": 4} if by == "size" else {"num_groups": 4}
+    )
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.GroupNorm(**groups)(nn.Conv(16, (3, 3), name="conv")(x))
+            return nn.Dense(3)(nn.relu(x).mean((1, 2)))
+
+    module = Model()
+    variables = module.init(jax.random.key(0), IMAGE)
+    masks, small = halved(module.apply, variables, IMAGE)
+    left = small.params["params"]["conv"]["kernel"].shape[-1]
+    assert left == (8 if by == "size" else 16)
+    assert by == "size" or "reshape gives shape" in small.report.changes[0].why
+    same(module.apply, variables, masks, small, IMAGE)
+
+
 def test_an_equinox_module_takes_smaller_arrays():
     mlp = eqx.nn.MLP(8, 3, 12, 2, key=jax.random.key(0))
 

@@ -224,7 +224,41 @@ def test_masked_units_that_stay_are_in_the_report():
     masks = cut(params, up=np.s_[:, 3], down=np.s_[3:])
     (change,) = bb.shrink(fn, params, masks, X).report.changes
     assert (change.group, change.after, change.idle) == ("up[1]", 4, 1)
-    assert change.why.startswith("a product that runs over them is not known to get 0")
+    assert change.why.startswith("a sum over them is not known to get 0")
+
+
+NORM = {
+    "norm of columns": lambda w: w / jnp.sqrt((w**2).sum(0, keepdims=True) + 1e-6),
+    "by a function": lambda w: w / (jnp.linalg.norm(w, axis=0, keepdims=True) + 1e-6),
+    "norm of all": lambda w: w / jnp.sqrt(jnp.sum(w * w) + jnp.float32(1e-6)),
+}
+
+
+@pytest.mark.parametrize("name", NORM)
+def test_units_of_normed_weights_are_removed(name):
+    def fn(p, x):
+        h = jnp.tanh(x @ (NORM[name](p["up"]) * p["gain"][None]))
+        decay = sum(jnp.sum(w**2) for w in p.values()) * jnp.float32(0.1)
+        return h @ NORM[name](p["down"]), decay
+
+    params = drawn(up=(3, 6), gain=(6,), down=(6, 4))
+    masks = cut(params, up=np.s_[:, 4:], gain=np.s_[4:], down=np.s_[4:])
+    small = bb.shrink(fn, params, masks, X)
+    assert small.params["down"].shape == (4, 4)
+    same(fn, params, masks, small, X)
+    # Rows alone: the norm of columns counts what is left of the unit.
+    alone = bb.shrink(fn, params, cut(params, down=np.s_[4:]), X)
+    assert alone.params["down"].shape == (6, 4)
+    same(fn, params, cut(params, down=np.s_[4:]), alone, X)
+
+
+def test_a_mean_of_weights_keeps_their_number():
+    def fn(p, x):
+        return jnp.tanh(x @ p["up"]) @ (p["down"] - p["down"].mean(0, keepdims=True))
+
+    params = drawn(up=(3, 6), down=(6, 4))
+    why = {g.name: g.fixed for g in bb.trace(fn, params, X).graph}
+    assert why["up[1]"] == "a mean of weights runs over its units"
 
 
 # What has to stay ----------------------------------------------------------------
@@ -458,6 +492,18 @@ def test_the_report_counts_parameters_bytes_and_operations():
     lines = str(small.report).split("\n")
     assert lines[0].split() == ["parameters", "52", "->", "36", "(69.2%)"]
     assert lines[-1] == "up[1]: 6 -> 4 units"
+
+
+def test_the_report_repeats_why_no_group_can_shrink():
+    def fn(p, x):
+        return x @ p["w"]
+
+    params = drawn(w=(3, 4))
+    report = bb.shrink(fn, params, {}, X).report
+    assert "no group of units can get smaller:" in str(report)
+    assert "w[1]: the function returns them" in str(report)
+    assert "unitwise.cut" not in str(report)
+    assert not bb.shrink(mlp, MLP, {}, X).report.fixed
 
 
 def test_the_report_has_the_reason_why_nothing_got_smaller():

@@ -15,6 +15,8 @@ Axes of arguments and results are fixed: the caller knows their sizes.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,9 +49,12 @@ class Frame:
         its shape.
       blends: the parameter that a variable has the shape of and is made from, entry
         by entry, as a running mean is.
+      weights: variables that are computed from parameters and constants alone.
+      totals: sums of such variables, by the number of their terms: the dims that they
+        ran over.
       scans: the lead axis of each enclosing scan that runs over parameters.
-      mixed: by result of an equation, the dims that it fixed, with the reason: it
-        picks, counts or mixes their entries.
+      mixed: by result of an equation, the dims whose entries it picks, counts or
+        mixes, with the reason.
       bodies: of its equations, by number of the equation and of the body.
     """
 
@@ -58,6 +63,8 @@ class Frame:
     dims: dict[Any, Dims] = dataclasses.field(default_factory=dict)
     leaves: dict[Any, int] = dataclasses.field(default_factory=dict)
     blends: dict[Any, int] = dataclasses.field(default_factory=dict)
+    weights: set[Any] = dataclasses.field(default_factory=set)
+    totals: dict[Any, Dims] = dataclasses.field(default_factory=dict)
     scans: Dims = ()
     mixed: dict[Any, list[tuple[Dim, str]]] = dataclasses.field(default_factory=dict)
     bodies: dict[tuple[int, int], Frame] = dataclasses.field(default_factory=dict)
@@ -136,6 +143,16 @@ def _fix_squares(extents: Extents, frame: Frame) -> None:
         _fix_squares(extents, body)
 
 
+def _is_mean(extents: Extents, frame: Frame, eqn: Any) -> bool:
+    """Whether a sum is divided by the number of its terms."""
+    if eqn.primitive.name not in ("div", "mul") or not jaxprs.is_literal(eqn.invars[1]):
+        return False
+    count = math.prod(map(extents.size, frame.totals[eqn.invars[0]]))
+    by = np.asarray(eqn.invars[1].val)
+    mean = by == count if eqn.primitive.name == "div" else np.isclose(by * count, 1)
+    return bool(np.all(mean))
+
+
 @dataclasses.dataclass
 class _AxisPass:
     extents: Extents
@@ -155,6 +172,7 @@ class _AxisPass:
             frame.dims[var] = dims
             if tag is not None:
                 frame.leaves[var] = frame.blends[var] = tag
+                frame.weights.add(var)
         for index, eqn in enumerate(jaxpr.eqns):
             ins = [self.read(frame, a) for a in eqn.invars]
             for dims, var in zip(ins, eqn.invars, strict=True):
@@ -183,6 +201,8 @@ class _AxisPass:
             return self.cond(frame, eqn, ins, index)
         if name == "while":
             return self.loop(frame, eqn, ins, index)
+        if name == "reduce_sum" and eqn.invars[0] in frame.weights:
+            return [self.total(frame, eqn, ins[0])]
         noted = len(self.extents.noted)
         shapes = [tuple(getattr(v.aval, "shape", ())) for v in eqn.outvars]
         step = moves.AxisStep(
@@ -193,9 +213,26 @@ class _AxisPass:
         self.tag(frame, eqn, name)
         return found
 
+    def total(self, frame: Frame, eqn: Any, dims: Dims) -> Dims:
+        """A sum of weights, as in a norm: weights that are 0 add nothing to it."""
+        summed = tuple(dims[a] for a in eqn.params["axes"])
+        self.used += summed
+        frame.weights.add(eqn.outvars[0])
+        frame.totals[eqn.outvars[0]] = summed
+        why = f"{eqn.primitive.name} runs over its units"
+        frame.mixed[eqn.outvars[0]] = [(dim, why) for dim in summed]
+        return tuple(d for i, d in enumerate(dims) if i not in eqn.params["axes"])
+
     def tag(self, frame: Frame, eqn: Any, name: str) -> None:
         """A parameter that is only moved or cast is still itself."""
         atoms = [a for a in eqn.invars if not jaxprs.is_literal(a)]
+        if atoms and frame.weights.issuperset(atoms):
+            frame.weights.update(eqn.outvars)
+        if atoms and atoms[0] in frame.totals and name in SHAPING:
+            frame.totals[eqn.outvars[0]] = frame.totals[atoms[0]]
+        if atoms and atoms[0] in frame.totals and _is_mean(self.extents, frame, eqn):
+            for dim in frame.totals[atoms[0]]:
+                self.extents.fix(dim, "a mean of weights runs over its units")
         if name in SHAPING and atoms[:1] and atoms[0] in frame.leaves:
             frame.leaves[eqn.outvars[0]] = frame.leaves[atoms[0]]
         if name in BLENDING:
@@ -214,9 +251,11 @@ class _AxisPass:
         args: Sequence[Dims],
         tags: Sequence[int | None],
         lead: Dim | None = None,
+        weights: Sequence[bool] = (),
     ) -> list[Dims]:
         """Follows a body in a frame of its own."""
         inner = Frame(body[0], tuple(body[1]), scans=frame.scans)
+        inner.weights.update(itertools.compress(body[0].invars, weights))
         if lead is not None:
             inner.scans = (*inner.scans, lead)
         frame.bodies[key] = inner
@@ -232,14 +271,21 @@ class _AxisPass:
         if len(body[0].invars) != len(ins):
             return self.closed(frame, eqn, ins)
         tags = self.tags(frame, eqn.invars)
-        outs = self.enter(frame, (index, 0), body, ins, tags)
+        alone = [not jaxprs.is_literal(a) and a in frame.weights for a in eqn.invars]
+        outs = self.enter(frame, (index, 0), body, ins, tags, weights=alone)
         inner = frame.bodies[index, 0]
         for var, result in zip(eqn.outvars, body[0].outvars, strict=True):
-            for own, its in (
+            if jaxprs.is_literal(result):
+                continue
+            if result in inner.weights:
+                frame.weights.add(var)
+            pairs: list[tuple[dict[Any, Any], dict[Any, Any]]] = [
                 (frame.leaves, inner.leaves),
                 (frame.blends, inner.blends),
-            ):
-                if not jaxprs.is_literal(result) and result in its:
+                (frame.totals, inner.totals),
+            ]
+            for own, its in pairs:
+                if result in its:
                     own[var] = its[result]
         return outs
 
