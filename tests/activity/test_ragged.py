@@ -333,6 +333,24 @@ def test_a_budget_of_its_own_for_every_expert():
     assert mask.sum((1, 2)).tolist() == [round(0.4 * DIM * HIDDEN)] * EXPERTS
 
 
+def test_while_training_an_expert_without_tokens_keeps_its_largest_weights():
+    def loss(p, x):
+        return jnp.mean(jnp.square(moe(p, x)))
+
+    units = UNITS.select("up")
+    tx = bb.transform(units, bb.rules.wanda(), density=1 / 3, start=0)
+
+    @jax.jit
+    def step(p, x):
+        needs = bb.rules.wanda().needs
+        _, grads, activity = bb.value_and_grad(loss, units, needs=needs)(p, x)
+        return tx.update(grads, tx.init(p), p, activity=activity)[1]
+
+    empty = [len(seen) for seen, _, _ in by_hand(P, X)].index(0)
+    size, mask = np.abs(P["up"][empty]), bb.masks(step(P, X))["up"][empty]
+    np.testing.assert_array_equal(mask, size == size.max(0))
+
+
 def test_what_is_no_product_with_a_matrix_per_group_is_listed():
     def shared(p, x):
         numbers = lax.RaggedDotDimensionNumbers(
