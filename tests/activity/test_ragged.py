@@ -333,6 +333,25 @@ def test_a_budget_of_its_own_for_every_expert():
     assert mask.sum((1, 2)).tolist() == [round(0.4 * DIM * HIDDEN)] * EXPERTS
 
 
+def test_sparsegpt_prunes_each_expert_as_a_layer_of_its_own():
+    def net(p, x, sizes):
+        return lax.ragged_dot(x, p["up"], sizes)
+
+    def alone(p, x):
+        return x @ p["up"]
+
+    sizes, rule = jnp.array([3, 1, 5, 3]), bb.rules.sparsegpt()
+    units = bb.trace(net, P, X, sizes).select("up")
+    stats = bb.calibrate(net, units, P, [(X, sizes)], needs=rule.needs)
+    pruned, _ = bb.prune(P, units, rule, density=1 / 3, stats=stats)
+    units = bb.trace(alone, {"up": P["up"][0]}, X[:3]).select("up")
+    for e, rows in ((0, X[:3]), (3, X[9:])):
+        one = {"up": P["up"][e]}
+        stats = bb.calibrate(alone, units, one, [(rows,)], needs=rule.needs)
+        want, _ = bb.prune(one, units, rule, density=1 / 3, stats=stats)
+        close(pruned["up"][e], want["up"])
+
+
 def test_while_training_an_expert_without_tokens_keeps_its_largest_weights():
     def loss(p, x):
         return jnp.mean(jnp.square(moe(p, x)))
