@@ -107,12 +107,15 @@ class Place:
         unit, are cut. If one parameter of each set is off, the kernel reads 0 for every
         input. A set without parameters: nothing is known to make it 0.
       shape: of the parameter, if it is no kernel.
+      acts_on: of a companion: the kernels on whose units it acts. A bias in one branch
+        of a residual stream acts on the units of that branch alone.
     """
 
     path: str
     units: np.ndarray = dataclasses.field(compare=False, repr=False)
     zero_if: tuple[tuple[str, ...], ...] = ((),)
     shape: tuple[int, ...] = ()
+    acts_on: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

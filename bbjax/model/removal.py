@@ -105,23 +105,23 @@ def remove_units(
     if consumers:
         _check_removable(units, keep)
     masks: Masks = {}
-    own: dict[str, jax.Array] = (
-        {}
-        if consumers
-        else {path: jnp.ravel(jnp.asarray(kept)) for path, kept in keep.items()}
-    )
+    own = {path: jnp.ravel(jnp.asarray(kept)) for path, kept in keep.items()}
+    if consumers:
+        own = {path: jnp.ones_like(kept) for path, kept in own.items()}
     for made in units.graph.sets:
         makers = [place for place in made.makers if place.path in keep]
-        if not makers:
-            continue
-        kept = _any([_of_set(made, p, keep[p.path]) for p in makers])
-        if consumers:
+        if makers and consumers:
+            kept = _any([_of_set(made, p, keep[p.path]) for p in makers])
             for place in makers:
-                whole = own.get(place.path, jnp.ones(len(place.units), bool))
-                own[place.path] = whole & _entries(place, kept)
+                own[place.path] &= _entries(place, kept)
             _cut_readers(units, made, kept, masks)
-        if consumers or len(makers) == len(made.makers):
-            _cut_companions(units, made, kept, masks)
+            for place in made.companions:
+                _cut_entries(place, kept, masks)
+        for place in made.companions if makers and not consumers else ():
+            acting = [p for p in made.makers if p.path in place.acts_on]
+            if all(p.path in keep for p in acting):
+                kept = _any([_of_set(made, p, keep[p.path]) for p in acting])
+                _cut_entries(place, kept, masks)
     for path, kept in own.items():
         kernel = units[path]
         shaped = jnp.reshape(kept, kernel.per_unit_shape("outputs"))
@@ -173,10 +173,9 @@ def _cut_readers(units: Units, made: UnitSet, kept: jax.Array, masks: Masks) -> 
         _cut(masks, place.path, _edge_mask(kernel, mine, "inputs"))
 
 
-def _cut_companions(units: Units, made: UnitSet, kept: jax.Array, masks: Masks) -> None:
-    """Cuts the entries of units in their companions."""
-    for place in made.companions:
-        _cut(masks, place.path, _entries(place, kept).reshape(place.shape))
+def _cut_entries(place: Place, kept: jax.Array, masks: Masks) -> None:
+    """Cuts the entries of units in a companion."""
+    _cut(masks, place.path, _entries(place, kept).reshape(place.shape))
 
 
 def _zeroed(params: Any, masks: Masks) -> Any:
@@ -263,7 +262,8 @@ def _cut_unused(units: Units, made: UnitSet, masks: Masks) -> None:
         kernel = units[place.path]
         mine = jnp.reshape(_entries(place, used), kernel.per_unit_shape("outputs"))
         _cut(masks, place.path, _edge_mask(kernel, mine, "outputs"))
-    _cut_companions(units, made, used, masks)
+    for place in made.companions:
+        _cut_entries(place, used, masks)
 
 
 def _cut_zero(units: Units, made: UnitSet, place: Place, masks: Masks) -> None:

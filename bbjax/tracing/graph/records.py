@@ -83,7 +83,8 @@ class Uses:
       sums: products.
       joins: what is added to units.
       biases: by use, the parameter that is added to its raw output.
-      order: parameters in order of their first use beside units.
+      acts: parameters in order of their first use beside units, each with the kernels
+        that made these units.
       made: by use, the whole factors on the axes of its stack and its output units.
       weights: by use that the result depends on, its kernel.
       leads: whole factors that number the matrices of ragged products. No axis of a
@@ -94,7 +95,7 @@ class Uses:
     sums: list[Sum] = dataclasses.field(default_factory=list)
     joins: list[Joined] = dataclasses.field(default_factory=list)
     biases: dict[int, int] = dataclasses.field(default_factory=dict)
-    order: dict[int, None] = dataclasses.field(default_factory=dict)
+    acts: dict[int, set[int]] = dataclasses.field(default_factory=dict)
     made: dict[int, Wholes] = dataclasses.field(default_factory=dict)
     weights: dict[int, int] = dataclasses.field(default_factory=dict)
     leads: set[int] = dataclasses.field(default_factory=set)

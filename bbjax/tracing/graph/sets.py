@@ -197,7 +197,7 @@ class _Sets:
         self.inputs = dict(self.entries("inputs"))
         self.others = {  # parameters that are no kernels, in order of use
             leaf: _Entries(program, program.leaves[leaf])
-            for leaf in dict.fromkeys([*found.order, *range(len(paths))])
+            for leaf in dict.fromkeys([*found.acts, *range(len(paths))])
             if leaf not in kernels
         }
         self.keys: dict[Wholes, list[int]] = {}
@@ -274,6 +274,7 @@ class _Set:
                     paths[c],
                     at,
                     shape=tuple(map(program.extents.size, program.leaves[c])),
+                    acts_on=self.acts_on(c),
                 )
                 for c, at in self.companions.items()
             ),
@@ -281,6 +282,12 @@ class _Set:
             why,
             apart=not own,
         )
+
+    def acts_on(self, companion: int) -> tuple[str, ...]:
+        """The kernels on whose units a companion acts, before others are added."""
+        weights = self.found.acts.get(companion, set())
+        own = [m for m in self.makers if m in weights] or list(self.makers)
+        return tuple(self.paths[m] for m in own)
 
     # Reasons ---------------------------------------------------------------------
     def other(self) -> str:

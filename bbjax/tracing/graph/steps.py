@@ -69,10 +69,11 @@ class Step:
         running = self.running(holders, terms)
         if not running:
             self.join(dict.fromkeys(terms, self.carried))
-        for info, operand in zip(self.infos, self.operands, strict=True):
-            if not operand.carried:
-                for leaf in sorted(info.leaves):
-                    self.this.seen.order.setdefault(leaf)
+        deps = frozenset[int]().union(*(self.values[i].deps for i in holders))
+        weights = {w for u, w in self.this.seen.weights.items() if u in deps}
+        for i, info in enumerate(self.infos):
+            for leaf in sorted(info.leaves) if i not in holders else ():
+                self.this.seen.acts.setdefault(leaf, set()).update(weights)
         pooled = all(self.infos[i].pooled for i in holders)
         return found._replace(pooled=pooled, running=running)
 
