@@ -297,7 +297,7 @@ def test_a_size_that_is_written_into_the_function_keeps_its_group_alone():
     small = bb.shrink(fn, params, masks, X)
     assert small.widths == {"a": (6, 6), "b": (4, 3), "c": (2, 2)}
     whys = {c.group: c.why for c in small.report.changes}
-    assert whys["a[1]"].startswith("the function cannot take fewer: TypeError")
+    assert whys["a[1]#2"].startswith("the function cannot take fewer: TypeError")
     same(fn, params, masks, small, X)
 
 
