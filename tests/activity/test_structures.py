@@ -85,6 +85,10 @@ def structures():
             ),
             {"w": (W, "gelu")},
         ),
+        "gelu, as it is approximated": (
+            lambda p, x: gelu(x @ p["w"]) + POSITIONS,
+            {"w": (gelu(W), "gelu")},
+        ),
         "layer scale after silu": (
             lambda p, x: silu(x @ p["w"]) * p["g"],
             {"w": (W, "silu")},
@@ -135,6 +139,14 @@ def structures():
         "residual stream, norm after the sum": (
             lambda p, x: layer_norm(x @ p["w"] + relu(x @ p["v"]) @ p["again"]),
             {"w": (W, ""), "v": (V, "relu"), "again": (relu(V) @ P["again"], "")},
+        ),
+        "a gate, then a sum with another kernel": (
+            lambda p, x: silu(x @ p["w"]) * (x @ p["v"]) + Y @ p["y"],
+            dict.fromkeys("wv", (W * V, "silu product")) | {"y": (IN, "")},
+        ),
+        "a sum before the nonlinearity and one after it": (
+            lambda p, x: relu(x @ p["w"] + x @ p["v"]) - Y @ p["y"],
+            dict.fromkeys("wv", (W + V, "relu")) | {"y": (IN, "")},
         ),
         "two nonlinearities": (
             lambda p, x: relu(jnp.tanh(x @ p["w"]) + p["b"]),

@@ -294,18 +294,18 @@ def _place(flow: Flow, use: Use, nodes: Sequence[int]) -> tuple[int, Value]:
     That is the first one after the last nonlinearity: norms, scales, dropout and terms
     that follow do not count. Without a nonlinearity it is the last one, with the bias.
     Units that were added to those of another kernel count as the sum where that meets a
-    nonlinearity, else for themselves.
+    nonlinearity, else as what they were before.
     """
     values = flow.values
-    if not values[nodes[-1]].nonlinearity:
+    curved = [n for n in nodes if values[n].nonlinearity]
+    if not curved:
         own = [n for n in nodes if values[n].owners == {use.number}]
-        nodes = own or nodes
-    last = values[nodes[-1]]
-    if not last.nonlinearity:
-        return nodes[-1], last
-    after = ((values[n].bends, values[n].nonlinearity) for n in nodes)
+        last = (own or nodes)[-1]
+        return last, values[last]
+    last = values[curved[-1]]
     settled = (last.bends, last.nonlinearity)
-    first = next(n for n, known in zip(nodes, after, strict=True) if known == settled)
+    after = ((values[n].bends, values[n].nonlinearity) for n in curved)
+    first = next(n for n, known in zip(curved, after, strict=True) if known == settled)
     return first, values[first]
 
 

@@ -176,12 +176,20 @@ def _chain(
     elif name == "mul" and curved and len(tagged) > 1:  # x * sigmoid(x)
         curved = _SELF_GATED.get(curved, curved)
     else:
-        curved = _nonlinear(name, ins, tagged) or curved
+        now = _nonlinear(name, ins, tagged)
+        curved = _COMPOSED.get((curved, now), now) or curved
     return Value(axes, owners=owners, twins=twins, nonlinearity=curved, bends=bends)
 
 
+# Nonlinearities that are named together: gelu, as JAX approximates it, has this one.
+_COMPOSED = {("integer_pow", "tanh"): "tanh(integer_pow)"}
 # Units times a function of themselves, by the name of that function.
-_SELF_GATED = {"logistic": "silu", "erf": "gelu", "erfc": "gelu"}
+_SELF_GATED = {
+    "logistic": "silu",
+    "erf": "gelu",
+    "erfc": "gelu",
+    "tanh(integer_pow)": "gelu",
+}
 
 
 def _aligned(lead: Value, tagged: Sequence[Value]) -> bool:

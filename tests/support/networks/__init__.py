@@ -1,0 +1,8 @@
+"""Small networks in the forms that published ones have, worked out by hand."""
+
+from tests.support.networks import attention, recurrent
+from tests.support.networks.network import Hidden, Network
+
+__all__ = ["NETWORKS", "Hidden", "Network"]
+
+NETWORKS = {**recurrent.NETWORKS, **attention.NETWORKS}
