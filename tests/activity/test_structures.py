@@ -53,6 +53,17 @@ def batch_norm(x):
     return (x - mean) * lax.rsqrt(((x - mean) ** 2).mean(0) + 1e-5)
 
 
+def group_norm(x):  # of an image of 40 positions, units in 2 groups
+    y = x.reshape(40, 2, 4)
+    mean = y.mean((0, 2), keepdims=True)
+    y = (y - mean) * lax.rsqrt(((y - mean) ** 2).mean((0, 2), keepdims=True) + 1e-5)
+    return y.reshape(x.shape)
+
+
+def pooled(x):
+    return jnp.repeat(x.reshape(20, 2, 8).max(1), 2, 0)
+
+
 def structures():
     """By name: hidden units of parameters and x; by kernel the value and its curve."""
     W, V, IN = X @ P["w"], X @ P["v"], Y @ P["y"]
@@ -150,11 +161,23 @@ def structures():
         ),
         "two nonlinearities": (
             lambda p, x: relu(jnp.tanh(x @ p["w"]) + p["b"]),
-            {"w": (jnp.tanh(W) + P["b"], "max")},
+            {"w": (jnp.tanh(W) + P["b"], "relu")},
         ),
         "squared relu": (
             lambda p, x: jnp.square(relu(x @ p["w"])),
             {"w": (W, "square")},
+        ),
+        "added to data": (
+            lambda p, x: relu(x @ p["w"] + POSITIONS),
+            {"w": (relu(W + POSITIONS), "relu")},
+        ),
+        "added to pooled units": (
+            lambda p, x: relu(x @ p["w"] + pooled(relu(x @ p["v"]))),
+            {"w": (relu(W + pooled(relu(V))), "relu"), "v": (V, "relu")},
+        ),
+        "group norm over positions, before silu": (
+            lambda p, x: silu(group_norm(x @ p["w"]) * p["g"] + p["b"]),
+            {"w": (group_norm(W) * P["g"] + P["b"], "silu")},
         ),
         "pooled over the batch": (
             lambda p, x: relu(x @ p["w"]).reshape(20, 2, 8).max(1),

@@ -13,7 +13,15 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bbjax.tracing.flow.values import Axis, Part, Value, extent, plain, position
+from bbjax.tracing.flow.values import (
+    Axis,
+    Part,
+    Value,
+    extent,
+    merged,
+    plain,
+    position,
+)
 from bbjax.tracing.primitives import ELEMENTWISE
 
 Scope = tuple[tuple[int, int], ...]
@@ -87,6 +95,7 @@ def classify(
 ) -> Product:
     """Classifies a product by its operands."""
     shape = tuple(eqn.outvars[0].aval.shape)
+    values = [v.released() for v in values]
     sides = _kernel_sides(values)
     name = eqn.primitive.name
     reason = _unreadable(eqn)
@@ -354,7 +363,7 @@ def _other_axis(values, numbers, kernel, axis, own, use, size) -> Axis:
         at = numbers.batch[activation].index(axis)
         return _renamed(values[kernel].axes[numbers.batch[kernel][at]], own, use)
     held = values[activation].axes[axis]
-    return held if extent(held) == size else position(size)
+    return held if extent(held) == size and not merged(held) else position(size)
 
 
 def _renamed(axis: Axis, own: tuple[str, int], use: Use) -> Axis:

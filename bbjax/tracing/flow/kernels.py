@@ -267,7 +267,9 @@ def _measured(flow: Flow, use: Use, reaching: Sequence[bool]) -> tuple[int, Valu
         if farthest <= node:
             if use.number not in value.owners:
                 break
-            scored = not to_kernels and node not in ends and value.nonlinearity
+            scored = not to_kernels and (
+                value.mixed or (node not in ends and bool(value.nonlinearity))
+            )
             if node not in flow.untappable and _complete(use, value) and not scored:
                 passed.append(node)
         targets = [
@@ -278,7 +280,8 @@ def _measured(flow: Flow, use: Use, reaching: Sequence[bool]) -> tuple[int, Valu
         if to_kernels:
             arrived = node in flow.operand_of or node in flow.escapes
         else:  # no kernel reads them: up to where the outputs of the model are scored
-            left = [r for r in targets if use.number not in flow.values[r].owners]
+            after = [flow.values[r] for r in targets]
+            left = [v for v in after if use.number not in v.owners or v.mixed]
             arrived = bool(left) or node in ends
         farthest = max([farthest, *targets, *([end_of_time] if arrived else [])])
         for target in targets:
@@ -293,13 +296,15 @@ def _place(flow: Flow, use: Use, nodes: Sequence[int]) -> tuple[int, Value]:
 
     That is the first one after the last nonlinearity: norms, scales, dropout and terms
     that follow do not count. Without a nonlinearity it is the last one, with the bias.
-    Units that were added to those of another kernel count as the sum where that meets a
+    Units to which others, or the data, were added count as the sum where that meets a
     nonlinearity, else as what they were before.
     """
     values = flow.values
     curved = [n for n in nodes if values[n].nonlinearity]
     if not curved:
-        own = [n for n in nodes if values[n].owners == {use.number}]
+        own = [
+            n for n in nodes if values[n].owners == {use.number} and not values[n].mixed
+        ]
         last = (own or nodes)[-1]
         return last, values[last]
     last = values[curved[-1]]
@@ -311,6 +316,8 @@ def _place(flow: Flow, use: Use, nodes: Sequence[int]) -> tuple[int, Value]:
 
 def _complete(use: Use, value: Value) -> bool:
     """Whether every unit of the use has its place on the axes of the value."""
+    if value.is_merged:
+        return False
     scanned = {part for _, part in use.layers}
     total = math.prod(
         p.size

@@ -299,7 +299,7 @@ def _reshaped(params: Any, axes: tuple[Axis, ...], shape: Sequence[int]):
     order = params.get("dimensions")
     if order is not None and len(order) == len(axes):
         axes = tuple(axes[i] for i in order)
-    return reshape(Value(axes), shape)[0]
+    return reshape(Value(axes), shape)
 
 
 def _squeezed(params: Any, axes: tuple[Axis, ...], shape: Sequence[int]):
@@ -327,7 +327,7 @@ _SHAPED = {
     "transpose": _transposed,
     "broadcast_in_dim": _broadcast,
     "reshape": _reshaped,
-    "expand_dims": lambda params, axes, shape: reshape(Value(axes), shape)[0],
+    "expand_dims": lambda params, axes, shape: reshape(Value(axes), shape),
     "squeeze": _squeezed,
     **dict.fromkeys(REDUCING | ACROSS, _reduced),
 }

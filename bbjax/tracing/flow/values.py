@@ -50,6 +50,12 @@ def positions(shape: Sequence[int]) -> tuple[Axis, ...]:
     return tuple(position(n) for n in shape)
 
 
+def merged(axis: Axis) -> bool:
+    """Whether an axis has units beside something else, or positions of two axes."""
+    kinds = [p.source if p.is_unit else None for p in axis if p.size > 1]
+    return len(set(kinds)) > 1 or kinds.count(None) > 1
+
+
 def extent(axis: Axis) -> int:
     """Number of entries along an axis."""
     return math.prod(part.size for part in axis)
@@ -69,6 +75,7 @@ class Value:
         named part is as well; kept as long as the axes are.
       nonlinearity: name of the nonlinearity applied since, or "".
       bends: how many nonlinear operations were applied since the product.
+      mixed: whether a value that is not made of units was added to these units.
       deps: kernel uses and `DATA` it depends on since the last kernel.
       lost: parameters it is made of in a way that lost their axes, with the reason.
       leaves: parameters that it depends on.
@@ -84,6 +91,7 @@ class Value:
     twins: frozenset[tuple[Part, Part]] = frozenset()
     nonlinearity: str = ""
     bends: int = 0
+    mixed: bool = False
     deps: frozenset[int] = frozenset()
     lost: frozenset[tuple[int, str]] = frozenset()
     leaves: frozenset[int] = frozenset()
@@ -104,6 +112,14 @@ class Value:
         """Whether it is made of parameters alone (and constants of no shape)."""
         return not self.deps and (self.weight is not None or bool(self.lost))
 
+    @property
+    def is_merged(self) -> bool:
+        """Whether an axis has units beside something else, or positions of two axes.
+
+        Reshaped again, as by a norm of groups, they are what they were.
+        """
+        return any(map(merged, self.axes))
+
     def unit_axes(self, owners: frozenset[int]) -> tuple[int, ...]:
         """Axes that carry units of one of `owners`."""
         sources = {("u", use) for use in owners}
@@ -118,6 +134,11 @@ class Value:
         return tuple(
             i for i, axis in enumerate(self.axes) if any(p.is_unit for p in axis)
         )
+
+    def released(self) -> Value:
+        """The same without owners; its axes are no units if others are mixed in."""
+        axes = positions(self.shape) if self.mixed else self.axes
+        return self.replace(axes=axes, owners=frozenset(), nonlinearity="", mixed=False)
 
     def replace(self, **changes) -> Value:
         """A copy with some fields changed."""
@@ -135,26 +156,16 @@ def leaf(number: int, shape: Sequence[int]) -> Value:
     return Value(axes, weight=number, leaves=frozenset({number}))
 
 
-def reshape(value: Value, shape: Sequence[int]) -> tuple[tuple[Axis, ...], bool]:
-    """Splits and merges parts so that the axes have sizes `shape`.
-
-    Returns:
-      The new axes, and whether an axis of the result merges units with something else
-      (a chain of elementwise operations ends there).
-    """
+def reshape(value: Value, shape: Sequence[int]) -> tuple[Axis, ...]:
+    """Splits and merges parts so that the axes have sizes `shape`."""
     if 0 in shape:  # nothing is anywhere
-        return positions(shape), True
+        return positions(shape)
     queue = [p for axis in value.axes for p in axis if p.size != 1]
     axes: list[Axis] = []
     for n in shape:
         axis, queue = _take(queue, n)
         axes.append(axis)
-    merged = any(
-        len({p.source if p.is_unit else None for p in axis}) > 1
-        or sum(p.source is None for p in axis) > 1
-        for axis in axes
-    )
-    return tuple(axes), merged
+    return tuple(axes)
 
 
 def _take(queue: list[Part], size: int) -> tuple[Axis, list[Part]]:
@@ -173,7 +184,24 @@ def _take(queue: list[Part], size: int) -> tuple[Axis, list[Part]]:
             need = 1
         else:  # sizes that do not nest: the pieces have no name
             return _blur(taken, head, queue, size, need)
-    return tuple(taken) or position(1), queue
+    return _joined(taken) or position(1), queue
+
+
+def _joined(parts: Sequence[Part]) -> Axis:
+    """Parts with neighbouring pieces of one axis put together again."""
+    done: list[Part] = []
+    for part in parts:
+        last = done[-1] if done else None
+        split = last is not None and part.source is not None
+        if (
+            split
+            and last.stride == part.stride * part.size
+            and ((last.source, last.axis) == (part.source, part.axis))
+        ):
+            done[-1] = part._replace(size=last.size * part.size)
+        else:
+            done.append(part)
+    return tuple(done)
 
 
 def _blur(

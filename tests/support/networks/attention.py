@@ -64,7 +64,10 @@ def scanned_vision():
             x = x.reshape(image.shape[0], -1, 8)
             x = x + self.param("positions", nn.initializers.zeros, (1, 6, 8))
             layers = nn.scan(
-                Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+                Block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=3,
             )
             x, _ = layers(name="layers")(x, None)
             probe = self.param("probe", nn.initializers.zeros, (1, 1, 8))
@@ -152,13 +155,21 @@ def perceiver():
     def parts(p, x):
         q = p["latents"] @ p["q"]
         scores = jnp.einsum("qd,bkd->bqk", q, x @ p["k"]) / 6**0.5
-        z = p["latents"] + jnp.einsum("bqk,bkd->bqd", jax.nn.softmax(scores), x @ p["v"]) @ p["o"]
+        z = (
+            p["latents"]
+            + jnp.einsum("bqk,bkd->bqd", jax.nn.softmax(scores), x @ p["v"]) @ p["o"]
+        )
         h = relu(layer_norm(z) @ p["up"])
         return (z + h @ p["down"]).mean(1) @ p["head"], {"up": Hidden(h, "relu")}
 
     refused = {"q": "multiplies another parameter", "latents": ""}
     return Network(
-        lambda p, x: parts(p, x)[0], params, (normal(4, 4, 7, 5),), parts, ("up",), refused
+        lambda p, x: parts(p, x)[0],
+        params,
+        (normal(4, 4, 7, 5),),
+        parts,
+        ("up",),
+        refused,
     )
 
 
@@ -344,7 +355,12 @@ def transformer_xl():
 
     args = normal(10, 2, 4, 8), normal(11, 2, 3, 8)
     return Network(
-        lambda p, x, m: parts(p, x, m)[0], params, args, parts, ("up",), {"r": "constant"}
+        lambda p, x, m: parts(p, x, m)[0],
+        params,
+        args,
+        parts,
+        ("up",),
+        {"r": "constant"},
     )
 
 
@@ -363,7 +379,9 @@ def mixture_of_experts():
         y = jnp.einsum("tec,te,eci->ti", sent, shares, back)
         return (x + y) @ p["head"], {"up": Hidden(h, "gelu")}
 
-    return Network(lambda p, x: parts(p, x)[0], params, (normal(13, 8, 6),), parts, ("up",))
+    return Network(
+        lambda p, x: parts(p, x)[0], params, (normal(13, 8, 6),), parts, ("up",)
+    )
 
 
 NETWORKS = {

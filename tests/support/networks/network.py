@@ -143,7 +143,11 @@ def batch_norm(x: jax.Array, p: Any) -> jax.Array:
 
 
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, bias: Any = 0.0, scale: float | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias: Any = 0.0,
+    scale: float | None = None,
 ) -> jax.Array:
     """Softmax attention of `(..., positions, heads, width)`."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale

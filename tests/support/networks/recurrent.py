@@ -11,7 +11,7 @@ from jax.nn import relu, sigmoid
 
 from tests.support.networks.network import Hidden, Network, dense, initial, normal
 
-X = normal(0, 3, 5, 4)  # sequences, steps, features
+X = normal(0, 3, 3, 4)  # sequences, steps, features
 
 
 def over_time(cell, carry, xs, more=()):
@@ -59,7 +59,7 @@ def gru():
     def hand(variables, x):
         p = variables["params"]
         h, seen = jnp.zeros((3, 6)), []
-        for t in range(5):
+        for t in range(x.shape[1]):
             h, kept = gru_cell(p["cell"], h, x[:, t])
             seen.append(kept | {"h": h})
         seen = jax.tree.map(lambda *a: jnp.stack(a, 1), *seen)
@@ -111,7 +111,7 @@ def lstm():
     def hand(variables, x):
         p = variables["params"]
         carry, seen = (jnp.zeros((3, 6)),) * 2, []
-        for t in range(5):
+        for t in range(x.shape[1]):
             carry, kept = lstm_cell(p["cell"], carry, x[:, t])
             seen.append(kept)
         seen = jax.tree.map(lambda *a: jnp.stack(a, 1), *seen)
@@ -146,8 +146,8 @@ def stacked_nnx_rnn():
 
     def hand(net, x):
         p = nnx.to_pure_dict(nnx.state(net, nnx.Param))
-        one = layer(p["one"]["cell"], x, range(5))
-        two = layer(p["two"]["cell"], one, reversed(range(5)))
+        one = layer(p["one"]["cell"], x, range(3))
+        two = layer(p["two"]["cell"], one, reversed(range(3)))
         values = {
             f"{name}/cell/dense_{side}/kernel": Hidden(value, "tanh")
             for name, value in (("one", one), ("two", two))
@@ -156,9 +156,7 @@ def stacked_nnx_rnn():
         return dense(p["out"], two), values
 
     names = [f"{n}/cell/dense_{s}/kernel" for n in ("one", "two") for s in "ih"]
-    return Network(
-        lambda net, x: net(x), Net(nnx.Rngs(3)), (X,), hand, tuple(names)
-    )
+    return Network(lambda net, x: net(x), Net(nnx.Rngs(3)), (X,), hand, tuple(names))
 
 
 # Reinforcement learning ------------------------------------------------------------
@@ -188,7 +186,7 @@ def recurrent_actor_critic():
             return jax.nn.log_softmax(actor), critic[..., 0]
 
     net = ActorCritic()
-    x, new = normal(4, 6, 3, 4), normal(5, 6, 3) > 0.5
+    x, new = normal(4, 4, 3, 4), normal(5, 4, 3) > 0.5
     start = normal(6, 3, 5)
     params = initial(net, start, x, new, seed=7)
 
@@ -196,7 +194,7 @@ def recurrent_actor_critic():
         p = variables["params"]
         embedded = relu(dense(p["embed"], x))
         seen = []
-        for t in range(6):
+        for t in range(4):
             h = jnp.where(new[t][:, None], 0.0, h)
             h, kept = gru_cell(p["memory"]["cell"], h, embedded[t])
             seen.append(kept | {"h": h})
@@ -278,7 +276,7 @@ def sequence_to_sequence():
             return nn.Dense(4, name="out")(decoder(y, initial_carry=state))
 
     net = Net()
-    y = normal(12, 3, 4, 4)
+    y = normal(12, 3, 2, 4)
     params = initial(net, X, y, seed=13)
 
     def hand(variables, x, y):
