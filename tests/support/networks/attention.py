@@ -16,6 +16,7 @@ from tests.support.networks.network import (
     initial,
     layer_norm,
     normal,
+    result_of,
     rms_norm,
     weights,
 )
@@ -164,7 +165,7 @@ def perceiver():
 
     refused = {"q": "multiplies another parameter", "latents": ""}
     return Network(
-        lambda p, x: parts(p, x)[0],
+        result_of(parts),
         params,
         (normal(4, 4, 7, 5),),
         parts,
@@ -210,7 +211,7 @@ POSITIONS = np.sin(np.arange(4)[:, None] * np.arange(1, 9)).astype(np.float32)
 
 # Text ------------------------------------------------------------------------------
 def llama():
-    """Rotated queries and keys, fewer heads of keys, SwiGLU, one table of embeddings."""
+    """Rotated queries and keys, fewer heads of keys, SwiGLU, one shared table."""
     shapes = {
         "table": (11, 8),
         "q": (8, 4, 6),
@@ -245,9 +246,7 @@ def llama():
         hidden = Hidden(h, "silu product")
         return logits, {"gate": hidden, "up": hidden}
 
-    return Network(
-        lambda p, t: parts(p, t)[0], params, (TOKENS,), parts, ("gate", "up")
-    )
+    return Network(result_of(parts), params, (TOKENS,), parts, ("gate", "up"))
 
 
 def t5():
@@ -279,7 +278,7 @@ def t5():
         return logits, {"wi_0": hidden, "wi_1": hidden}
 
     return Network(
-        lambda p, t: parts(p, t)[0],
+        result_of(parts),
         params,
         (TOKENS,),
         parts,
@@ -314,9 +313,7 @@ def bert():
         values = {"up": Hidden(h, "gelu"), "pool": Hidden(pooled, "tanh")}
         return pooled @ p["head"], values
 
-    return Network(
-        lambda p, t: parts(p, t)[0], params, (TOKENS,), parts, ("up", "pool")
-    )
+    return Network(result_of(parts), params, (TOKENS,), parts, ("up", "pool"))
 
 
 def transformer_xl():
@@ -355,7 +352,7 @@ def transformer_xl():
 
     args = normal(10, 2, 4, 8), normal(11, 2, 3, 8)
     return Network(
-        lambda p, x, m: parts(p, x, m)[0],
+        result_of(parts),
         params,
         args,
         parts,
@@ -379,9 +376,7 @@ def mixture_of_experts():
         y = jnp.einsum("tec,te,eci->ti", sent, shares, back)
         return (x + y) @ p["head"], {"up": Hidden(h, "gelu")}
 
-    return Network(
-        lambda p, x: parts(p, x)[0], params, (normal(13, 8, 6),), parts, ("up",)
-    )
+    return Network(result_of(parts), params, (normal(13, 8, 6),), parts, ("up",))
 
 
 NETWORKS = {

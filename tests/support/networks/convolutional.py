@@ -16,6 +16,7 @@ from tests.support.networks.network import (
     initial,
     layer_norm,
     normal,
+    result_of,
     weights,
 )
 
@@ -91,7 +92,7 @@ def mbconv():
         return y.mean((1, 2)) @ p["head"], seen
 
     names = ("expand", "squeeze", "excite")
-    return Network(lambda p, x: parts(p, x)[0], params, (IMAGES,), parts, names)
+    return Network(result_of(parts), params, (IMAGES,), parts, names)
 
 
 def densenet():
@@ -117,11 +118,11 @@ def densenet():
         return x @ p["head"], values(relu=seen)
 
     names = ("a.one", "b.one")
-    return Network(lambda p, x: parts(p, x)[0], params, (IMAGES,), parts, names)
+    return Network(result_of(parts), params, (IMAGES,), parts, names)
 
 
 def preactivated():
-    """ResNet v2: norm and relu in front of every convolution; the sum stays as it is."""
+    """ResNet v2: norm and relu in front of every convolution; the sum is left."""
     shapes = {
         "stem": (3, 3, 3, 5),
         "one": (3, 3, 5, 6),
@@ -141,7 +142,7 @@ def preactivated():
         return last.mean((1, 2)) @ p["head"], values(relu=seen)
 
     names = ("stem", "one", "short", "two")
-    return Network(lambda p, x: parts(p, x)[0], params, (IMAGES,), parts, names)
+    return Network(result_of(parts), params, (IMAGES,), parts, names)
 
 
 # Autoencoders ----------------------------------------------------------------------
@@ -181,7 +182,7 @@ def vector_quantised():
         return (conv(seen["decode"], p["out"]), loss), values(relu=seen)
 
     names = ("one", "a.wide", "b.wide", "b.back", "decode")
-    return Network(lambda p, x: parts(p, x)[0], params, (IMAGES,), parts, names)
+    return Network(result_of(parts), params, (IMAGES,), parts, names)
 
 
 def variational():
@@ -200,9 +201,7 @@ def variational():
         return (out, apart), values(relu={"encode": encode, "decode": decode})
 
     args = normal(9, 5, 6), jax.random.key(1)
-    return Network(
-        lambda p, x, k: parts(p, x, k)[0], params, args, parts, ("encode", "decode")
-    )
+    return Network(result_of(parts), params, args, parts, ("encode", "decode"))
 
 
 # Diffusion -------------------------------------------------------------------------
@@ -258,7 +257,7 @@ def diffusion():
 
     names = ("time", "time2", "one", "scale", "shift", "down", "join")
     args = IMAGES, jnp.array([0.3, 0.8])
-    return Network(lambda p, x, t: parts(p, x, t)[0], params, args, parts, names)
+    return Network(result_of(parts), params, args, parts, names)
 
 
 # Sound -----------------------------------------------------------------------------
@@ -296,7 +295,7 @@ def wavenet():
 
     names = [f"{i}.{k}" for i in "ab" for k in ("filter", "gate", "skip")]
     return Network(
-        lambda p, x: parts(p, x)[0],
+        result_of(parts),
         params,
         (normal(13, 2, 7, 3),),
         parts,

@@ -49,6 +49,11 @@ class Network:
     refused: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
+def result_of(hand: Callable[..., tuple[Any, Any]]) -> Callable[..., Any]:
+    """The network itself, where `hand` is how it is written."""
+    return lambda params, *args: hand(params, *args)[0]
+
+
 def normal(seed: int, *shape: int) -> np.ndarray:
     """Reproducible data."""
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)

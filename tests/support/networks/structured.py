@@ -11,13 +11,13 @@ from tests.support.networks.network import (
     Network,
     layer_norm,
     normal,
+    result_of,
     weights,
 )
 
 
-def values(p, after, **named):
+def values(after, **named):
     """Hidden units after one nonlinearity, by path."""
-    del p
     return {k: Hidden(v, after) for k, v in named.items()}
 
 
@@ -30,10 +30,10 @@ def deep_sets():
         one = relu(x @ p["one"])
         two = relu(one @ p["two"])
         three = relu(two.sum(1) @ p["three"])
-        return three @ p["out"], values(p, "relu", one=one, two=two, three=three)
+        return three @ p["out"], values("relu", one=one, two=two, three=three)
 
     return Network(
-        lambda p, x: parts(p, x)[0],
+        result_of(parts),
         params,
         (normal(1, 4, 6, 3),),
         parts,
@@ -50,10 +50,10 @@ def point_net():
         turn = (look.max(1) @ p["turn"]).reshape(-1, 3, 3)
         one = relu(jnp.einsum("bni,bij->bnj", x, turn + jnp.eye(3)) @ p["one"])
         two = relu(one @ p["two"])
-        return two.max(1) @ p["out"], values(p, "relu", look=look, one=one, two=two)
+        return two.max(1) @ p["out"], values("relu", look=look, one=one, two=two)
 
     return Network(
-        lambda p, x: parts(p, x)[0],
+        result_of(parts),
         params,
         (normal(3, 4, 6, 3),),
         parts,
@@ -83,11 +83,11 @@ def graph_net():
         summary = [edge2.sum(0, keepdims=True), node2.sum(0, keepdims=True), context]
         whole = relu(jnp.concatenate(summary, -1) @ p["global"])
         seen = {"edge": edge, "edge2": edge2, "node": node, "node2": node2}
-        return whole @ p["out"], values(p, "relu", **seen, **{"global": whole})
+        return whole @ p["out"], values("relu", **seen, **{"global": whole})
 
     names = ("edge", "edge2", "node", "node2", "global")
     args = normal(5, 5, 4), normal(6, 8, 3), normal(7, 1, 2)
-    return Network(lambda p, *a: parts(p, *a)[0], params, args, parts, names)
+    return Network(result_of(parts), params, args, parts, names)
 
 
 def graph_convolution():
@@ -101,11 +101,9 @@ def graph_convolution():
             seen[name] = y = relu(h @ p[name])
             y = jax.ops.segment_sum((y / degree**0.5)[SENDERS], RECEIVERS, 5)
             h = layer_norm(h + y / degree**0.5)
-        return h.mean(0) @ p["out"], values(p, "relu", **seen)
+        return h.mean(0) @ p["out"], values("relu", **seen)
 
-    return Network(
-        lambda p, x: parts(p, x)[0], params, (normal(9, 5, 4),), parts, ("one", "two")
-    )
+    return Network(result_of(parts), params, (normal(9, 5, 4),), parts, ("one", "two"))
 
 
 def graph_attention():
@@ -124,12 +122,12 @@ def graph_attention():
         y = jax.nn.elu(jax.ops.segment_sum(sent, RECEIVERS, 5).reshape(5, 10))
         return y @ p["out"], {"w": Hidden(h, "")}
 
-    return Network(lambda p, x: parts(p, x)[0], params, (normal(13, 5, 4),), parts, ())
+    return Network(result_of(parts), params, (normal(13, 5, 4),), parts, ())
 
 
 # Fields ----------------------------------------------------------------------------
 def radiance_field():
-    """NeRF: waves of positions, a second entrance, density and colour, a sum on rays."""
+    """NeRF: waves of positions, a second entrance, density and colour, sums on rays."""
     shapes = {"0": (12, 8), "1": (8, 8), "2": (20, 8), "3": (8, 8), "density": (8, 1)}
     shapes |= {"feature": (8, 8), "view": (8 + 3, 6), "colour": (6, 3)}
     params = weights(14, **shapes) | {f"b{i}": normal(15 + i, 8) for i in range(4)}
@@ -150,11 +148,11 @@ def radiance_field():
         solid = 1 - jnp.exp(-density * 0.1)
         free = jnp.cumprod(1 - solid + 1e-10, 1)
         colour = ((solid * free)[..., None] * colour).sum(1)
-        return colour, values(p, "relu", **seen, view=view)
+        return colour, values("relu", **seen, view=view)
 
     args = normal(20, 3, 4, 3), normal(21, 3, 3)
     names = ("0", "1", "2", "3", "view")
-    return Network(lambda p, *a: parts(p, *a)[0], params, args, parts, names)
+    return Network(result_of(parts), params, args, parts, names)
 
 
 def sine_field():
@@ -164,10 +162,10 @@ def sine_field():
     def parts(p, x):
         one = jnp.sin(30.0 * (x @ p["one"] + p["b"]))
         two = jnp.sin(30.0 * (one @ p["two"]))
-        return two @ p["out"], values(p, "sin", one=one, two=two)
+        return two @ p["out"], values("sin", one=one, two=two)
 
     return Network(
-        lambda p, x: parts(p, x)[0], params, (normal(24, 30, 2),), parts, ("one", "two")
+        result_of(parts), params, (normal(24, 30, 2),), parts, ("one", "two")
     )
 
 
@@ -182,11 +180,9 @@ def fourier_operator():
         spectral = lax.complex(p["real"], p["imag"])
         waves = jnp.einsum("bki,kio->bko", waves, spectral)
         h = gelu(jnp.fft.irfft(waves, n=8, axis=1) + h @ p["w"])
-        return h @ p["out"], values(p, "gelu", w=h)
+        return h @ p["out"], values("gelu", w=h)
 
-    return Network(
-        lambda p, x: parts(p, x)[0], params, (normal(26, 3, 8, 2),), parts, ("w",)
-    )
+    return Network(result_of(parts), params, (normal(26, 3, 8, 2),), parts, ("w",))
 
 
 # Networks from networks ------------------------------------------------------------
@@ -198,10 +194,10 @@ def hypernetwork():
         code = relu(z @ p["code"])
         made = (code @ p["make"]).reshape(-1, 4, 5)
         h = relu(jnp.einsum("bi,bij->bj", x, made))
-        return h @ p["out"], values(p, "relu", code=code)
+        return h @ p["out"], values("relu", code=code)
 
     args = normal(28, 7, 4), normal(29, 7, 3)
-    return Network(lambda p, *a: parts(p, *a)[0], params, args, parts, ("code",))
+    return Network(result_of(parts), params, args, parts, ("code",))
 
 
 def ensemble():
@@ -233,11 +229,9 @@ def masked_autoregressive():
     def parts(p, x):
         one = relu(x @ (p["one"] * first))
         two = relu(one @ (p["two"] * second))
-        return two @ (p["out"] * last), values(p, "relu", one=one, two=two)
+        return two @ (p["out"] * last), values("relu", one=one, two=two)
 
-    return Network(
-        lambda p, x: parts(p, x)[0], params, (normal(33, 9, 4),), parts, ("one", "two")
-    )
+    return Network(result_of(parts), params, (normal(33, 9, 4),), parts, ("one", "two"))
 
 
 # States ----------------------------------------------------------------------------
@@ -269,7 +263,7 @@ def state_space():
         return (u + gated).mean(1) @ p["out"], {"mix": hidden, "gate": hidden}
 
     return Network(
-        lambda p, x: parts(p, x)[0],
+        result_of(parts),
         params,
         (normal(39, 3, 5, 3),),
         parts,
