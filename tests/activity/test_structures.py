@@ -53,6 +53,17 @@ def batch_norm(x):
     return (x - mean) * lax.rsqrt(((x - mean) ** 2).mean(0) + 1e-5)
 
 
+def group_norm(x):  # of an image of 40 positions, units in 2 groups
+    y = x.reshape(40, 2, 4)
+    mean = y.mean((0, 2), keepdims=True)
+    y = (y - mean) * lax.rsqrt(((y - mean) ** 2).mean((0, 2), keepdims=True) + 1e-5)
+    return y.reshape(x.shape)
+
+
+def pooled(x):
+    return jnp.repeat(x.reshape(20, 2, 8).max(1), 2, 0)
+
+
 def structures():
     """By name: hidden units of parameters and x; by kernel the value and its curve."""
     W, V, IN = X @ P["w"], X @ P["v"], Y @ P["y"]
@@ -84,6 +95,10 @@ def structures():
                 KEPT, gelu(x @ p["w"], approximate=False) / 0.5, 0.0
             ),
             {"w": (W, "gelu")},
+        ),
+        "gelu, as it is approximated": (
+            lambda p, x: gelu(x @ p["w"]) + POSITIONS,
+            {"w": (gelu(W), "gelu")},
         ),
         "layer scale after silu": (
             lambda p, x: silu(x @ p["w"]) * p["g"],
@@ -136,13 +151,33 @@ def structures():
             lambda p, x: layer_norm(x @ p["w"] + relu(x @ p["v"]) @ p["again"]),
             {"w": (W, ""), "v": (V, "relu"), "again": (relu(V) @ P["again"], "")},
         ),
+        "a gate, then a sum with another kernel": (
+            lambda p, x: silu(x @ p["w"]) * (x @ p["v"]) + Y @ p["y"],
+            dict.fromkeys("wv", (W * V, "silu product")) | {"y": (IN, "")},
+        ),
+        "a sum before the nonlinearity and one after it": (
+            lambda p, x: relu(x @ p["w"] + x @ p["v"]) - Y @ p["y"],
+            dict.fromkeys("wv", (W + V, "relu")) | {"y": (IN, "")},
+        ),
         "two nonlinearities": (
             lambda p, x: relu(jnp.tanh(x @ p["w"]) + p["b"]),
-            {"w": (jnp.tanh(W) + P["b"], "max")},
+            {"w": (jnp.tanh(W) + P["b"], "relu")},
         ),
         "squared relu": (
             lambda p, x: jnp.square(relu(x @ p["w"])),
             {"w": (W, "square")},
+        ),
+        "added to data": (
+            lambda p, x: relu(x @ p["w"] + POSITIONS),
+            {"w": (relu(W + POSITIONS), "relu")},
+        ),
+        "added to pooled units": (
+            lambda p, x: relu(x @ p["w"] + pooled(relu(x @ p["v"]))),
+            {"w": (relu(W + pooled(relu(V))), "relu"), "v": (V, "relu")},
+        ),
+        "group norm over positions, before silu": (
+            lambda p, x: silu(group_norm(x @ p["w"]) * p["g"] + p["b"]),
+            {"w": (group_norm(W) * P["g"] + P["b"], "silu")},
         ),
         "pooled over the batch": (
             lambda p, x: relu(x @ p["w"]).reshape(20, 2, 8).max(1),

@@ -26,6 +26,7 @@ from bbjax.tracing.flow.values import (
     Source,
     Value,
     extent,
+    merged,
     plain,
     position,
 )
@@ -145,6 +146,7 @@ def classify(
     """
     values = values[:2]
     shape = tuple(eqn.outvars[0].aval.shape)
+    values = [v.released() for v in values]
     sides = _kernel_sides(values)
     name = eqn.primitive.name
     reason = _unreadable(eqn)
@@ -487,7 +489,7 @@ def _other_axis(values, numbers, kernel, axis, own, use, size) -> Axis:
         at = numbers.batch[activation].index(axis)
         return _renamed(values[kernel].axes[numbers.batch[kernel][at]], own, use)
     held = values[activation].axes[axis]
-    return held if extent(held) == size else position(size)
+    return held if extent(held) == size and not merged(held) else position(size)
 
 
 def _renamed(axis: Axis, own: tuple[str, int], use: Use) -> Axis:

@@ -392,8 +392,8 @@ def _place(
 
     That is the first value after the last nonlinearity: norms, scales, dropout and
     terms that follow do not count. Without a nonlinearity it is the last one, with the
-    bias. Units that were added to those of another kernel count as the sum where that
-    meets a nonlinearity, else for themselves.
+    bias. Units to which others, or the data, were added count as the sum where that
+    meets a nonlinearity, else as what they were before.
     """
     values = flow.values
     passed = _candidates(flow, use, inside, reaching)
@@ -411,8 +411,12 @@ def _place(
 
 
 def _term(flow: Flow, passed: Sequence[tuple[int, Source]]) -> Place:
-    """The last of some values that is not a sum or a product with other units."""
-    own = [p for p in passed if len(flow.values[p[0]].owners) == 1]
+    """The last of some values without other units or data in a sum or a product."""
+    own = [
+        (n, s)
+        for n, s in passed
+        if len(flow.values[n].owners) == 1 and not flow.values[n].mixed
+    ]
     node, source = (own or passed)[-1]
     return Place(node, flow.values[node], source)
 
@@ -474,8 +478,10 @@ def _on_every_path(
         if farthest <= node:
             if not holds(node):
                 return passed, True
-            scored = not to_kernels and node not in ends
-            scored = scored and bool(flow.values[node].nonlinearity)
+            value = flow.values[node]
+            scored = not to_kernels and (
+                value.mixed or (node not in ends and bool(value.nonlinearity))
+            )
             if node not in flow.untappable and not scored:
                 passed.append(node)
         targets = [
@@ -486,7 +492,8 @@ def _on_every_path(
         if to_kernels:
             arrives = node in flow.operand_of or node in flow.escapes
         else:  # no kernel reads them: up to where the outputs of the model are scored
-            arrives = node in ends or not all(holds(r) for r in targets)
+            clear = all(holds(r) and not flow.values[r].mixed for r in targets)
+            arrives = node in ends or not clear
         arrived |= arrives
         farthest = max([farthest, *targets, *([end_of_time] if arrives else [])])
         for target in targets:
@@ -514,7 +521,7 @@ def _complete(flow: Flow, use: Use, node: int, source: Source) -> bool:
     own = [p for axis in value.axes for p in _own_parts(value, axis, source)]
     all_units = [p for axis in value.axes for p in axis if p.source in value.owners]
     count = ranges.extent_of(source, _unit_sizes(use))
-    placed = count == math.prod(p.size for p in own)
+    placed = not value.is_merged and count == math.prod(p.size for p in own)
     placed = placed and count == math.prod(p.size for p in all_units)
     return placed and (use.ragged is None or _rows(flow, use, node) is not None)
 

@@ -31,6 +31,7 @@ from bbjax.tracing.flow.values import (
     position,
     positions,
     reshape,
+    without_units,
 )
 from bbjax.tracing.primitives import (
     ACROSS,
@@ -154,7 +155,10 @@ def _is_sum(name: str, arrays: Sequence[Value]) -> bool:
     if len(active) < 2:
         return False
     lead = max(active, key=lambda v: len(v.named_axes()))
-    return _mixes(name, active, lead, lead.deps - {DATA}, set(lead.named_axes()))
+    own, owned = lead.deps - {DATA}, set(lead.named_axes())
+    return _mixes(name, active, lead, own, owned) or _permuted(
+        name, active, lead, own, owned
+    )
 
 
 def _agree(axes: Sequence[tuple[Part, ...]], size: int) -> tuple[Part, ...]:
@@ -173,19 +177,22 @@ def _chain(
     axes = tuple(
         _lead_axis(lead, [v for v in ins if v.shape], i, n) for i, n in enumerate(shape)
     )
-    summed = several and name in ("add", "sub", "add_any") and _aligned(lead, tagged)
+    plus = name in ("add", "sub", "add_any")
+    summed = several and plus and _aligned(lead, tagged)
     uses = frozenset(source[1] for source in owners)
-    if (several and not summed and name not in ("mul", "div")) or _mixes(
-        name, ins, lead, uses, set(lead.unit_axes(lead.owners))
-    ):
+    owned = set(lead.unit_axes(lead.owners))
+    others = _mixes(name, ins, lead, uses, owned)
+    ends = several and not summed and name not in ("mul", "div")
+    if ends or (others and not plus) or _permuted(name, ins, lead, uses, owned):
         return Value(positions(shape))
     twins = _twins(tagged)
     if several:
         twins |= {pair for v in tagged for pair in _pairs(lead, v)}
     curved = next((v.nonlinearity for v in tagged if v.nonlinearity), "")
     bends = max(v.bends for v in tagged)
-    if summed:  # a sum of units of several kernels: what bends it comes after it
-        return Value(axes, owners=owners, twins=twins, bends=bends)
+    mixed = others or any(v.mixed for v in tagged)
+    if summed or others:  # what bends a sum of several terms comes after it
+        return Value(axes, owners=owners, twins=twins, bends=bends, mixed=mixed)
     if len(tagged) > 1 or _nonlinear(name, ins, tagged):
         bends += 1
     if several:  # a gate: a curve of each factor's units
@@ -193,12 +200,27 @@ def _chain(
     elif name == "mul" and curved and len(tagged) > 1:  # x * sigmoid(x)
         curved = _SELF_GATED.get(curved, curved)
     else:
-        curved = _nonlinear(name, ins, tagged) or curved
-    return Value(axes, owners=owners, twins=twins, nonlinearity=curved, bends=bends)
+        now = _nonlinear(name, ins, tagged)
+        curved = _COMPOSED.get((curved, now), now) or curved
+    return Value(
+        axes,
+        owners=owners,
+        twins=twins,
+        nonlinearity=curved,
+        bends=bends,
+        mixed=mixed,
+    )
 
 
+# Nonlinearities that are named together: gelu, as JAX approximates it, has this one.
+_COMPOSED = {("integer_pow", "tanh"): "tanh(integer_pow)"}
 # Units times a function of themselves, by the name of that function.
-_SELF_GATED = {"logistic": "silu", "erf": "gelu", "erfc": "gelu"}
+_SELF_GATED = {
+    "logistic": "silu",
+    "erf": "gelu",
+    "erfc": "gelu",
+    "tanh(integer_pow)": "gelu",
+}
 
 
 def _aligned(lead: Value, tagged: Sequence[Value]) -> bool:
@@ -246,28 +268,38 @@ def _nonlinear(name: str, ins: Sequence[Value], tagged: Sequence[Value]) -> str:
     return name
 
 
+def _terms(name: str, ins: Sequence[Value], lead: Value) -> list[Value]:
+    """Operands beside units that depend on data and may mix other units into them."""
+    if name in UNARY or (name in MUL_LIKE and name != "select_n"):
+        return []
+    ins = ins[1:] if name == "select_n" else ins
+    beside = [v for v in ins if v is not lead and not v.owners and v.deps]
+    return [v for v in beside if not _chosen(v)]
+
+
 def _mixes(
     name: str, ins: Sequence[Value], lead: Value, own: frozenset[int], owned: set[int]
 ) -> bool:
     """Whether an operand mixes other units into those of `own`, on axes `owned`."""
-    if name in UNARY:
-        return False
-    if name == "select_n":
-        ins = ins[1:]
-    elif name in MUL_LIKE:
-        return False
-    for v in ins:
+    for v in _terms(name, ins, lead):
         foreign = v.deps - own
-        if v is lead or v.owners or not v.deps or _chosen(v):
-            continue
-        if not foreign:  # a summary of the same units, unless it permuted them
-            if any(_moved_about(v, lead, i) for i in owned if i < len(v.shape)):
-                return True
-            continue
         varies = {i for i, n in enumerate(v.shape) if n != 1 and not v.const[i]}
-        if foreign != {DATA} or not varies <= owned:
+        if foreign and (foreign != {DATA} or not varies <= owned):
             return True
     return False
+
+
+def _permuted(
+    name: str, ins: Sequence[Value], lead: Value, own: frozenset[int], owned: set[int]
+) -> bool:
+    """Whether an operand is no summary of the same units, but has them elsewhere."""
+    return any(
+        _moved_about(v, lead, i)
+        for v in _terms(name, ins, lead)
+        if v.deps <= own
+        for i in owned
+        if i < len(v.shape)
+    )
 
 
 def _chosen(value: Value) -> bool:
@@ -361,7 +393,8 @@ def _moved(value: Value, axes, const, ends: bool, name: str) -> Value:
     if not ends:
         return value.replace(axes=tuple(axes), const=tuple(const))
     if value.weight is None:
-        moved = Value(tuple(axes), tuple(const), deps=value.deps, lost=value.lost)
+        kept = without_units(axes) if value.mixed else tuple(axes)
+        moved = Value(kept, tuple(const), deps=value.deps, lost=value.lost)
         return moved.replace(twins=value.twins)
     shape = [extent(a) for a in axes]
     return forget(name, [value], shape).replace(const=tuple(const))
@@ -388,7 +421,7 @@ def _reshape(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
         x = x.replace(
             axes=tuple(x.axes[i] for i in order), const=tuple(x.const[i] for i in order)
         )
-    axes, merged = reshape(x, shape)
+    axes = reshape(x, shape)
     varying = {p for a, c in zip(x.axes, x.const, strict=True) if not c for p in a}
     keys = {(p.source, p.axis) for p in varying}
     const = [all((p.source, p.axis) not in keys for p in a) for a in axes]
@@ -397,7 +430,7 @@ def _reshape(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
         for a, c in zip(axes, const, strict=True)
         for p in a
     )
-    return _moved(x, axes, const, bool(x.owners and merged) or blurred, "reshape")
+    return _moved(x, axes, const, blurred, "reshape")
 
 
 def _squeeze(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
@@ -470,6 +503,7 @@ def _joined(eqn: Any, ins: Sequence[Value], shape: tuple[int, ...]) -> Value:
     Values of the same units are a stack of them, so that slices give them back.
     """
     name = eqn.primitive.name
+    ins = [v.released() for v in ins]
     found = forget(name, ins, shape)
     if any(v.weight is not None for v in ins):
         return found
