@@ -95,12 +95,12 @@ def classify(
 ) -> Product:
     """Classifies a product by its operands."""
     shape = tuple(eqn.outvars[0].aval.shape)
-    values = [v.released() for v in values]
+    given, values = values, [v.released() for v in values]
     sides = _kernel_sides(values)
     name = eqn.primitive.name
     reason = _unreadable(eqn)
     if reason or len(sides) != 1:
-        return _no_use(eqn, values, shape, sides, reason)
+        return _pooled(eqn, given, _no_use(eqn, values, shape, sides, reason))
     kernel = sides[0]
     numbers = _NUMBERS[name](eqn)
     roles = _roles(values[kernel], numbers, kernel, scans)
@@ -194,6 +194,18 @@ def _averaged(
         held = sides[side][axis]
         axes.append(held if extent(held) == size else position(size))
     return tuple(axes)
+
+
+def _pooled(eqn: Any, values: Sequence[Value], found: Product) -> Product:
+    """A product of two activations, as units of one at positions of the other."""
+    if eqn.primitive.name != "dot_general" or found.problems:
+        return found
+    units = [v.pool(found.value.axes) for v in values if v.owners]
+    mine = [v for v in units if v is not None]
+    if len(mine) != 1:
+        return found
+    deps, lost = found.value.deps, found.value.lost
+    return dataclasses.replace(found, value=mine[0].replace(deps=deps, lost=lost))
 
 
 def _left(value: Value, contracted: Sequence[int]) -> tuple[Axis, ...]:

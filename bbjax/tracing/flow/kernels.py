@@ -268,7 +268,7 @@ def _measured(flow: Flow, use: Use, reaching: Sequence[bool]) -> tuple[int, Valu
             if use.number not in value.owners:
                 break
             scored = not to_kernels and (
-                value.mixed or (node not in ends and bool(value.nonlinearity))
+                _beyond(value) or (node not in ends and bool(value.nonlinearity))
             )
             if node not in flow.untappable and _complete(use, value) and not scored:
                 passed.append(node)
@@ -281,7 +281,7 @@ def _measured(flow: Flow, use: Use, reaching: Sequence[bool]) -> tuple[int, Valu
             arrived = node in flow.operand_of or node in flow.escapes
         else:  # no kernel reads them: up to where the outputs of the model are scored
             after = [flow.values[r] for r in targets]
-            left = [v for v in after if use.number not in v.owners or v.mixed]
+            left = [v for v in after if use.number not in v.owners or _beyond(v)]
             arrived = bool(left) or node in ends
         farthest = max([farthest, *targets, *([end_of_time] if arrived else [])])
         for target in targets:
@@ -303,15 +303,22 @@ def _place(flow: Flow, use: Use, nodes: Sequence[int]) -> tuple[int, Value]:
     curved = [n for n in nodes if values[n].nonlinearity]
     if not curved:
         own = [
-            n for n in nodes if values[n].owners == {use.number} and not values[n].mixed
+            n
+            for n in nodes
+            if values[n].owners == {use.number} and not _beyond(values[n])
         ]
-        last = (own or nodes)[-1]
-        return last, values[last]
+        end = (own or nodes)[-1]
+        return end, values[end]
     last = values[curved[-1]]
     settled = (last.bends, last.nonlinearity)
     after = ((values[n].bends, values[n].nonlinearity) for n in curved)
     first = next(n for n, known in zip(curved, after, strict=True) if known == settled)
     return first, values[first]
+
+
+def _beyond(value: Value) -> bool:
+    """Whether more than its own product and nonlinearities made a value."""
+    return value.mixed or value.pooled
 
 
 def _complete(use: Use, value: Value) -> bool:
@@ -334,7 +341,22 @@ def _own_parts(use: Use, value: Value, axis: Axis) -> Axis:
     mine = ("u", use.number)
     twins = {p: t for p, t in value.twins if t.source == mine}
     own = (p if p.source == mine else twins.get(p) for p in axis)
-    return tuple(p for p in own if p is not None)
+    return tuple(piece for p in own if p is not None for piece in _by_role(use, p))
+
+
+def _by_role(use: Use, part: Part) -> Axis:
+    """A part in pieces of one role each: groups, and the outputs of a group."""
+    end = part.stride * part.size
+    pieces = sorted(
+        (
+            p._replace(source=part.source)
+            for p, _ in use.roles
+            if p.axis == part.axis and part.stride <= p.stride < end
+        ),
+        key=lambda p: -p.stride,
+    )
+    whole = math.prod(p.size for p in pieces) == part.size
+    return tuple(pieces) if whole else (part,)
 
 
 # Taps ----------------------------------------------------------------------------
