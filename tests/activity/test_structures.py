@@ -24,6 +24,8 @@ def normal(seed, *shape):
 
 X, Y, T = normal(0, 40, 6), normal(1, 40, 4), normal(2, 40, 3)
 POSITIONS = normal(3, 40, 8)
+ENDS, STARTS = jnp.arange(60) % 40, jnp.arange(60) * 7 % 40
+NEAR = normal(4, 40, 40)
 SHAPES = {
     "w": (6, 8),
     "v": (6, 8),
@@ -178,6 +180,30 @@ def structures():
         "group norm over positions, before silu": (
             lambda p, x: silu(group_norm(x @ p["w"]) * p["g"] + p["b"]),
             {"w": (group_norm(W) * P["g"] + P["b"], "silu")},
+        ),
+        "pooled before relu": (
+            lambda p, x: relu((x @ p["w"]).reshape(20, 2, 8).max(1)),
+            {"w": (relu(W.reshape(20, 2, 8).max(1)), "relu")},
+        ),
+        "a mean over positions before relu": (
+            lambda p, x: relu((x @ p["w"]).reshape(8, 5, 8).mean(1) + p["b"]),
+            {"w": (relu(W.reshape(8, 5, 8).mean(1) + P["b"]), "relu")},
+        ),
+        "some positions, then relu": (
+            lambda p, x: relu((x @ p["w"])[5:]),
+            {"w": (relu(W[5:]), "relu")},
+        ),
+        "messages along edges, then relu": (
+            lambda p, x: relu(jax.ops.segment_sum((x @ p["w"])[ENDS], STARTS, 40)),
+            {"w": (relu(jax.ops.segment_sum(W[ENDS], STARTS, 40)), "relu")},
+        ),
+        "a matrix of neighbours, then relu": (
+            lambda p, x: relu(NEAR @ (x @ p["w"]) + x @ p["v"]),
+            {"w": (W, ""), "v": (relu(NEAR @ W + V), "relu")},
+        ),
+        "attention, then tanh": (
+            lambda p, x: jnp.tanh(jax.nn.softmax(x @ x.T) @ (x @ p["w"])),
+            {"w": (jax.nn.softmax(X @ X.T) @ W, "tanh")},
         ),
         "pooled over the batch": (
             lambda p, x: relu(x @ p["w"]).reshape(20, 2, 8).max(1),

@@ -146,14 +146,14 @@ def classify(
     """
     values = values[:2]
     shape = tuple(eqn.outvars[0].aval.shape)
-    values = [v.released() for v in values]
+    given, values = values, [v.released() for v in values]
     sides = _kernel_sides(values)
     name = eqn.primitive.name
     reason = _unreadable(eqn)
     if not reason and name in RAGGED and sides == [0]:
         reason = "is the operand of a ragged product that holds the rows"
     if reason or len(sides) != 1:
-        return _no_use(eqn, values, shape, sides, reason)
+        return _pooled(eqn, given, _no_use(eqn, values, shape, sides, reason))
     kernel = sides[0]
     whole, at = ranges.indexed(values[kernel])
     values = [whole if i == kernel else v for i, v in enumerate(values)]
@@ -266,6 +266,18 @@ def _averaged(
         held = sides[side][axis]
         axes.append(held if extent(held) == size else position(size))
     return tuple(axes)
+
+
+def _pooled(eqn: Any, values: Sequence[Value], found: Product) -> Product:
+    """A product of two activations, as units of one at positions of the other."""
+    if eqn.primitive.name != "dot_general" or found.problems:
+        return found
+    units = [v.pool(found.value.axes) for v in values if v.owners]
+    mine = [v for v in units if v is not None]
+    if len(mine) != 1:
+        return found
+    deps, lost = found.value.deps, found.value.lost
+    return dataclasses.replace(found, value=mine[0].replace(deps=deps, lost=lost))
 
 
 def _left(value: Value, contracted: Sequence[int]) -> tuple[Axis, ...]:

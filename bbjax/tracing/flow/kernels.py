@@ -415,7 +415,7 @@ def _term(flow: Flow, passed: Sequence[tuple[int, Source]]) -> Place:
     own = [
         (n, s)
         for n, s in passed
-        if len(flow.values[n].owners) == 1 and not flow.values[n].mixed
+        if len(flow.values[n].owners) == 1 and not _beyond(flow.values[n])
     ]
     node, source = (own or passed)[-1]
     return Place(node, flow.values[node], source)
@@ -441,9 +441,9 @@ def _candidates(
         return [s for s in own if s == mine or (inside is not None and s in inside)]
 
     def cut_off(node: int) -> bool:
-        """Whether a value is of other units of this use alone."""
+        """Whether a value is a slice with other units of this use alone."""
         foreign = use.number in values[node].owning_uses and not holds(node)
-        return foreign and inside is not None
+        return foreign and inside is not None and len(flow.made[node].sources) == 1
 
     nodes, ended = _on_every_path(flow, use, reaching[start], reaching, holds, cut_off)
     if not ended:  # kernels read other units of the use only
@@ -480,7 +480,7 @@ def _on_every_path(
                 return passed, True
             value = flow.values[node]
             scored = not to_kernels and (
-                value.mixed or (node not in ends and bool(value.nonlinearity))
+                _beyond(value) or (node not in ends and bool(value.nonlinearity))
             )
             if node not in flow.untappable and not scored:
                 passed.append(node)
@@ -492,7 +492,7 @@ def _on_every_path(
         if to_kernels:
             arrives = node in flow.operand_of or node in flow.escapes
         else:  # no kernel reads them: up to where the outputs of the model are scored
-            clear = all(holds(r) and not flow.values[r].mixed for r in targets)
+            clear = all(holds(r) and not _beyond(flow.values[r]) for r in targets)
             arrives = node in ends or not clear
         arrived |= arrives
         farthest = max([farthest, *targets, *([end_of_time] if arrives else [])])
@@ -501,6 +501,11 @@ def _on_every_path(
                 seen.add(target)
                 heapq.heappush(heap, target)
     return passed, arrived
+
+
+def _beyond(value: Value) -> bool:
+    """Whether more than its own product and nonlinearities made a value."""
+    return value.mixed or value.pooled
 
 
 def _unit_sizes(use: Use) -> dict[int, int]:
@@ -553,6 +558,18 @@ def _own_parts(value: Value, axis: Axis, source: Source) -> Axis:
     return tuple(p for p in own if p is not None)
 
 
+def _by_role(use: Use, part: Part) -> Axis:
+    """Units as parts of the parameter, of one role each: groups, outputs of a group."""
+    part = part._replace(source=("w", use.weight))
+    end = part.stride * part.size
+    on = {p for p, _ in use.roles if p.axis == part.axis}
+    pieces = sorted(
+        (p for p in on if part.stride <= p.stride < end), key=lambda p: -p.stride
+    )
+    split = len(pieces) > 1 and math.prod(p.size for p in pieces) == part.size
+    return tuple(pieces) if split else (part,)
+
+
 # Taps ----------------------------------------------------------------------------
 def _input_tap(flow: Flow, use: Use, path: str) -> Tap:
     rows = None
@@ -566,7 +583,7 @@ def _input_tap(flow: Flow, use: Use, path: str) -> Tap:
 def _output_tap(flow: Flow, use: Use, path: str, place: Place) -> Tap:
     scope, var = flow.places[place.node]
     carried = [
-        (i, tuple(p._replace(source=("w", use.weight)) for p in own))
+        (i, tuple(piece for part in own for piece in _by_role(use, part)))
         for i, axis in enumerate(place.value.axes)
         if (own := _own_parts(place.value, axis, place.source))
     ]

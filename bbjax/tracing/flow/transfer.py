@@ -84,6 +84,8 @@ def _results(eqn: Any, ins: Sequence[Value]) -> list[Value]:
         return PARTING[name](eqn, ins[0], shapes)
     if name in ("concatenate", "stack"):
         return [_joined(eqn, ins, shapes[0])]
+    if name in BY_NUMBER:
+        return [_by_number(eqn, ins, s) for s in shapes]
     if name in MOVES:
         return [MOVES[name](eqn, ins[0], s) for s in shapes]
     return [forget(name, ins, s) for s in shapes]
@@ -116,6 +118,8 @@ def elementwise(
       shape: of the result.
       params: of the equation.
     """
+    if any(v.owners and not v.pooled for v in ins):  # beside them, a pooled one is data
+        ins = [v.released() if v.pooled else v for v in ins]
     tagged = [v for v in ins if v.owners]
     arrays = [v for v in ins if v.shape]
     deps = frozenset[int]().union(*(v.deps for v in ins))
@@ -191,8 +195,11 @@ def _chain(
     curved = next((v.nonlinearity for v in tagged if v.nonlinearity), "")
     bends = max(v.bends for v in tagged)
     mixed = others or any(v.mixed for v in tagged)
+    pooled = any(v.pooled for v in tagged)
     if summed or others:  # what bends a sum of several terms comes after it
-        return Value(axes, owners=owners, twins=twins, bends=bends, mixed=mixed)
+        return Value(
+            axes, owners=owners, twins=twins, bends=bends, mixed=mixed, pooled=pooled
+        )
     if len(tagged) > 1 or _nonlinear(name, ins, tagged):
         bends += 1
     if several:  # a gate: a curve of each factor's units
@@ -209,6 +216,7 @@ def _chain(
         nonlinearity=curved,
         bends=bends,
         mixed=mixed,
+        pooled=pooled,
     )
 
 
@@ -392,6 +400,9 @@ def _moved(value: Value, axes, const, ends: bool, name: str) -> Value:
     """A value with new axes; `ends`: whether the chain (and the weight) ends here."""
     if not ends:
         return value.replace(axes=tuple(axes), const=tuple(const))
+    pooled = value.pool(axes, const)
+    if pooled is not None:
+        return pooled
     if value.weight is None:
         kept = without_units(axes) if value.mixed else tuple(axes)
         moved = Value(kept, tuple(const), deps=value.deps, lost=value.lost)
@@ -444,10 +455,11 @@ def _without(x: Value, drop: set[int]) -> Value:
 
 
 def _same_size(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
-    """Pads, pools: axes that keep their size keep their meaning."""
+    """Pads, pools: axes that keep their size keep their meaning, if not sorted rows."""
     name = eqn.primitive.name
     same = [
-        a if extent(a) == n else position(n) for a, n in zip(x.axes, shape, strict=True)
+        position(n) if extent(a) != n or any(p.is_row for p in a) else a
+        for a, n in zip(x.axes, shape, strict=True)
     ]
     if name in ("dynamic_slice", "pad") and list(same) == list(x.axes):
         return x
@@ -554,6 +566,33 @@ def _along(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
         ]
         return x.replace(axes=tuple(flipped))
     return _moved(x, axes, const, True, eqn.primitive.name)
+
+
+# By operation, the operand whose entries the result is made of, and the names of its
+# axes that stay whole: of the operand's, or else of the result's.
+BY_NUMBER = {"gather": (0, "offset_dims"), "scatter-add": (2, "update_window_dims")}
+
+
+def _by_number(eqn: Any, ins: Sequence[Value], shape: tuple[int, ...]) -> Value:
+    """Units at positions that are given by number, or summed there (messages)."""
+    name = eqn.primitive.name
+    which, window = BY_NUMBER[name]
+    numbers = eqn.params["dimension_numbers"]
+    x, windows = ins[which], getattr(numbers, window)
+    gone = "collapsed_slice_dims" if which == 0 else "inserted_window_dims"
+    batched = getattr(numbers, "operand_batching_dims", ())
+    rank = len(ins[0].shape)
+    whole = [d for d in range(rank) if d not in (*getattr(numbers, gone), *batched)]
+    axes = list(positions(shape))
+    for inside, outside in zip(whole, windows, strict=True):
+        here, there = (inside, outside) if which == 0 else (outside, inside)
+        if x.shape[here] == shape[there]:
+            axes[there] = x.axes[here]
+    forgotten = forget(name, ins, shape)
+    if which == 2 and ins[0].deps:
+        return forgotten
+    pooled = x.pool(axes)
+    return forgotten if pooled is None else pooled.replace(deps=forgotten.deps)
 
 
 MOVES: dict[str, Callable[[Any, Value, tuple[int, ...]], Value]] = {

@@ -97,6 +97,7 @@ class Value:
       nonlinearity: name of the nonlinearity applied since, or "".
       bends: how many nonlinear operations were applied since the product.
       mixed: whether a value that is not made of units was added to these units.
+      pooled: whether their entries are pooled, or picked, over positions.
       deps: kernel uses and `DATA` it depends on since the last kernel.
       lost: parameters it is made of in a way that lost their axes, with the reason.
       leaves: parameters that it depends on.
@@ -113,6 +114,7 @@ class Value:
     nonlinearity: str = ""
     bends: int = 0
     mixed: bool = False
+    pooled: bool = False
     deps: frozenset[int] = frozenset()
     lost: frozenset[tuple[int, str]] = frozenset()
     leaves: frozenset[int] = frozenset()
@@ -163,7 +165,19 @@ class Value:
     def released(self) -> Value:
         """The same without owners; its axes are no units if others are mixed in."""
         axes = without_units(self.axes) if self.mixed else self.axes
-        return self.replace(axes=axes, owners=frozenset(), nonlinearity="", mixed=False)
+        return self.replace(
+            axes=axes, owners=frozenset(), nonlinearity="", mixed=False, pooled=False
+        )
+
+    def pool(self, axes: Sequence[Axis], const: Sequence[bool] = ()) -> Value | None:
+        """These units at other positions; None if an axis of theirs is gone."""
+        before, after = (
+            {p for axis in found for p in axis if p.source in self.owners}
+            for found in (self.axes, axes)
+        )
+        if not before or before != after:
+            return None
+        return self.replace(axes=tuple(axes), const=tuple(const), pooled=True)
 
     def replace(self, **changes) -> Value:
         """A copy with some fields changed."""
@@ -212,14 +226,19 @@ def _take(queue: list[Part], size: int) -> tuple[Axis, list[Part]]:
     return _joined(taken) or position(1), queue
 
 
+def _continues(lead: Part, part: Part) -> bool:
+    """Whether a part is the minor piece of an axis of which another is the major."""
+    same = (lead.source, lead.axis) == (part.source, part.axis)
+    nested = lead.stride == part.stride * part.size
+    return same and nested and part.source is not None
+
+
 def _joined(parts: Sequence[Part]) -> Axis:
     """Parts with neighbouring pieces of one axis put together again."""
     done: list[Part] = []
     for part in parts:
-        if done and part.source is not None:
-            last, stride = done[-1], part.stride * part.size
-            if last == part._replace(size=last.size, stride=stride):
-                part = part._replace(size=done.pop().size * part.size)
+        if done and _continues(done[-1], part):
+            part = part._replace(size=done.pop().size * part.size)
         done.append(part)
     return tuple(done)
 

@@ -120,9 +120,9 @@ def graph_attention():
         total = jax.ops.segment_sum(shares, RECEIVERS, 5)[RECEIVERS]
         sent = h[SENDERS] * (shares / total)[..., None]
         y = jax.nn.elu(jax.ops.segment_sum(sent, RECEIVERS, 5).reshape(5, 10))
-        return y @ p["out"], {"w": Hidden(h, "")}
+        return y @ p["out"], {"w": Hidden(y.reshape(5, 2, 5), "elu")}
 
-    return Network(result_of(parts), params, (normal(13, 5, 4),), parts, ())
+    return Network(result_of(parts), params, (normal(13, 5, 4),), parts, ("w",))
 
 
 # Fields ----------------------------------------------------------------------------
