@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from bbjax.model.kernel import Kernel, Side
 from bbjax.tracing.flow import links
 from bbjax.tracing.flow.contract import Use
+from bbjax.tracing.flow.distinct import distinct
 from bbjax.tracing.flow.seen import living
 from bbjax.tracing.flow.values import Axis, Part, Value
 from bbjax.tracing.flow.walk import Flow, Scope
@@ -86,7 +87,8 @@ def find(
       dtypes: dtype of each leaf.
       graph: whether to find the biases, companions and links of kernels.
     """
-    reaching = _reaching(flow)
+    single = distinct(flow)
+    reaching = _reaching(single)
     by_weight: dict[int, list[Use]] = {}
     for use in flow.uses:
         by_weight.setdefault(use.weight, []).append(use)
@@ -100,7 +102,7 @@ def find(
         if why or paths[weight] in problems:
             problems.setdefault(paths[weight], why)
             continue
-        spots = [_measured(flow, u, reaching) for u in uses]
+        spots = [_measured(single, u, reaching) for u in uses]
         kernels[weight] = Kernel(
             path=paths[weight],
             shape=shapes[weight],
