@@ -66,6 +66,10 @@ def pooled(x):
     return jnp.repeat(x.reshape(20, 2, 8).max(1), 2, 0)
 
 
+def two_readers(t, w):
+    return silu(t) @ w + (silu(t) @ w) * 0.5
+
+
 def structures():
     """By name: hidden units of parameters and x; by kernel the value and its curve."""
     W, V, IN = X @ P["w"], X @ P["v"], Y @ P["y"]
@@ -160,6 +164,10 @@ def structures():
         "a sum before the nonlinearity and one after it": (
             lambda p, x: relu(x @ p["w"] + x @ p["v"]) - Y @ p["y"],
             dict.fromkeys("wv", (W + V, "relu")) | {"y": (IN, "")},
+        ),
+        "one nonlinearity, computed for each of two readers": (
+            lambda p, x: two_readers(x @ p["w"] + p["b"], p["again"]),
+            {"w": (W + P["b"], "silu")},
         ),
         "two nonlinearities": (
             lambda p, x: relu(jnp.tanh(x @ p["w"]) + p["b"]),

@@ -35,6 +35,7 @@ from bbjax.model.kernel import RAW, Kernel, Side
 from bbjax.tracing import jaxprs
 from bbjax.tracing.flow import ranges
 from bbjax.tracing.flow.contract import Use
+from bbjax.tracing.flow.distinct import distinct
 from bbjax.tracing.flow.order import Order, order_of
 from bbjax.tracing.flow.values import Axis, Part, Source, Value
 from bbjax.tracing.flow.walk import Flow, Scope, living
@@ -122,7 +123,8 @@ def find(
       dtypes: dtype of each leaf.
       terms: whether outputs are tapped before they meet units of other kernels.
     """
-    reaching, cut = _reaching(flow), _cut(flow)
+    single = distinct(flow)
+    reaching, cut = _reaching(single), _cut(flow)
     by_weight: dict[int, list[Use]] = {}
     for use in flow.uses:
         by_weight.setdefault(use.weight, []).append(use)
@@ -136,7 +138,7 @@ def find(
         if why or paths[weight] in problems:
             problems.setdefault(paths[weight], why)
             continue
-        places = [_measured(flow, u, reaching, cut.get(u.number, ())) for u in uses]
+        places = [_measured(single, u, reaching, cut.get(u.number, ())) for u in uses]
         kernels[weight] = Kernel(
             path=paths[weight],
             shape=shapes[weight],
@@ -151,7 +153,7 @@ def find(
         for use, spots in zip(uses, places, strict=True):
             taps.append(_input_tap(flow, use, paths[weight]))
             if terms:
-                spots = [_term(flow, _candidates(flow, use, None, reaching))]
+                spots = [_term(flow, _candidates(single, use, None, reaching))]
             taps += [_output_tap(flow, use, paths[weight], place) for place in spots]
     rest = set(range(len(paths))) - set(by_weight) - set(flow.problems) - set(doubts)
     others = {paths[w]: why for w, why in _elsewhere(flow, shapes, rest).items()}
