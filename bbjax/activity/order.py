@@ -125,7 +125,8 @@ def _among_all(
 
 def _counted(tap: Tap, axes: Sequence[int], shape: Sequence[int]) -> np.ndarray:
     """Which units count, to meet an array with some axes of the kernel in front."""
-    others = {p.axis for p in _layers(tap)} | {axis for axis, _ in tap.use.at}
+    others = {p.axis for p in _layers(tap) + _groups(tap)}
+    others |= {axis for axis, _ in tap.use.at}
     counted = {i for i, axis in enumerate(axes) if axis not in others}
     assert tap.units is not None
     return tap.units.reshape([n if i in counted else 1 for i, n in enumerate(shape)])

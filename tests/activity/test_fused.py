@@ -301,7 +301,7 @@ def test_a_gate_that_is_taken_apart_again():
     shifted = np.concatenate([product[:, :4] - 0.1, product[:, 4:] + 0.2], 1)
     found = activity["w"].outputs.on_rate
     np.testing.assert_allclose(found, np.tile(rate(shifted), 2), atol=1e-6)
-    assert units["w"].nonlinearity == "max/tanh" and "w" in units.budgeted
+    assert units["w"].nonlinearity == "relu/tanh" and "w" in units.budgeted
 
 
 def test_queries_keys_and_values_are_measured_as_before():

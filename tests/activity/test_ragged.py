@@ -388,3 +388,80 @@ def test_what_is_no_product_with_a_matrix_per_group_is_listed():
     ):
         units = bb.trace(fn, {"w": normal(3, 12, DIM)}, X)
         assert dict(units.problems) == {"w": why}
+
+
+ROWS, SIZES = normal(40, 9, DIM), np.array([4, 0, 5])
+OF_EXPERT = np.repeat(np.arange(3), SIZES)
+SMALL = {
+    "up": normal(41, 3, DIM, 6),
+    "left": normal(42, 3, 3, 2),
+    "right": normal(43, 3, 3, 2),
+}
+RAW = np.einsum("td,tdf->tf", ROWS, np.asarray(SMALL["up"])[OF_EXPERT])
+BESIDE = normal(44, 9, 6)
+
+
+def ragged(x, w):
+    return lax.ragged_dot(x, w, jnp.asarray(SIZES))
+
+
+def expert_rates(values):
+    """Share of values above 0, by expert; 0 for an expert without rows."""
+    each = (np.asarray(values)[OF_EXPERT == e] for e in range(3))
+    return np.stack([(v > 0).sum(0) / max(len(v), 1) for v in each])
+
+
+def test_halves_of_fused_experts_are_measured_after_nonlinearities_of_their_own():
+    def fn(p, x):
+        a, b = jnp.split(ragged(x, p["up"]), 2, -1)
+        left = ragged(jnp.tanh(jax.nn.relu(a) - 0.2), p["left"])
+        return left + ragged(silu(b - 0.5), p["right"])
+
+    units = bb.trace(fn, SMALL, ROWS)
+    assert units["up"].nonlinearity == "tanh/silu"
+    _, activity = bb.observe(fn, units, where=jnp.ones(9, bool))(SMALL, ROWS)
+    curved = np.maximum(RAW[:, :3], 0) - 0.2, RAW[:, 3:] - 0.5
+    expected = expert_rates(np.concatenate(curved, 1))
+    close(activity["up"].outputs.on_rate, expected)
+
+
+def test_a_range_of_fused_experts_without_a_nonlinearity_counts_as_the_raw_output():
+    def fn(p, x):
+        a, b = jnp.split(ragged(x, p["up"]), 2, -1)
+        return ragged(jax.nn.relu(a - 0.3), p["left"]) + ragged(b, p["right"])
+
+    units = bb.trace(fn, SMALL, ROWS)
+    assert units["up"].nonlinearity == "relu/raw"
+    _, activity = bb.observe(fn, units)(SMALL, ROWS)
+    expected = expert_rates(np.concatenate([RAW[:, :3] - 0.3, RAW[:, 3:]], 1))
+    close(activity["up"].outputs.on_rate, expected)
+
+
+def test_units_of_experts_that_are_added_to_data_count_as_the_sum():
+    def fn(p, x):
+        hidden = jax.nn.relu(ragged(x, p["up"]) + BESIDE)
+        return ragged(hidden[:, :3], p["left"]) + ragged(hidden[:, 3:], p["right"])
+
+    units = bb.trace(fn, SMALL, ROWS)
+    _, activity = bb.observe(fn, units)(SMALL, ROWS)
+    close(activity["up"].outputs.on_rate, expert_rates(RAW + BESIDE))
+
+
+@pytest.mark.parametrize("move", ["shift", "window", "reverse"])
+def test_rows_that_are_moved_among_experts_are_measured_before(move):
+    """A row that holds another's values belongs to no expert any more."""
+    shift = [(-1, 1, 0), (0, 0, 0)]
+    moved = {
+        "shift": lambda h: lax.pad(h, 0.0, shift),
+        "window": lambda h: lax.reduce_window(
+            h, -jnp.inf, lax.max, (2, 1), (1, 1), ((1, 0), (0, 0))
+        ),
+        "reverse": lambda h: h[::-1],
+    }[move]
+
+    def fn(p, x):
+        return jax.nn.relu(moved(ragged(x, p["up"]) - 0.2))[:, :3] @ p["left"][0]
+
+    units = bb.trace(fn, SMALL, ROWS)
+    _, activity = bb.observe(fn, units.select("up"))(SMALL, ROWS)
+    close(activity["up"].outputs.on_rate, expert_rates(RAW - 0.2))

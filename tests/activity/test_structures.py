@@ -24,6 +24,8 @@ def normal(seed, *shape):
 
 X, Y, T = normal(0, 40, 6), normal(1, 40, 4), normal(2, 40, 3)
 POSITIONS = normal(3, 40, 8)
+ENDS, STARTS = jnp.arange(60) % 40, jnp.arange(60) * 7 % 40
+NEAR = normal(4, 40, 40)
 SHAPES = {
     "w": (6, 8),
     "v": (6, 8),
@@ -51,6 +53,21 @@ def layer_norm(x):
 def batch_norm(x):
     mean = x.mean(0)
     return (x - mean) * lax.rsqrt(((x - mean) ** 2).mean(0) + 1e-5)
+
+
+def group_norm(x):  # of an image of 40 positions, units in 2 groups
+    y = x.reshape(40, 2, 4)
+    mean = y.mean((0, 2), keepdims=True)
+    y = (y - mean) * lax.rsqrt(((y - mean) ** 2).mean((0, 2), keepdims=True) + 1e-5)
+    return y.reshape(x.shape)
+
+
+def pooled(x):
+    return jnp.repeat(x.reshape(20, 2, 8).max(1), 2, 0)
+
+
+def two_readers(t, w):
+    return silu(t) @ w + (silu(t) @ w) * 0.5
 
 
 def structures():
@@ -84,6 +101,10 @@ def structures():
                 KEPT, gelu(x @ p["w"], approximate=False) / 0.5, 0.0
             ),
             {"w": (W, "gelu")},
+        ),
+        "gelu, as it is approximated": (
+            lambda p, x: gelu(x @ p["w"]) + POSITIONS,
+            {"w": (gelu(W), "gelu")},
         ),
         "layer scale after silu": (
             lambda p, x: silu(x @ p["w"]) * p["g"],
@@ -136,13 +157,61 @@ def structures():
             lambda p, x: layer_norm(x @ p["w"] + relu(x @ p["v"]) @ p["again"]),
             {"w": (W, ""), "v": (V, "relu"), "again": (relu(V) @ P["again"], "")},
         ),
+        "a gate, then a sum with another kernel": (
+            lambda p, x: silu(x @ p["w"]) * (x @ p["v"]) + Y @ p["y"],
+            dict.fromkeys("wv", (W * V, "silu product")) | {"y": (IN, "")},
+        ),
+        "a sum before the nonlinearity and one after it": (
+            lambda p, x: relu(x @ p["w"] + x @ p["v"]) - Y @ p["y"],
+            dict.fromkeys("wv", (W + V, "relu")) | {"y": (IN, "")},
+        ),
+        "one nonlinearity, computed for each of two readers": (
+            lambda p, x: two_readers(x @ p["w"] + p["b"], p["again"]),
+            {"w": (W + P["b"], "silu")},
+        ),
         "two nonlinearities": (
             lambda p, x: relu(jnp.tanh(x @ p["w"]) + p["b"]),
-            {"w": (jnp.tanh(W) + P["b"], "max")},
+            {"w": (jnp.tanh(W) + P["b"], "relu")},
         ),
         "squared relu": (
             lambda p, x: jnp.square(relu(x @ p["w"])),
             {"w": (W, "square")},
+        ),
+        "added to data": (
+            lambda p, x: relu(x @ p["w"] + POSITIONS),
+            {"w": (relu(W + POSITIONS), "relu")},
+        ),
+        "added to pooled units": (
+            lambda p, x: relu(x @ p["w"] + pooled(relu(x @ p["v"]))),
+            {"w": (relu(W + pooled(relu(V))), "relu"), "v": (V, "relu")},
+        ),
+        "group norm over positions, before silu": (
+            lambda p, x: silu(group_norm(x @ p["w"]) * p["g"] + p["b"]),
+            {"w": (group_norm(W) * P["g"] + P["b"], "silu")},
+        ),
+        "pooled before relu": (
+            lambda p, x: relu((x @ p["w"]).reshape(20, 2, 8).max(1)),
+            {"w": (relu(W.reshape(20, 2, 8).max(1)), "relu")},
+        ),
+        "a mean over positions before relu": (
+            lambda p, x: relu((x @ p["w"]).reshape(8, 5, 8).mean(1) + p["b"]),
+            {"w": (relu(W.reshape(8, 5, 8).mean(1) + P["b"]), "relu")},
+        ),
+        "some positions, then relu": (
+            lambda p, x: relu((x @ p["w"])[5:]),
+            {"w": (relu(W[5:]), "relu")},
+        ),
+        "messages along edges, then relu": (
+            lambda p, x: relu(jax.ops.segment_sum((x @ p["w"])[ENDS], STARTS, 40)),
+            {"w": (relu(jax.ops.segment_sum(W[ENDS], STARTS, 40)), "relu")},
+        ),
+        "a matrix of neighbours, then relu": (
+            lambda p, x: relu(NEAR @ (x @ p["w"]) + x @ p["v"]),
+            {"w": (W, ""), "v": (relu(NEAR @ W + V), "relu")},
+        ),
+        "attention, then tanh": (
+            lambda p, x: jnp.tanh(jax.nn.softmax(x @ x.T) @ (x @ p["w"])),
+            {"w": (jax.nn.softmax(X @ X.T) @ W, "tanh")},
         ),
         "pooled over the batch": (
             lambda p, x: relu(x @ p["w"]).reshape(20, 2, 8).max(1),

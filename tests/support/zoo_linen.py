@@ -279,7 +279,7 @@ CASES = [
             lambda axis=axis: taken(Transformer(axis), TOKENS),
             _transformer_layout(axis),
             lambda p, x, axis=axis: transformer_rates(p, x, axis),
-            {"layers/up/kernel": "tanh", "layers/down/kernel": ""},
+            {"layers/up/kernel": "gelu", "layers/down/kernel": ""},
             {
                 "layers/attend/out/kernel": ("layers/attend/value/kernel",),
                 "layers/down/kernel": ("layers/up/kernel",),

@@ -49,7 +49,7 @@ def test_a_slice_names_the_entries_that_it_leaves(first, second):
     value, array = units(2, 24), np.arange(48).reshape(2, 24)
     for shape, at, start, count, step in (first, second):
         if array.size == 48:
-            axes, _ = reshape(value, shape)
+            axes = reshape(value, shape)
             value, array = value.replace(axes=axes, const=()), array.reshape(shape)
         at = min(at, array.ndim - 1)
         size = array.shape[at]
@@ -73,7 +73,7 @@ def test_a_slice_names_the_entries_that_it_leaves(first, second):
 def test_equal_ranges_have_equal_names_whatever_made_them():
     direct = sliced(units(16), 0, 8, 4, 1)
     twice = sliced(sliced(units(16), 0, 4, 12, 1), 0, 4, 4, 1)
-    axes, _ = reshape(units(16), (4, 4))
+    axes = reshape(units(16), (4, 4))
     indexed = sliced(units(16).replace(axes=axes, const=()), 0, 2, 1, 1)
     assert direct.owners == twice.owners == indexed.owners
     assert direct.owners == {("u", 0, (Cut(0, 8, ((4, 1),)),))}

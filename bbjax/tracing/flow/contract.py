@@ -26,6 +26,7 @@ from bbjax.tracing.flow.values import (
     Source,
     Value,
     extent,
+    merged,
     plain,
     position,
 )
@@ -145,13 +146,14 @@ def classify(
     """
     values = values[:2]
     shape = tuple(eqn.outvars[0].aval.shape)
+    given, values = values, [v.released() for v in values]
     sides = _kernel_sides(values)
     name = eqn.primitive.name
     reason = _unreadable(eqn)
     if not reason and name in RAGGED and sides == [0]:
         reason = "is the operand of a ragged product that holds the rows"
     if reason or len(sides) != 1:
-        return _no_use(eqn, values, shape, sides, reason)
+        return _pooled(eqn, given, _no_use(eqn, values, shape, sides, reason))
     kernel = sides[0]
     whole, at = ranges.indexed(values[kernel])
     values = [whole if i == kernel else v for i, v in enumerate(values)]
@@ -264,6 +266,18 @@ def _averaged(
         held = sides[side][axis]
         axes.append(held if extent(held) == size else position(size))
     return tuple(axes)
+
+
+def _pooled(eqn: Any, values: Sequence[Value], found: Product) -> Product:
+    """A product of two activations, as units of one at positions of the other."""
+    if eqn.primitive.name != "dot_general" or found.problems:
+        return found
+    units = [v.pool(found.value.axes) for v in values if v.owners]
+    mine = [v for v in units if v is not None]
+    if len(mine) != 1:
+        return found
+    deps, lost = found.value.deps, found.value.lost
+    return dataclasses.replace(found, value=mine[0].replace(deps=deps, lost=lost))
 
 
 def _left(value: Value, contracted: Sequence[int]) -> tuple[Axis, ...]:
@@ -487,7 +501,7 @@ def _other_axis(values, numbers, kernel, axis, own, use, size) -> Axis:
         at = numbers.batch[activation].index(axis)
         return _renamed(values[kernel].axes[numbers.batch[kernel][at]], own, use)
     held = values[activation].axes[axis]
-    return held if extent(held) == size else position(size)
+    return held if extent(held) == size and not merged(held) else position(size)
 
 
 def _renamed(axis: Axis, own: tuple[str, int], use: Use) -> Axis:

@@ -35,6 +35,7 @@ from bbjax.model.kernel import RAW, Kernel, Side
 from bbjax.tracing import jaxprs
 from bbjax.tracing.flow import ranges
 from bbjax.tracing.flow.contract import Use
+from bbjax.tracing.flow.distinct import distinct
 from bbjax.tracing.flow.order import Order, order_of
 from bbjax.tracing.flow.values import Axis, Part, Source, Value
 from bbjax.tracing.flow.walk import Flow, Scope, living
@@ -122,7 +123,8 @@ def find(
       dtypes: dtype of each leaf.
       terms: whether outputs are tapped before they meet units of other kernels.
     """
-    reaching, cut = _reaching(flow), _cut(flow)
+    single = distinct(flow)
+    reaching, cut = _reaching(single), _cut(flow)
     by_weight: dict[int, list[Use]] = {}
     for use in flow.uses:
         by_weight.setdefault(use.weight, []).append(use)
@@ -136,7 +138,7 @@ def find(
         if why or paths[weight] in problems:
             problems.setdefault(paths[weight], why)
             continue
-        places = [_measured(flow, u, reaching, cut.get(u.number, ())) for u in uses]
+        places = [_measured(single, u, reaching, cut.get(u.number, ())) for u in uses]
         kernels[weight] = Kernel(
             path=paths[weight],
             shape=shapes[weight],
@@ -151,7 +153,7 @@ def find(
         for use, spots in zip(uses, places, strict=True):
             taps.append(_input_tap(flow, use, paths[weight]))
             if terms:
-                spots = [_term(flow, _candidates(flow, use, None, reaching))]
+                spots = [_term(flow, _candidates(single, use, None, reaching))]
             taps += [_output_tap(flow, use, paths[weight], place) for place in spots]
     rest = set(range(len(paths))) - set(by_weight) - set(flow.problems) - set(doubts)
     others = {paths[w]: why for w, why in _elsewhere(flow, shapes, rest).items()}
@@ -392,8 +394,8 @@ def _place(
 
     That is the first value after the last nonlinearity: norms, scales, dropout and
     terms that follow do not count. Without a nonlinearity it is the last one, with the
-    bias. Units that were added to those of another kernel count as the sum where that
-    meets a nonlinearity, else for themselves.
+    bias. Units to which others, or the data, were added count as the sum where that
+    meets a nonlinearity, else as what they were before.
     """
     values = flow.values
     passed = _candidates(flow, use, inside, reaching)
@@ -411,8 +413,12 @@ def _place(
 
 
 def _term(flow: Flow, passed: Sequence[tuple[int, Source]]) -> Place:
-    """The last of some values that is not a sum or a product with other units."""
-    own = [p for p in passed if len(flow.values[p[0]].owners) == 1]
+    """The last of some values without other units or data in a sum or a product."""
+    own = [
+        (n, s)
+        for n, s in passed
+        if len(flow.values[n].owners) == 1 and not _beyond(flow.values[n])
+    ]
     node, source = (own or passed)[-1]
     return Place(node, flow.values[node], source)
 
@@ -437,9 +443,9 @@ def _candidates(
         return [s for s in own if s == mine or (inside is not None and s in inside)]
 
     def cut_off(node: int) -> bool:
-        """Whether a value is of other units of this use alone."""
+        """Whether a value is a slice with other units of this use alone."""
         foreign = use.number in values[node].owning_uses and not holds(node)
-        return foreign and inside is not None
+        return foreign and inside is not None and len(flow.made[node].sources) == 1
 
     nodes, ended = _on_every_path(flow, use, reaching[start], reaching, holds, cut_off)
     if not ended:  # kernels read other units of the use only
@@ -474,8 +480,10 @@ def _on_every_path(
         if farthest <= node:
             if not holds(node):
                 return passed, True
-            scored = not to_kernels and node not in ends
-            scored = scored and bool(flow.values[node].nonlinearity)
+            value = flow.values[node]
+            scored = not to_kernels and (
+                _beyond(value) or (node not in ends and bool(value.nonlinearity))
+            )
             if node not in flow.untappable and not scored:
                 passed.append(node)
         targets = [
@@ -486,7 +494,8 @@ def _on_every_path(
         if to_kernels:
             arrives = node in flow.operand_of or node in flow.escapes
         else:  # no kernel reads them: up to where the outputs of the model are scored
-            arrives = node in ends or not all(holds(r) for r in targets)
+            clear = all(holds(r) and not _beyond(flow.values[r]) for r in targets)
+            arrives = node in ends or not clear
         arrived |= arrives
         farthest = max([farthest, *targets, *([end_of_time] if arrives else [])])
         for target in targets:
@@ -494,6 +503,11 @@ def _on_every_path(
                 seen.add(target)
                 heapq.heappush(heap, target)
     return passed, arrived
+
+
+def _beyond(value: Value) -> bool:
+    """Whether more than its own product and nonlinearities made a value."""
+    return value.mixed or value.pooled
 
 
 def _unit_sizes(use: Use) -> dict[int, int]:
@@ -514,7 +528,7 @@ def _complete(flow: Flow, use: Use, node: int, source: Source) -> bool:
     own = [p for axis in value.axes for p in _own_parts(value, axis, source)]
     all_units = [p for axis in value.axes for p in axis if p.source in value.owners]
     count = ranges.extent_of(source, _unit_sizes(use))
-    placed = count == math.prod(p.size for p in own)
+    placed = not value.is_merged and count == math.prod(p.size for p in own)
     placed = placed and count == math.prod(p.size for p in all_units)
     return placed and (use.ragged is None or _rows(flow, use, node) is not None)
 
@@ -546,6 +560,18 @@ def _own_parts(value: Value, axis: Axis, source: Source) -> Axis:
     return tuple(p for p in own if p is not None)
 
 
+def _by_role(use: Use, part: Part) -> Axis:
+    """Units as parts of the parameter, of one role each: groups, outputs of a group."""
+    part = part._replace(source=("w", use.weight))
+    end = part.stride * part.size
+    on = {p for p, _ in use.roles if p.axis == part.axis}
+    pieces = sorted(
+        (p for p in on if part.stride <= p.stride < end), key=lambda p: -p.stride
+    )
+    split = len(pieces) > 1 and math.prod(p.size for p in pieces) == part.size
+    return tuple(pieces) if split else (part,)
+
+
 # Taps ----------------------------------------------------------------------------
 def _input_tap(flow: Flow, use: Use, path: str) -> Tap:
     rows = None
@@ -559,7 +585,7 @@ def _input_tap(flow: Flow, use: Use, path: str) -> Tap:
 def _output_tap(flow: Flow, use: Use, path: str, place: Place) -> Tap:
     scope, var = flow.places[place.node]
     carried = [
-        (i, tuple(p._replace(source=("w", use.weight)) for p in own))
+        (i, tuple(piece for part in own for piece in _by_role(use, part)))
         for i, axis in enumerate(place.value.axes)
         if (own := _own_parts(place.value, axis, place.source))
     ]

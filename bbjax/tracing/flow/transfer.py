@@ -31,6 +31,7 @@ from bbjax.tracing.flow.values import (
     position,
     positions,
     reshape,
+    without_units,
 )
 from bbjax.tracing.primitives import (
     ACROSS,
@@ -83,6 +84,8 @@ def _results(eqn: Any, ins: Sequence[Value]) -> list[Value]:
         return PARTING[name](eqn, ins[0], shapes)
     if name in ("concatenate", "stack"):
         return [_joined(eqn, ins, shapes[0])]
+    if name in BY_NUMBER:
+        return [_by_number(eqn, ins, s) for s in shapes]
     if name in MOVES:
         return [MOVES[name](eqn, ins[0], s) for s in shapes]
     return [forget(name, ins, s) for s in shapes]
@@ -115,6 +118,8 @@ def elementwise(
       shape: of the result.
       params: of the equation.
     """
+    if any(v.owners and not v.pooled for v in ins):  # beside them, a pooled one is data
+        ins = [v.released() if v.pooled else v for v in ins]
     tagged = [v for v in ins if v.owners]
     arrays = [v for v in ins if v.shape]
     deps = frozenset[int]().union(*(v.deps for v in ins))
@@ -154,7 +159,10 @@ def _is_sum(name: str, arrays: Sequence[Value]) -> bool:
     if len(active) < 2:
         return False
     lead = max(active, key=lambda v: len(v.named_axes()))
-    return _mixes(name, active, lead, lead.deps - {DATA}, set(lead.named_axes()))
+    own, owned = lead.deps - {DATA}, set(lead.named_axes())
+    return _mixes(name, active, lead, own, owned) or _permuted(
+        name, active, lead, own, owned
+    )
 
 
 def _agree(axes: Sequence[tuple[Part, ...]], size: int) -> tuple[Part, ...]:
@@ -173,19 +181,25 @@ def _chain(
     axes = tuple(
         _lead_axis(lead, [v for v in ins if v.shape], i, n) for i, n in enumerate(shape)
     )
-    summed = several and name in ("add", "sub", "add_any") and _aligned(lead, tagged)
+    plus = name in ("add", "sub", "add_any")
+    summed = several and plus and _aligned(lead, tagged)
     uses = frozenset(source[1] for source in owners)
-    if (several and not summed and name not in ("mul", "div")) or _mixes(
-        name, ins, lead, uses, set(lead.unit_axes(lead.owners))
-    ):
+    owned = set(lead.unit_axes(lead.owners))
+    others = _mixes(name, ins, lead, uses, owned)
+    ends = several and not summed and name not in ("mul", "div")
+    if ends or (others and not plus) or _permuted(name, ins, lead, uses, owned):
         return Value(positions(shape))
     twins = _twins(tagged)
     if several:
         twins |= {pair for v in tagged for pair in _pairs(lead, v)}
     curved = next((v.nonlinearity for v in tagged if v.nonlinearity), "")
     bends = max(v.bends for v in tagged)
-    if summed:  # a sum of units of several kernels: what bends it comes after it
-        return Value(axes, owners=owners, twins=twins, bends=bends)
+    mixed = others or any(v.mixed for v in tagged)
+    pooled = any(v.pooled for v in tagged)
+    if summed or others:  # what bends a sum of several terms comes after it
+        return Value(
+            axes, owners=owners, twins=twins, bends=bends, mixed=mixed, pooled=pooled
+        )
     if len(tagged) > 1 or _nonlinear(name, ins, tagged):
         bends += 1
     if several:  # a gate: a curve of each factor's units
@@ -193,12 +207,28 @@ def _chain(
     elif name == "mul" and curved and len(tagged) > 1:  # x * sigmoid(x)
         curved = _SELF_GATED.get(curved, curved)
     else:
-        curved = _nonlinear(name, ins, tagged) or curved
-    return Value(axes, owners=owners, twins=twins, nonlinearity=curved, bends=bends)
+        now = _nonlinear(name, ins, tagged)
+        curved = _COMPOSED.get((curved, now), now) or curved
+    return Value(
+        axes,
+        owners=owners,
+        twins=twins,
+        nonlinearity=curved,
+        bends=bends,
+        mixed=mixed,
+        pooled=pooled,
+    )
 
 
+# Nonlinearities that are named together: gelu, as JAX approximates it, has this one.
+_COMPOSED = {("integer_pow", "tanh"): "tanh(integer_pow)"}
 # Units times a function of themselves, by the name of that function.
-_SELF_GATED = {"logistic": "silu", "erf": "gelu", "erfc": "gelu"}
+_SELF_GATED = {
+    "logistic": "silu",
+    "erf": "gelu",
+    "erfc": "gelu",
+    "tanh(integer_pow)": "gelu",
+}
 
 
 def _aligned(lead: Value, tagged: Sequence[Value]) -> bool:
@@ -246,28 +276,38 @@ def _nonlinear(name: str, ins: Sequence[Value], tagged: Sequence[Value]) -> str:
     return name
 
 
+def _terms(name: str, ins: Sequence[Value], lead: Value) -> list[Value]:
+    """Operands beside units that depend on data and may mix other units into them."""
+    if name in UNARY or (name in MUL_LIKE and name != "select_n"):
+        return []
+    ins = ins[1:] if name == "select_n" else ins
+    beside = [v for v in ins if v is not lead and not v.owners and v.deps]
+    return [v for v in beside if not _chosen(v)]
+
+
 def _mixes(
     name: str, ins: Sequence[Value], lead: Value, own: frozenset[int], owned: set[int]
 ) -> bool:
     """Whether an operand mixes other units into those of `own`, on axes `owned`."""
-    if name in UNARY:
-        return False
-    if name == "select_n":
-        ins = ins[1:]
-    elif name in MUL_LIKE:
-        return False
-    for v in ins:
+    for v in _terms(name, ins, lead):
         foreign = v.deps - own
-        if v is lead or v.owners or not v.deps or _chosen(v):
-            continue
-        if not foreign:  # a summary of the same units, unless it permuted them
-            if any(_moved_about(v, lead, i) for i in owned if i < len(v.shape)):
-                return True
-            continue
         varies = {i for i, n in enumerate(v.shape) if n != 1 and not v.const[i]}
-        if foreign != {DATA} or not varies <= owned:
+        if foreign and (foreign != {DATA} or not varies <= owned):
             return True
     return False
+
+
+def _permuted(
+    name: str, ins: Sequence[Value], lead: Value, own: frozenset[int], owned: set[int]
+) -> bool:
+    """Whether an operand is no summary of the same units, but has them elsewhere."""
+    return any(
+        _moved_about(v, lead, i)
+        for v in _terms(name, ins, lead)
+        if v.deps <= own
+        for i in owned
+        if i < len(v.shape)
+    )
 
 
 def _chosen(value: Value) -> bool:
@@ -360,8 +400,12 @@ def _moved(value: Value, axes, const, ends: bool, name: str) -> Value:
     """A value with new axes; `ends`: whether the chain (and the weight) ends here."""
     if not ends:
         return value.replace(axes=tuple(axes), const=tuple(const))
+    pooled = value.pool(axes, const)
+    if pooled is not None:
+        return pooled
     if value.weight is None:
-        moved = Value(tuple(axes), tuple(const), deps=value.deps, lost=value.lost)
+        kept = without_units(axes) if value.mixed else tuple(axes)
+        moved = Value(kept, tuple(const), deps=value.deps, lost=value.lost)
         return moved.replace(twins=value.twins)
     shape = [extent(a) for a in axes]
     return forget(name, [value], shape).replace(const=tuple(const))
@@ -388,7 +432,7 @@ def _reshape(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
         x = x.replace(
             axes=tuple(x.axes[i] for i in order), const=tuple(x.const[i] for i in order)
         )
-    axes, merged = reshape(x, shape)
+    axes = reshape(x, shape)
     varying = {p for a, c in zip(x.axes, x.const, strict=True) if not c for p in a}
     keys = {(p.source, p.axis) for p in varying}
     const = [all((p.source, p.axis) not in keys for p in a) for a in axes]
@@ -397,7 +441,7 @@ def _reshape(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
         for a, c in zip(axes, const, strict=True)
         for p in a
     )
-    return _moved(x, axes, const, bool(x.owners and merged) or blurred, "reshape")
+    return _moved(x, axes, const, blurred, "reshape")
 
 
 def _squeeze(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
@@ -411,10 +455,11 @@ def _without(x: Value, drop: set[int]) -> Value:
 
 
 def _same_size(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
-    """Pads, pools: axes that keep their size keep their meaning."""
+    """Pads, pools: axes that keep their size keep their meaning, if not sorted rows."""
     name = eqn.primitive.name
     same = [
-        a if extent(a) == n else position(n) for a, n in zip(x.axes, shape, strict=True)
+        position(n) if extent(a) != n or any(p.is_row for p in a) else a
+        for a, n in zip(x.axes, shape, strict=True)
     ]
     if name in ("dynamic_slice", "pad") and list(same) == list(x.axes):
         return x
@@ -470,6 +515,7 @@ def _joined(eqn: Any, ins: Sequence[Value], shape: tuple[int, ...]) -> Value:
     Values of the same units are a stack of them, so that slices give them back.
     """
     name = eqn.primitive.name
+    ins = [v.released() for v in ins]
     found = forget(name, ins, shape)
     if any(v.weight is not None for v in ins):
         return found
@@ -520,6 +566,33 @@ def _along(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
         ]
         return x.replace(axes=tuple(flipped))
     return _moved(x, axes, const, True, eqn.primitive.name)
+
+
+# By operation, the operand whose entries the result is made of, and the names of its
+# axes that stay whole: of the operand's, or else of the result's.
+BY_NUMBER = {"gather": (0, "offset_dims"), "scatter-add": (2, "update_window_dims")}
+
+
+def _by_number(eqn: Any, ins: Sequence[Value], shape: tuple[int, ...]) -> Value:
+    """Units at positions that are given by number, or summed there (messages)."""
+    name = eqn.primitive.name
+    which, window = BY_NUMBER[name]
+    numbers = eqn.params["dimension_numbers"]
+    x, windows = ins[which], getattr(numbers, window)
+    gone = "collapsed_slice_dims" if which == 0 else "inserted_window_dims"
+    batched = getattr(numbers, "operand_batching_dims", ())
+    rank = len(ins[0].shape)
+    whole = [d for d in range(rank) if d not in (*getattr(numbers, gone), *batched)]
+    axes = list(positions(shape))
+    for inside, outside in zip(whole, windows, strict=True):
+        here, there = (inside, outside) if which == 0 else (outside, inside)
+        if x.shape[here] == shape[there]:
+            axes[there] = x.axes[here]
+    forgotten = forget(name, ins, shape)
+    if which == 2 and ins[0].deps:
+        return forgotten
+    pooled = x.pool(axes)
+    return forgotten if pooled is None else pooled.replace(deps=forgotten.deps)
 
 
 MOVES: dict[str, Callable[[Any, Value, tuple[int, ...]], Value]] = {

@@ -63,6 +63,19 @@ def positions(shape: Sequence[int]) -> tuple[Axis, ...]:
     return tuple(position(n) for n in shape)
 
 
+def without_units(axes: Sequence[Axis]) -> tuple[Axis, ...]:
+    """Axes as mere positions; sorted rows stay what they are."""
+    return tuple(
+        axis if all(p.is_row for p in axis) else position(extent(axis)) for axis in axes
+    )
+
+
+def merged(axis: Axis) -> bool:
+    """Whether an axis has units beside something else, or positions of two axes."""
+    kinds = [p.source if p.is_unit else None for p in axis if p.size > 1]
+    return len(set(kinds)) > 1 or kinds.count(None) > 1
+
+
 def extent(axis: Axis) -> int:
     """Number of entries along an axis."""
     return math.prod(part.size for part in axis)
@@ -83,6 +96,8 @@ class Value:
         named part is as well; kept as long as the axes are.
       nonlinearity: name of the nonlinearity applied since, or "".
       bends: how many nonlinear operations were applied since the product.
+      mixed: whether a value that is not made of units was added to these units.
+      pooled: whether their entries are pooled, or picked, over positions.
       deps: kernel uses and `DATA` it depends on since the last kernel.
       lost: parameters it is made of in a way that lost their axes, with the reason.
       leaves: parameters that it depends on.
@@ -98,6 +113,8 @@ class Value:
     twins: frozenset[tuple[Part, Part]] = frozenset()
     nonlinearity: str = ""
     bends: int = 0
+    mixed: bool = False
+    pooled: bool = False
     deps: frozenset[int] = frozenset()
     lost: frozenset[tuple[int, str]] = frozenset()
     leaves: frozenset[int] = frozenset()
@@ -123,6 +140,14 @@ class Value:
         """Kernel uses that own it."""
         return frozenset(source[1] for source in self.owners)
 
+    @property
+    def is_merged(self) -> bool:
+        """Whether an axis has units beside something else, or positions of two axes.
+
+        Reshaped again, as by a norm of groups, they are what they were.
+        """
+        return any(map(merged, self.axes))
+
     def unit_axes(self, owners: frozenset[Source]) -> tuple[int, ...]:
         """Axes that carry units of one of `owners`."""
         return tuple(
@@ -136,6 +161,23 @@ class Value:
         return tuple(
             i for i, axis in enumerate(self.axes) if any(p.is_unit for p in axis)
         )
+
+    def released(self) -> Value:
+        """The same without owners; its axes are no units if others are mixed in."""
+        axes = without_units(self.axes) if self.mixed else self.axes
+        return self.replace(
+            axes=axes, owners=frozenset(), nonlinearity="", mixed=False, pooled=False
+        )
+
+    def pool(self, axes: Sequence[Axis], const: Sequence[bool] = ()) -> Value | None:
+        """These units at other positions; None if an axis of theirs is gone."""
+        before, after = (
+            {p for axis in found for p in axis if p.source in self.owners}
+            for found in (self.axes, axes)
+        )
+        if not before or before != after:
+            return None
+        return self.replace(axes=tuple(axes), const=tuple(const), pooled=True)
 
     def replace(self, **changes) -> Value:
         """A copy with some fields changed."""
@@ -153,26 +195,16 @@ def leaf(number: int, shape: Sequence[int]) -> Value:
     return Value(axes, weight=number, leaves=frozenset({number}))
 
 
-def reshape(value: Value, shape: Sequence[int]) -> tuple[tuple[Axis, ...], bool]:
-    """Splits and merges parts so that the axes have sizes `shape`.
-
-    Returns:
-      The new axes, and whether an axis of the result merges units with something else
-      (a chain of elementwise operations ends there).
-    """
+def reshape(value: Value, shape: Sequence[int]) -> tuple[Axis, ...]:
+    """Splits and merges parts so that the axes have sizes `shape`."""
     if 0 in shape:  # nothing is anywhere
-        return positions(shape), True
+        return positions(shape)
     queue = [p for axis in value.axes for p in axis if p.size != 1]
     axes: list[Axis] = []
     for n in shape:
         axis, queue = _take(queue, n)
         axes.append(axis)
-    merged = any(
-        len({p.source if p.is_unit else None for p in axis}) > 1
-        or sum(p.source is None for p in axis) > 1
-        for axis in axes
-    )
-    return tuple(axes), merged
+    return tuple(axes)
 
 
 def _take(queue: list[Part], size: int) -> tuple[Axis, list[Part]]:
@@ -191,7 +223,24 @@ def _take(queue: list[Part], size: int) -> tuple[Axis, list[Part]]:
             need = 1
         else:  # sizes that do not nest: the pieces have no name
             return _blur(taken, head, queue, size, need)
-    return tuple(taken) or position(1), queue
+    return _joined(taken) or position(1), queue
+
+
+def _continues(lead: Part, part: Part) -> bool:
+    """Whether a part is the minor piece of an axis of which another is the major."""
+    same = (lead.source, lead.axis) == (part.source, part.axis)
+    nested = lead.stride == part.stride * part.size
+    return same and nested and part.source is not None
+
+
+def _joined(parts: Sequence[Part]) -> Axis:
+    """Parts with neighbouring pieces of one axis put together again."""
+    done: list[Part] = []
+    for part in parts:
+        if done and _continues(done[-1], part):
+            part = part._replace(size=done.pop().size * part.size)
+        done.append(part)
+    return tuple(done)
 
 
 def _blur(

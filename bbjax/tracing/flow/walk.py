@@ -167,7 +167,7 @@ class _Walker:
         values = [self.flow.values[i] for i in ins]
         if name in CONTRACTIONS:
             return [self.contraction(eqn, ins, values, scope, index)]
-        if not _bodies(eqn):
+        if not _bodies(eqn) or name.startswith("scatter"):  # its body adds two numbers
             outs = transfer(eqn, values)
             if not eqn.outvars and not name.startswith("debug"):
                 self.flow.watched.update(dict.fromkeys(ins, name))
@@ -220,7 +220,7 @@ class _Walker:
         scan = (*scope, (index, 0))
         args = []
         for i, node in enumerate(ins):
-            value, how = _unowned(self.flow.values[node]), _entry(i, held, fixed)
+            value, how = self.flow.values[node].released(), _entry(i, held, fixed)
             if how == "slice":
                 value = _slice_of(value, scan)
             elif how == "border":
@@ -238,7 +238,7 @@ class _Walker:
         self.flow.watched[ins[0]] = "cond"
         args = [
             self.node(
-                _unowned(self.flow.values[i]), scope, None, Made("held", (i,), eqn)
+                self.flow.values[i].released(), scope, None, Made("held", (i,), eqn)
             )
             for i in ins[1:]
         ]
@@ -289,7 +289,7 @@ class _Walker:
         skip, held = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
         args = [
             self.node(
-                _unowned(self.flow.values[i]), scope, None, Made("border", (i,), eqn)
+                self.flow.values[i].released(), scope, None, Made("border", (i,), eqn)
             )
             for i in ins[skip:]
         ]
@@ -386,10 +386,6 @@ def _number(const: Any) -> float | None:
     return float(const) if real or kind == np.bool_ else None
 
 
-def _unowned(value: Value) -> Value:
-    return value.replace(owners=frozenset(), nonlinearity="")
-
-
 def _slice_of(value: Value, scan: Scope) -> Value:
     """One iteration's slice of a stacked operand."""
     scanned = value.scanned
@@ -432,12 +428,13 @@ def _name_nonlinearity(
         return
     value = flow.values[outs[0]]
     entered = {o for i in ins for o in flow.values[i].owners}
-    curved = {flow.values[i].nonlinearity for i in ins if flow.values[i].owners}
-    if not value.owners or not value.owners <= entered or curved != {""}:
+    bends = max((flow.values[i].bends for i in ins), default=0)
+    if not value.owners or not value.owners <= entered or value.bends <= bends:
         return
     if value.nonlinearity:
         name = _call_name(eqn).split("'")
-        label = name[1] if len(name) > 1 else value.nonlinearity
+        public = len(name) > 1 and not name[1].startswith("_")
+        label = name[1] if public else value.nonlinearity
         flow.values[outs[0]] = value.replace(nonlinearity=label)
 
 
