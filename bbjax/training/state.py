@@ -217,13 +217,21 @@ def update_means(
 
 
 def read_mean(means: Mapping[str, jax.Array], name: str) -> jax.Array:
-    """The bias-corrected mean; 0.5 (on-rates) or 0 where nothing was observed."""
+    """The bias-corrected mean; where nothing was observed, 0.5 for on-rates.
+
+    Sizes are then the mean of those that were observed (1 if none were), so that the
+    weights of an expert that no token has reached yet are ranked by |w|.
+    """
     side, statistic = name.split(".")
     weight = means[f"{side}.weight"]
-    empty = UNOBSERVED if statistic == "on_rate" else 0.0
-    return jnp.where(
-        weight > 0, means[name] / jnp.where(weight > 0, weight, 1.0), empty
-    )
+    seen = weight > 0
+    mean = means[name] / jnp.where(seen, weight, 1.0)
+    empty: jax.Array | float = UNOBSERVED
+    if statistic != "on_rate":
+        count = jnp.sum(seen, dtype=jnp.float32)
+        total = jnp.sum(jnp.where(seen, mean, 0.0))
+        empty = jnp.where(count > 0, total / jnp.maximum(count, 1.0), 1.0)
+    return jnp.where(seen, mean, empty)
 
 
 # Reading an optimizer state ------------------------------------------------------

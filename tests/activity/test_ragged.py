@@ -333,6 +333,43 @@ def test_a_budget_of_its_own_for_every_expert():
     assert mask.sum((1, 2)).tolist() == [round(0.4 * DIM * HIDDEN)] * EXPERTS
 
 
+def test_sparsegpt_prunes_each_expert_as_a_layer_of_its_own():
+    def net(p, x, sizes):
+        return lax.ragged_dot(x, p["up"], sizes)
+
+    def alone(p, x):
+        return x @ p["up"]
+
+    sizes, rule = jnp.array([3, 1, 5, 3]), bb.rules.sparsegpt()
+    units = bb.trace(net, P, X, sizes).select("up")
+    stats = bb.calibrate(net, units, P, [(X, sizes)], needs=rule.needs)
+    pruned, _ = bb.prune(P, units, rule, density=1 / 3, stats=stats)
+    units = bb.trace(alone, {"up": P["up"][0]}, X[:3]).select("up")
+    for e, rows in ((0, X[:3]), (3, X[9:])):
+        one = {"up": P["up"][e]}
+        stats = bb.calibrate(alone, units, one, [(rows,)], needs=rule.needs)
+        want, _ = bb.prune(one, units, rule, density=1 / 3, stats=stats)
+        close(pruned["up"][e], want["up"])
+
+
+def test_while_training_an_expert_without_tokens_keeps_its_largest_weights():
+    def loss(p, x):
+        return jnp.mean(jnp.square(moe(p, x)))
+
+    units = UNITS.select("up")
+    tx = bb.transform(units, bb.rules.wanda(), density=1 / 3, start=0)
+
+    @jax.jit
+    def step(p, x):
+        needs = bb.rules.wanda().needs
+        _, grads, activity = bb.value_and_grad(loss, units, needs=needs)(p, x)
+        return tx.update(grads, tx.init(p), p, activity=activity)[1]
+
+    empty = [len(seen) for seen, _, _ in by_hand(P, X)].index(0)
+    size, mask = np.abs(P["up"][empty]), bb.masks(step(P, X))["up"][empty]
+    np.testing.assert_array_equal(mask, size == size.max(0))
+
+
 def test_what_is_no_product_with_a_matrix_per_group_is_listed():
     def shared(p, x):
         numbers = lax.RaggedDotDimensionNumbers(

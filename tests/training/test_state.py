@@ -154,13 +154,13 @@ def test_missing_counts_mean_that_all_were_observed():
     )
 
 
-def test_statistics_other_than_on_rates_are_0_before_they_are_observed():
+def test_sizes_are_those_of_the_other_units_until_they_are_observed():
     means = {"inputs.mean_square": jnp.zeros(2), "inputs.weight": jnp.zeros(2)}
-    assert read_mean(means, "inputs.mean_square").tolist() == [0, 0]
+    assert read_mean(means, "inputs.mean_square").tolist() == [1, 1]
     side = Statistics(jnp.ones(2), jnp.array([1.0, 0.0]), mean_square=jnp.full(2, 7.0))
     means = update_means(means, Activity(side, side), 0.9)
     np.testing.assert_allclose(
-        read_mean(means, "inputs.mean_square"), [7, 0], rtol=1e-6
+        read_mean(means, "inputs.mean_square"), [7, 7], rtol=1e-6
     )
 
 
