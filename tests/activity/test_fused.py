@@ -341,6 +341,28 @@ def test_a_range_of_one_unit_and_ranges_inside_scanned_layers():
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_ranges_of_an_ensemble_with_padding():
+    """Members differ in their kernels; half of the positions are padding."""
+    p = {"w": normal(18, 3, 6, 16), "o": normal(19, 8, 2)}
+    x = jnp.stack([X, -X, 2 * X + 1]).reshape(3, 8, 5, 6)
+    where = jnp.arange(5)[None] < jnp.arange(1, 9)[:, None] % 5
+
+    def fn(p, x):
+        return jax.vmap(lambda w, x: gate(silu, halves(x @ w)) @ p["o"])(p["w"], x)
+
+    units = bb.trace(fn, p, x)
+    assert units["w"].stack == (0,) and list(units.budgeted) == ["w"]
+    _, activity = bb.observe(fn, units.select("w"), where=where)(p, x)
+    real = np.asarray(x)[:, np.asarray(where)]
+    products = [
+        np.split(a @ w, 2, -1) for a, w in zip(real, np.asarray(p["w"]), strict=True)
+    ]
+    expected = [np.tile(rate(a * b), 2) for a, b in products]
+    outputs = activity["w"].outputs
+    np.testing.assert_allclose(outputs.on_rate, expected, atol=1e-6)
+    assert (np.asarray(outputs.count) == where.sum()).all()
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 def test_halves_of_a_convolution(groups):
     w = normal(13, 3, 4 // groups, 8)

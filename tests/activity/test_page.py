@@ -25,7 +25,7 @@ from bbjax.demo.drawing import GREY, STYLES, blank
 PAGE = Path(bb.__file__).parent / "activity" / "README.md"
 PICTURE = PAGE.parent / "pictures" / "measured.png"
 KERNEL, MARK = STYLES["bb_in"]["color"], STYLES["bb_both"]["color"]
-WIDTH = 6.4  # of a panel, in the units of its boxes
+WIDTH = 6.7  # of a panel, in the units of its boxes
 
 
 def normal(seed, *shape):
@@ -280,7 +280,7 @@ def draw_wires(ax: Axes, panel: Panel, outlines: dict[str, Any], look: Any) -> N
     for wire in panel.wires.split():
         name, end = wire.split(">")
         x, y, text = panel.boxes[name]
-        far, high = panel.boxes[end][:2] if end else (x + 1.1, y)
+        far, high = panel.boxes[end][:2] if end else (x + 0.9 + 0.1 * len(text), y)
         arrow = {"arrowstyle": "-|>", "color": GREY, "linewidth": 1.1, "shrinkA": 0}
         arrow |= {"patchA": outlines[name], "shrinkB": 0}
         if end and outlines[end]:
