@@ -10,8 +10,10 @@ sweep: a node is on every path if no earlier node is an operand of a later one.
                measured here ------^
 
 In `silu(g) * u` both kernels are measured at the product. Units that are added to those
-of another kernel are measured after the sum if a nonlinearity follows it, else by
-themselves. Without a nonlinearity the last candidate is taken. A `Tap` is such a place.
+of another kernel or to data, or that are pooled or picked over positions, are measured
+after the nonlinearity that follows, else as they were before. Without a nonlinearity
+the last candidate is taken. A `Tap` is such a place. Units of experts are measured as
+long as their rows stand in the order of the ragged product.
 
 Where slices take the units of one use apart, each range is swept for itself: values of
 other ranges alone are not on its paths. Ranges without a nonlinearity are measured
