@@ -482,6 +482,7 @@ _MOVED: dict[str, Callable[[Any, Sequence[np.ndarray]], list[np.ndarray]]] = {
         np.concatenate(arrays, axis=eqn.params["dimension"])
     ],
     "stack": lambda eqn, arrays: [np.stack(arrays, axis=eqn.params["axis"])],
+    "unstack": lambda eqn, arrays: list(np.moveaxis(arrays[0], eqn.params["axis"], 0)),
     "rev": lambda eqn, arrays: [np.flip(arrays[0], eqn.params["dimensions"])],
 }
 

@@ -66,7 +66,7 @@ SHAPING = RESHAPING | _names(
 )
 # Every entry of the result is an entry of the operand with the same units.
 PICKING = SHAPING | _names(
-    "slice split dynamic_slice rev reduce_max reduce_min reduce_and reduce_or tile"
+    "slice split unstack dynamic_slice rev reduce_max reduce_min reduce_and reduce_or tile"
 )
 JOINING = _names("concatenate stack pad dynamic_update_slice")
 # Entries are picked by data: what is picked from a parameter is still a part of it.
@@ -87,7 +87,7 @@ ZERO_KEEPING = (
     | SUMMARIES
     | WINDOWED
     | ACROSS
-    | _names("slice dynamic_slice rev split cumsum cummax cummin")
+    | _names("slice dynamic_slice rev split unstack cumsum cummax cummin")
 )
 
 # Random numbers. -------------------------------------------------------------------

@@ -165,6 +165,14 @@ def _stacked(step: AxisStep) -> list[Dims]:
     return [(*found[:along], new, *found[along:])]
 
 
+def _unstacked(step: AxisStep) -> list[Dims]:
+    """Every entry along the axis becomes an array."""
+    axis = step.params["axis"]
+    step.mixed([axis], "takes them one by one")
+    rest = (*step.ins[0][:axis], *step.ins[0][axis + 1 :])
+    return [rest for _ in step.shapes]
+
+
 def _tiled(step: AxisStep) -> list[Dims]:
     reps = step.params["reps"]
     return [
@@ -305,6 +313,7 @@ MOVES: dict[str, Callable[[AxisStep], list[Dims]]] = {
     "rev": _reversed,
     "concatenate": _concatenated,
     "stack": _stacked,
+    "unstack": _unstacked,
     "tile": _tiled,
     "split": _split,
     "slice": _sliced,
