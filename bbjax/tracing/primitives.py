@@ -66,7 +66,8 @@ SHAPING = RESHAPING | _names(
 )
 # Every entry of the result is an entry of the operand with the same units.
 PICKING = SHAPING | _names(
-    "slice split unstack dynamic_slice rev reduce_max reduce_min reduce_and reduce_or tile"
+    "slice split unstack dynamic_slice rev tile "
+    "reduce_max reduce_min reduce_and reduce_or"
 )
 JOINING = _names("concatenate stack pad dynamic_update_slice")
 # Entries are picked by data: what is picked from a parameter is still a part of it.
