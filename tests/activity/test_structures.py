@@ -358,3 +358,24 @@ def test_complex_weights_are_refused_by_name():
     for build in (bb.transform, lambda u: bb.prune(params, u, bb.rules.magnitude())):
         with pytest.raises(ValueError, match="real weights for 'w', got complex64"):
             build(units.select("w"))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_token_embedding_is_no_bias(tied):
+    """The first block behind it counts before the sum, as in every residual stream."""
+    rng = np.random.default_rng(0)
+    shapes = {"emb": (50, 16), "w": (16, 16), "out": (16, 50)}
+    params = {
+        n: jnp.asarray(rng.normal(size=s), jnp.float32) for n, s in shapes.items()
+    }
+    tokens = jnp.asarray(rng.integers(0, 50, (2, 8)))
+
+    def fn(p, tokens):
+        embedded = p["emb"][tokens]
+        stream = embedded + embedded @ p["w"]
+        return stream @ (p["emb"].T if tied else p["out"])
+
+    units = bb.trace(fn, params, tokens)
+    _, activity = bb.observe(fn, units.only(units.paths))(params, tokens)
+    want = np.mean(np.asarray(params["emb"][tokens] @ params["w"]) > 0, axis=(0, 1))
+    np.testing.assert_allclose(activity["w"].outputs.on_rate, want, atol=1e-6)

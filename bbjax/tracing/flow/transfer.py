@@ -7,13 +7,12 @@ move axes and keep as much as is exact; a slice of units is a range of them
 (`bbjax.tracing.flow.ranges`). After any other operation nothing is known.
 
 The rule for mixing: an operand of an addition-like operation mixes other values into
-units unless it is made of parameters (or picks from them by index, as the bias of an
-expert), is a summary of the same units (their mean in a norm), or does not vary along
-any axis but theirs (a bias, a running mean). A sum with such an operand is `mixed`: it
-is measured if a nonlinearity follows, but no kernel reads units there. Any other
-operation with it ends the chain. Multiplication-like operations never mix by
-themselves: masks, dropout and gates pass, and the product of two kernels' units belongs
-to both. Units that are pooled over positions are `pooled`; beside others they are data.
+units unless it is made of parameters, is a summary of the same units (their mean in a
+norm), or does not vary along any axis but theirs (a bias, a running mean). A sum with
+such an operand is `mixed`: it is measured if a nonlinearity follows, but no kernel reads
+units there. Any other operation with it ends the chain. Multiplication-like operations
+never mix by themselves: masks, dropout and gates pass, and the product of two kernels'
+units belongs to both. Units that are pooled over positions are `pooled`; beside others they are data.
 """
 
 from __future__ import annotations
@@ -283,8 +282,7 @@ def _terms(name: str, ins: Sequence[Value], lead: Value) -> list[Value]:
     if name in UNARY or (name in MUL_LIKE and name != "select_n"):
         return []
     ins = ins[1:] if name == "select_n" else ins
-    beside = [v for v in ins if v is not lead and not v.owners and v.deps]
-    return [v for v in beside if not _chosen(v)]
+    return [v for v in ins if v is not lead and not v.owners and v.deps]
 
 
 def _mixes(
@@ -310,11 +308,6 @@ def _permuted(
         for i in owned
         if i < len(v.shape)
     )
-
-
-def _chosen(value: Value) -> bool:
-    """Whether these are entries of parameters that data choose: a bias per row."""
-    return bool(value.lost) and all(by in CHOOSING for _, by in value.lost)
 
 
 def _moved_about(value: Value, lead: Value, axis: int) -> bool:
