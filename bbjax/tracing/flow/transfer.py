@@ -9,10 +9,11 @@ move axes and keep as much as is exact; a slice of units is a range of them
 The rule for mixing: an operand of an addition-like operation mixes other values into
 units unless it is made of parameters, is a summary of the same units (their mean in a
 norm), or does not vary along any axis but theirs (a bias, a running mean). A sum with
-such an operand is `mixed`: it is measured if a nonlinearity follows, but no kernel reads
-units there. Any other operation with it ends the chain. Multiplication-like operations
-never mix by themselves: masks, dropout and gates pass, and the product of two kernels'
-units belongs to both. Units that are pooled over positions are `pooled`; beside others they are data.
+such an operand is `mixed`: it is measured if a nonlinearity follows, but no kernel
+reads units there. Any other operation with it ends the chain. Multiplication-like
+operations never mix by themselves: masks, dropout and gates pass, and the product of
+two kernels' units belongs to both. Units that are pooled over positions are `pooled`;
+beside others they are data.
 """
 
 from __future__ import annotations
