@@ -60,7 +60,7 @@ def _gram_by_group(
     x: Num[Array, "..."], tap: Tap, over: Members
 ) -> Float[Array, " groups ..."]:
     """The same for the rows of each group; the groups come first."""
-    numbers, side = numbers_of(tap.use), tap.use.operand
+    numbers, side = numbers_of(tap.use.eqn), tap.use.operand
     return over.gram(x, numbers.batch[side], numbers.contract[side])
 
 
@@ -129,7 +129,7 @@ def _of_matrix(
         raw["abs_map"] = total
     if w is None:
         return raw
-    numbers, side = numbers_of(tap.use), 1 - tap.use.operand
+    numbers, side = numbers_of(tap.use.eqn), 1 - tap.use.operand
     read = (*numbers.stack, *numbers.batch[side], *numbers.contract[side])
     w = permuted(w, [*read, *(a for a in range(w.ndim) if a not in read)])
     lead, inputs, outputs = _edge_sizes(tap)

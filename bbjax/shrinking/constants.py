@@ -29,6 +29,7 @@ from jax.typing import ArrayLike
 
 from bbjax.tracing import jaxprs
 from bbjax.tracing.axes.extents import Dims, Extents
+from bbjax.tracing.flow.contract import numbers_of
 from bbjax.tracing.primitives import ELEMENTWISE, SHAPING, SUMS, ZERO_PRESERVING
 
 # Operations of one operand, and of several, whose result is 0 where these are 0.
@@ -495,10 +496,7 @@ def binding(eqn: Any) -> Callable[..., Any]:
 
 def contracted(eqn: Any) -> list[tuple[int, int]]:
     """Pairs of axes that a product sums over."""
-    if eqn.primitive.name == "conv_general_dilated":
-        numbers = eqn.params["dimension_numbers"]
-        return [(numbers.lhs_spec[1], numbers.rhs_spec[1])]
-    return list(zip(*jaxprs.matrix_numbers(eqn)[0], strict=True))
+    return list(zip(*numbers_of(eqn).contract, strict=True))
 
 
 def why_no_bias(eqn: Any) -> str:

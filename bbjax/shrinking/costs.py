@@ -14,6 +14,7 @@ from typing import Any
 
 from bbjax.shrinking.model import Array
 from bbjax.tracing import jaxprs
+from bbjax.tracing.flow.contract import numbers_of
 from bbjax.tracing.primitives import CONTRACTIONS
 
 
@@ -36,7 +37,7 @@ def flops(jaxpr: Any) -> int:
 def _of(eqn: Any) -> int:
     name = eqn.primitive.name
     if name in CONTRACTIONS and name != "conv_general_dilated":
-        (left, _), _ = jaxprs.matrix_numbers(eqn)
+        left, _ = numbers_of(eqn).contract
         shape = eqn.invars[0].aval.shape
         summed = math.prod(shape[a] for a in left)
         return 2 * math.prod(eqn.outvars[0].aval.shape) * summed

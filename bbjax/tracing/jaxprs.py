@@ -86,10 +86,3 @@ def lines(eqn: Any) -> list[tuple[str, int]]:
     traceback = getattr(eqn.source_info, "traceback", None)
     frames = getattr(traceback, "frames", ())
     return [(frame.file_name, frame.line_num) for frame in reversed(frames)]
-
-
-def matrix_numbers(eqn: Any) -> Any:
-    """Contracted and batch axes of a matrix product, plain or ragged."""
-    if eqn.primitive.name == "dot_general":
-        return eqn.params["dimension_numbers"]
-    return eqn.params["ragged_dot_dimension_numbers"].dot_dimension_numbers

@@ -23,8 +23,7 @@ INLINE = TRANSPARENT | CUSTOM
 
 # Products. -------------------------------------------------------------------------
 RAGGED = _names("ragged_dot ragged_dot_general")  # rows in groups, a matrix for each
-MATRIX_PRODUCTS = RAGGED | _names("dot_general")
-CONTRACTIONS = MATRIX_PRODUCTS | _names("conv_general_dilated")
+CONTRACTIONS = RAGGED | _names("dot_general conv_general_dilated")
 
 # Entry by entry. -------------------------------------------------------------------
 IDENTITY = _names("optimization_barrier copy copy_p device_put")
@@ -45,7 +44,6 @@ UNARY = ZERO_PRESERVING | _names(
 FACTORS = _names("mul div and")  # 0 times anything is 0
 MUL_LIKE = FACTORS | _names("pow rem atan2 select_n igamma igammac")
 SUMS = _names("add add_any")
-COMPARE = _names("eq ne gt ge lt le eq_to lt_to le_to is_finite")
 ADD_LIKE = SUMS | _names(
     "sub max min or xor nextafter complex eq ne gt ge lt le eq_to lt_to le_to "
     "shift_left shift_right_logical shift_right_arithmetic"

@@ -157,7 +157,7 @@ def classify(
     kernel = sides[0]
     whole, at = ranges.indexed(values[kernel])
     values = [whole if i == kernel else v for i, v in enumerate(values)]
-    numbers = _NUMBERS[name](eqn)
+    numbers = numbers_of(eqn)
     roles = _roles(values[kernel], numbers, kernel, scans)
     if isinstance(roles, str):
         return _no_use(eqn, values, shape, sides, roles)
@@ -256,7 +256,7 @@ def _averaged(
     Like pooling, it averages one operand's units over positions: they keep their axes.
     Units that are contracted are gone, from the other axes too (queries and keys).
     """
-    numbers = _dot_numbers(eqn)
+    numbers = numbers_of(eqn)
     sides = [_left(values[i], numbers.contract[i]) for i in (0, 1)]
     carrier = 1 if _has_units(sides[1], numbers.free[1]) else 0
     axes = []
@@ -294,20 +294,36 @@ def _has_units(operand: Sequence[Axis], axes: Sequence[int]) -> bool:
 
 
 # Dimension numbers ---------------------------------------------------------------
-def _dot_numbers(eqn: Any) -> Numbers:
-    (contract, batch) = eqn.params["dimension_numbers"]
-    contract = tuple(tuple(c) for c in contract)
-    batch = tuple(tuple(b) for b in batch)
+def numbers_of(eqn: Any) -> Numbers:
+    """Meaning of the axes of a product."""
+    if eqn.primitive.name == "conv_general_dilated":
+        return _conv_numbers(eqn)
+    return _matrix_numbers(eqn)
+
+
+def _matrix_numbers(eqn: Any) -> Numbers:
+    """Of a matrix product, plain or with a matrix for each group of rows."""
+    ragged = eqn.params.get("ragged_dot_dimension_numbers")
+    dims = ragged.dot_dimension_numbers if ragged else eqn.params["dimension_numbers"]
+    (left, right), (left_batch, right_batch) = dims
+    contract = tuple(map(int, left)), tuple(map(int, right))
+    batch = tuple(map(int, left_batch)), tuple(map(int, right_batch))
+    stack = tuple(map(int, ragged.rhs_group_dimensions)) if ragged else ()
+    gone = contract[0] + batch[0], contract[1] + batch[1] + stack
+    ranks = [len(v.aval.shape) for v in eqn.invars[:2]]
     free = tuple(
-        tuple(
-            a
-            for a in range(len(eqn.invars[i].aval.shape))
-            if a not in contract[i] + batch[i]
-        )
-        for i in (0, 1)
+        tuple(a for a in range(rank) if a not in used)
+        for rank, used in zip(ranks, gone, strict=True)
     )
     result = [(0, a) for a in batch[0] + free[0]] + [(1, a) for a in free[1]]
-    return Numbers(batch, contract, free, tuple(result))  # type: ignore[arg-type]
+    return Numbers(
+        batch,
+        contract,
+        free,  # type: ignore[arg-type]
+        tuple(result),
+        stack=stack,
+        ragged=int(ragged.lhs_ragged_dimensions[0]) if ragged else -1,
+    )
 
 
 def _conv_numbers(eqn: Any) -> Numbers:
@@ -323,41 +339,6 @@ def _conv_numbers(eqn: Any) -> Numbers:
         spatial=tuple(rhs[2:]),
         groups=eqn.params["feature_group_count"],
     )
-
-
-def _ragged_numbers(eqn: Any) -> Numbers:
-    dims = eqn.params["ragged_dot_dimension_numbers"]
-    (left, right), (left_batch, right_batch) = dims.dot_dimension_numbers
-    contract = tuple(map(int, left)), tuple(map(int, right))
-    batch = tuple(map(int, left_batch)), tuple(map(int, right_batch))
-    stack = tuple(map(int, dims.rhs_group_dimensions))
-    gone = contract[0] + batch[0], contract[1] + batch[1] + stack
-    ranks = [len(v.aval.shape) for v in eqn.invars[:2]]
-    free = tuple(
-        tuple(a for a in range(rank) if a not in used)
-        for rank, used in zip(ranks, gone, strict=True)
-    )
-    result = [(0, a) for a in batch[0] + free[0]] + [(1, a) for a in free[1]]
-    return Numbers(
-        batch,
-        contract,
-        free,  # type: ignore[arg-type]
-        tuple(result),
-        stack=stack,
-        ragged=int(dims.lhs_ragged_dimensions[0]),
-    )
-
-
-_NUMBERS = {
-    "dot_general": _dot_numbers,
-    "conv_general_dilated": _conv_numbers,
-    **dict.fromkeys(RAGGED, _ragged_numbers),
-}
-
-
-def numbers_of(use: Use) -> Numbers:
-    """Meaning of the axes of the product that a use is."""
-    return _NUMBERS[use.op](use.eqn)
 
 
 # Roles ---------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from bbjax.tracing import jaxprs
 from bbjax.tracing.flow.contract import Use, numbers_of
 from bbjax.tracing.flow.values import DATA, Value
 from bbjax.tracing.flow.walk import Made
@@ -24,7 +23,6 @@ from bbjax.tracing.primitives import (
     CHOOSING,
     FACTORS,
     LINEAR_UNARY,
-    MATRIX_PRODUCTS,
     REDUCING,
     RESHAPING,
     SHAPING,
@@ -51,9 +49,10 @@ class Step:
 
     def elementwise(self) -> Known:
         """The result of an elementwise operation."""
-        known = [info.zeros for info in self.infos]
         numbers = [info.number for info in self.infos]
-        zero = zeros.elementwise(self.name, self.eqn.params, known, numbers)
+        zero = zeros.elementwise(
+            self.name, self.eqn.params, [info.zeros for info in self.infos], numbers
+        )
         linear = self.name in LINEAR_UNARY and self.name != "neg"
         found = Known(
             zero,
@@ -70,7 +69,8 @@ class Step:
         if not running:
             self.join(dict.fromkeys(terms, self.carried))
         deps = frozenset[int]().union(*(self.values[i].deps for i in holders))
-        weights = {w for u, w in self.this.seen.weights.items() if u in deps}
+        known = self.this.seen.weights
+        weights = {known[use] for use in deps if use in known}
         for i, info in enumerate(self.infos):
             for leaf in sorted(info.leaves) if i not in holders else ():
                 self.this.seen.acts.setdefault(leaf, set()).update(weights)
@@ -86,9 +86,9 @@ class Step:
     def pairs(self) -> None:
         """Records units that lie on two axes."""
         seen: Wholes = frozenset()
+        why = f"{self.name} pairs them with each other"
         for dim in self.this.dims(self.node):
             wholes = self.this.wholes([dim])
-            why = f"{self.name} pairs them with each other"
             twice = seen & wholes & self.carried
             self.this.use(self.node, twice, self.made.sources, why)
             seen |= wholes
@@ -184,21 +184,16 @@ class Step:
         if use is None:
             return Known(through)
         matrices = self.this.dims(self.made.sources[1])
-        stack = numbers_of(use).stack
+        stack = numbers_of(self.eqn).stack
         self.this.seen.leads |= self.this.wholes(matrices[a] for a in stack)
         made = self.this.seen.made.get(use.number, frozenset())
         return Known(through, carried=made, origin=("u", use.number))
 
     def over(self) -> Wholes:
         """Whole factors that the product sums over."""
-        left, right = (self.this.dims(s) for s in self.made.sources[:2])
-        if self.name in MATRIX_PRODUCTS:
-            (contracted, _), _ = jaxprs.matrix_numbers(self.eqn)
-            return self.this.wholes(left[a] for a in contracted if left)
-        if self.name == "conv_general_dilated":
-            numbers = self.eqn.params["dimension_numbers"]
-            return self.this.wholes(right[a] for a in numbers.rhs_spec[1:2] if right)
-        return self.this.wholes((*left, *right))
+        right = self.this.dims(self.made.sources[1])
+        contracted = numbers_of(self.eqn).contract[1]
+        return self.this.wholes(right[a] for a in contracted if right)
 
     def of(self, source: Source) -> Wholes:
         """The whole factors that the entries of a source lie on."""
