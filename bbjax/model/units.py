@@ -231,6 +231,6 @@ def _row(kernel: Kernel, actuators: tuple[Actuator, ...]) -> tuple[str, ...]:
         if kernel.nonlinearity
         else "no nonlinearity: sign of the raw output"
     )
-    if kernel.hidden and kernel.nonlinearity and _why_not(kernel):
-        what += f"; not selected by default: {_why_not(kernel)}"
+    if kernel.hidden and kernel.nonlinearity and (why := _why_not(kernel)):
+        what += f"; not selected by default: {why}"
     return (kernel.path, size(kernel.shape), units, "+".join(actuators), what)

@@ -19,7 +19,7 @@ from bbjax.model.units import Units
 from bbjax.tracing.axes.extents import Dims
 from bbjax.tracing.axes.program import Program
 from bbjax.tracing.call import Prepared
-from bbjax.tracing.graph.scans import scans_of_groups, stack_axes
+from bbjax.tracing.graph.scans import stack_axes
 from bbjax.tracing.trace import followed, grouped
 
 Array = np.ndarray | jax.Array
@@ -79,7 +79,7 @@ class TracedModel:
             found.units,
             {number[k.path]: k for k in found.units.kernels},
             {group: found.units.graph[n] for group, n in found.numbers.items()},
-            scans_of_groups(found.program),
+            found.scans,
         )
 
     def masked_units(self, group: int) -> np.ndarray:

@@ -8,7 +8,7 @@ found as `Units`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -16,12 +16,14 @@ import jax.numpy as jnp
 from bbjax.model.groups import Graph, UnitSet
 from bbjax.model.units import Units
 from bbjax.tracing import jaxprs
+from bbjax.tracing.axes.extents import Dims
 from bbjax.tracing.axes.program import Program, argument, follow
 from bbjax.tracing.call import Prepared, prepare
 from bbjax.tracing.flow import kernels as flow_kernels
 from bbjax.tracing.flow.values import DATA, leaf, plain
 from bbjax.tracing.flow.walk import Flow, walk
 from bbjax.tracing.graph import groups, sets, uses
+from bbjax.tracing.graph.scans import scans_of_groups
 
 
 def trace(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> Units:
@@ -64,11 +66,13 @@ class Followed(NamedTuple):
       units: what the user sees of it.
       program: dims of all arrays.
       numbers: of the group of every whole factor.
+      scans: over parameters that every array of a group is inside of, by whole factor.
     """
 
     units: Units
     program: Program
     numbers: dict[int, int]
+    scans: Mapping[int, Dims]
 
 
 def followed(prepared: Prepared) -> Followed:
@@ -79,15 +83,17 @@ def followed(prepared: Prepared) -> Followed:
     number = {path: leaf for leaf, path in enumerate(prepared.paths)}
     kernels = {number[kernel.path]: kernel for kernel in found.kernels}
     used = uses.follow(program, flow, kernels)
-    made = sets.sets(program, used, prepared.paths, kernels)
+    scans = scans_of_groups(program)
+    made = sets.sets(program, used, prepared.paths, kernels, scans)
     full = tuple(sets.with_graph(kernels, made, used, program, prepared.paths))
     units = Units(full, found.problems, others=found.others)
-    return _with_groups(prepared, program, units, made)
+    return _with_groups(prepared, program, units, scans, made)
 
 
 def grouped(prepared: Prepared, units: Units) -> Followed:
     """Groups of a prepared function whose kernels are known."""
-    return _with_groups(prepared, _program(prepared), units, ())
+    program = _program(prepared)
+    return _with_groups(prepared, program, units, scans_of_groups(program), ())
 
 
 def _program(prepared: Prepared) -> Program:
@@ -95,11 +101,15 @@ def _program(prepared: Prepared) -> Program:
 
 
 def _with_groups(
-    prepared: Prepared, program: Program, units: Units, made: tuple[UnitSet, ...]
+    prepared: Prepared,
+    program: Program,
+    units: Units,
+    scans: Mapping[int, Dims],
+    made: tuple[UnitSet, ...],
 ) -> Followed:
-    graph, numbers = groups.graph(program, prepared.paths, units.kernels)
+    graph, numbers = groups.graph(program, prepared.paths, units.kernels, scans)
     graph = dataclasses.replace(graph, sets=made, note=_note(graph, prepared))
-    return Followed(dataclasses.replace(units, graph=graph), program, numbers)
+    return Followed(dataclasses.replace(units, graph=graph), program, numbers, scans)
 
 
 def _note(graph: Graph, prepared: Prepared) -> str:

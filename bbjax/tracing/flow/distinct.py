@@ -37,7 +37,7 @@ def distinct(flow: Flow) -> Flow:
         flow,
         readers=readers,
         operand_of=operand_of,
-        escapes={same[n] for n in flow.escapes},
+        carries={start: same[end] for start, end in flow.carries.items()},
         outputs=tuple(same[n] for n in flow.outputs),
     )
 

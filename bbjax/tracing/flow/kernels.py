@@ -307,12 +307,12 @@ def _reads(flow: Flow, uses: Sequence[Use], paths: Sequence[str]) -> tuple[str, 
 # Where outputs are measured ------------------------------------------------------
 def _reaching(flow: Flow) -> list[bool]:
     """For each node, whether a kernel reads something computed from it."""
-    is_use = set(flow.use_nodes)
+    is_use, carried = set(flow.use_nodes), set(flow.carries.values())
     reaching = [False] * len(flow.values)
     for node in range(len(flow.values) - 1, -1, -1):
         reaching[node] = (
             node in flow.operand_of
-            or node in flow.escapes
+            or node in carried
             or any(reaching[r] for r in flow.readers[node] if r not in is_use)
         )
     return reaching
@@ -473,6 +473,7 @@ def _on_every_path(
     """
     start = flow.use_nodes[use.number]
     is_use, ends = set(flow.use_nodes), set(flow.outputs)
+    carried = set(flow.carries.values())
     end_of_time = len(flow.values)
     passed: list[int] = []
     farthest, arrived = start, False
@@ -494,7 +495,7 @@ def _on_every_path(
             if r not in is_use and (reaching[r] or not to_kernels) and not cut_off(r)
         ]
         if to_kernels:
-            arrives = node in flow.operand_of or node in flow.escapes
+            arrives = node in flow.operand_of or node in carried
         else:  # no kernel reads them: up to where the outputs of the model are scored
             clear = all(holds(r) and not _beyond(flow.values[r]) for r in targets)
             arrives = node in ends or not clear

@@ -67,7 +67,6 @@ class Flow:
       uses: every kernel use, in program order.
       use_nodes: node of each use's output.
       operand_of: kernel uses that read a node as their activation.
-      escapes: nodes that leave a scope which runs again (scan carries).
       carries: for each carry of a scan, the node at the start of its body, and the one
         at the end that is carried to the next start.
       watched: nodes that control other operations, with the name of that operation.
@@ -85,7 +84,6 @@ class Flow:
     uses: list[contract.Use] = dataclasses.field(default_factory=list)
     use_nodes: list[int] = dataclasses.field(default_factory=list)
     operand_of: dict[int, list[int]] = dataclasses.field(default_factory=dict)
-    escapes: set[int] = dataclasses.field(default_factory=set)
     carries: dict[int, int] = dataclasses.field(default_factory=dict)
     watched: dict[int, str] = dataclasses.field(default_factory=dict)
     untappable: set[int] = dataclasses.field(default_factory=set)
@@ -229,7 +227,6 @@ class _Walker:
         outer, self.scans = self.scans, (*self.scans, scan)
         inner = self.body(jaxpr, consts, args, scan)
         self.scans = outer
-        self.flow.escapes.update(inner[:carried])
         self.flow.carries.update(zip(args[held:fixed], inner[:carried], strict=True))
         return self.leave(eqn, scope, [inner], keep=False)
 
@@ -441,7 +438,7 @@ def _name_nonlinearity(
 def living(flow: Flow) -> list[bool]:
     """For each node, whether a result of the function depends on it."""
     live = [False] * len(flow.values)
-    for node in (*flow.outputs, *flow.escapes, *flow.watched):
+    for node in (*flow.outputs, *flow.carries.values(), *flow.watched):
         live[node] = True
     for node in range(len(live) - 1, -1, -1):
         if live[node]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from bbjax.model.groups import Graph, Group, Member, Role
 from bbjax.model.kernel import Kernel
+from bbjax.tracing.axes.extents import Dims
 from bbjax.tracing.axes.program import Program
-from bbjax.tracing.graph.scans import scans_of_groups, stack_axes
+from bbjax.tracing.graph.scans import stack_axes
 
 UNUSED = "no product runs over them"
 
 
 def graph(
-    program: Program, paths: Sequence[str], kernels: Sequence[Kernel]
+    program: Program,
+    paths: Sequence[str],
+    kernels: Sequence[Kernel],
+    scans: Mapping[int, Dims],
 ) -> tuple[Graph, dict[int, int]]:
     """The groups of a followed function.
 
@@ -21,12 +25,13 @@ def graph(
       program: from `bbjax.tracing.axes.program.follow`.
       paths: path of each parameter.
       kernels: of the same function, in order of first use.
+      scans: from `bbjax.tracing.graph.scans.scans_of_groups`.
 
     Returns:
       The graph, and the number of its group for every whole factor. Mere positions,
       like those in the window of a convolution, are no group.
     """
-    extents, scans = program.extents, scans_of_groups(program)
+    extents = program.extents
     by_path = {k.path: k for k in kernels}
     members: dict[int, list[Member]] = {}
     for leaf, (path, dims) in enumerate(zip(paths, program.leaves, strict=True)):

@@ -26,7 +26,7 @@ from bbjax.tracing.axes.extents import Dim, Dims
 from bbjax.tracing.axes.program import Program
 from bbjax.tracing.graph import zeros
 from bbjax.tracing.graph.records import Operand, Sum, Uses, Wholes
-from bbjax.tracing.graph.scans import common_prefix, scans_of_groups
+from bbjax.tracing.graph.scans import common_prefix
 from bbjax.tracing.graph.zeros import NEVER, Zeros
 
 NO_READER = "no kernel reads them"
@@ -34,7 +34,11 @@ NOT_FOLLOWED = "not every unit is followed through the function"
 
 
 def sets(
-    program: Program, found: Uses, paths: Sequence[str], kernels: Mapping[int, Kernel]
+    program: Program,
+    found: Uses,
+    paths: Sequence[str],
+    kernels: Mapping[int, Kernel],
+    scans: Mapping[int, Dims],
 ) -> tuple[UnitSet, ...]:
     """The sets of units that kernels make, in order of the kernels.
 
@@ -43,8 +47,9 @@ def sets(
       found: what becomes of units.
       paths: path of each parameter.
       kernels: by parameter, in order of first use.
+      scans: from `bbjax.tracing.graph.scans.scans_of_groups`.
     """
-    every = _Sets(program, found, paths, kernels)
+    every = _Sets(program, found, paths, kernels, scans)
     return tuple(_Set(every, key).finished() for key in every.keys)
 
 
@@ -65,16 +70,11 @@ def with_graph(
       paths: path of each parameter.
     """
     for leaf, kernel in kernels.items():
-        own = [s for s in made if any(p.path == kernel.path for p in s.makers)]
-        count = math.prod(kernel.per_unit_shape("outputs"))
-        placed = sum(
-            int(np.sum(p.units >= 0))
-            for s in own
-            for p in s.makers
-            if p.path == kernel.path
-        )
+        pairs = [(s, p) for s in made for p in s.makers if p.path == kernel.path]
+        own = [s for s, _ in pairs]
+        placed = sum(int(np.sum(p.units >= 0)) for _, p in pairs)
         why = next((s.why_not for s in own if s.why_not), "")
-        if not why and placed < count:
+        if not why and placed < math.prod(kernel.per_unit_shape("outputs")):
             why = NOT_FOLLOWED
         yield dataclasses.replace(
             kernel,
@@ -186,10 +186,10 @@ class _Sets:
         found: Uses,
         paths: Sequence[str],
         kernels: Mapping[int, Kernel],
+        scans: Mapping[int, Dims],
     ):
         self.program, self.found = program, found
-        self.paths, self.kernels = paths, kernels
-        self.scans = scans_of_groups(program)
+        self.paths, self.kernels, self.scans = paths, kernels, scans
         leads = {lead for scans in self.scans.values() for lead in scans}
         layers = {w for d in leads for w in program.extents.wholes(d)}
         self.leads = frozenset(layers | found.leads)
@@ -260,8 +260,9 @@ class _Set:
     def finished(self) -> UnitSet:
         """The set, with the reason why its units cannot be removed, if there is one."""
         own = [p for p in self.sums if p.reader is None and self.meets(p)]
-        why = self.other() or self.joined() or self.read() or self.summed()
-        wrong = {p.reader for p in self.sums if self.wrong(p)}
+        wrong = {p.reader: why for p in self.sums if (why := self.wrong(p))}
+        read = next(iter(wrong.values()), "")
+        why = self.other() or self.joined() or read or self.summed()
         readers = {r: at for r, at in self.readers.items() if r not in wrong}
         if not why and not own and not readers:
             why = NO_READER
@@ -306,12 +307,8 @@ class _Set:
                 return join.why
         return ""
 
-    def read(self) -> str:
-        """Why some reader cannot be cut along with the units."""
-        return next((why for product in self.sums if (why := self.wrong(product))), "")
-
     def wrong(self, product: Sum) -> str:
-        """The same for one product."""
+        """Why the kernel that reads them cannot be cut along with the units."""
         if product.reader is None:
             return ""
         operand, name = product.operands[0], self.paths[product.reader]

@@ -37,19 +37,9 @@ def follow(program: Program, flow: Flow, kernels: Mapping[int, Kernel]) -> Uses:
       flow: what `walk` recorded of the same function.
       kernels: by parameter.
     """
-    fed: dict[int, Wholes] = {}
-    while True:
-        this = UsePass(program, flow, kernels, fed)
-        for node, made in enumerate(flow.made):
-            this.infos.append(this.info(node, made))
-        again = {
-            before: this.carried(after)
-            for before, after in flow.carries.items()
-            if not this.carried(after) <= this.carried(before)
-        }
-        if not again:
-            break
-        fed = fed | again  # what the body carries to its next step
+    this = UsePass(program, flow, kernels)
+    while again := this.run():
+        this.fed |= again
     for node in flow.outputs:
         if not this.infos[node].running and not this.settled(node):
             this.use(node, this.on(node), (node,), "the function returns them")
@@ -59,30 +49,41 @@ def follow(program: Program, flow: Flow, kernels: Mapping[int, Kernel]) -> Uses:
 
 
 class UsePass:
-    """The pass: `infos` grows by one per node."""
+    """The pass: `infos` grows by one per node.
 
-    def __init__(
-        self,
-        program: Program,
-        flow: Flow,
-        kernels: Mapping[int, Kernel],
-        fed: Mapping[int, Wholes],
-    ):
-        self.program, self.flow, self.fed = program, flow, fed
+    `fed` has, by the start of a scan's body, what the end of it carries to its next
+    step.
+    """
+
+    def __init__(self, program: Program, flow: Flow, kernels: Mapping[int, Kernel]):
+        self.program, self.flow = program, flow
         self.live = living(flow)
-        self.infos: list[Known] = []
+        self.fed: dict[int, Wholes] = {}
         self.frames = dict(_frames((), program.top))
         self.by_node = dict(zip(flow.use_nodes, flow.uses, strict=True))
         self.leaves = [self.wholes(dims) for dims in program.leaves]
-        self.seen = Uses()
+        self._on: dict[int, Wholes] = {}
+        self._made: dict[int, Wholes] = {}
+        self._weights: dict[int, int] = {}
         for node, use in self.by_node.items():
             if use.weight in kernels:
                 own = (*kernels[use.weight].stack, *kernels[use.weight].fan_out)
                 dims = [program.leaves[use.weight][axis] for axis in own]
-                self.seen.made[use.number] = self.wholes(dims)
+                self._made[use.number] = self.wholes(dims)
                 if self.live[node]:
-                    self.seen.weights[use.number] = use.weight
-        self._on: dict[int, Wholes] = {}
+                    self._weights[use.number] = use.weight
+
+    def run(self) -> dict[int, Wholes]:
+        """One pass over all nodes; returns what is still missing in `fed`."""
+        self.seen = Uses(made=self._made, weights=self._weights)
+        self.infos: list[Known] = []
+        for node, made in enumerate(self.flow.made):
+            self.infos.append(self.info(node, made))
+        return {
+            before: self.carried(after)
+            for before, after in self.flow.carries.items()
+            if not self.carried(after) <= self.carried(before)
+        }
 
     # Axes ------------------------------------------------------------------------
     def wholes(self, dims: Iterable[Any]) -> Wholes:
