@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from bbjax.tracing.flow import ranges
 from bbjax.tracing.flow.ranges import Cut, covered, cuts, sliced
 from bbjax.tracing.flow.values import Part, Value, extent, position, reshape
+from tests.support.parts import placed
 
 UNITS = ("u", 0)
 
@@ -22,14 +23,8 @@ def entries(value, shape):
     """Which unit stands where, as the parts and the cuts of their source say."""
     strides = np.cumprod([1, *shape[:0:-1]])[::-1]
     (source,) = value.owners
-    flat = np.array(sum(strides[cut.axis] * cut.start for cut in cuts(source)))
-    for axis in value.axes:
-        along = np.zeros((), np.int64)
-        for part in axis:
-            step = strides[part.axis] * part.stride if part.source else 0
-            along = np.add.outer(along, step * np.arange(part.size))
-        flat = np.add.outer(flat, along.reshape(-1))
-    return flat
+    start = sum(strides[cut.axis] * cut.start for cut in cuts(source))
+    return placed(value.axes, shape, start)
 
 
 @st.composite

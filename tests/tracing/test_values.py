@@ -5,21 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bbjax.tracing.flow.values import Part, extent, leaf, position, reshape
+from tests.support.parts import placed
 
 FACTORS = st.lists(st.sampled_from([1, 2, 3, 4, 6]), min_size=1, max_size=4)
-
-
-def entries(axes, shape):
-    """Which entry of the parameter stands where, as the parts say."""
-    strides = np.cumprod([1, *shape[:0:-1]])[::-1]
-    flat = np.zeros((), np.int64)
-    for axis in axes:
-        along = np.zeros((), np.int64)
-        for part in axis:
-            step = strides[part.axis] * part.stride if part.source else 0
-            along = np.add.outer(along, step * np.arange(part.size))
-        flat = np.add.outer(flat, along.reshape(-1))
-    return flat
 
 
 def groupings(shape):
@@ -41,9 +29,9 @@ def test_parts_follow_any_nesting_reshape(shape, order):
     for target in groupings(array.shape):
         axes = reshape(moved, target)
         assert tuple(extent(a) for a in axes) == target
-        np.testing.assert_array_equal(entries(axes, shape), array.reshape(target))
+        np.testing.assert_array_equal(placed(axes, shape), array.reshape(target))
         back = reshape(moved.replace(axes=axes, const=()), array.shape)
-        np.testing.assert_array_equal(entries(back, shape), array)
+        np.testing.assert_array_equal(placed(back, shape), array)
 
 
 def test_pieces_that_do_not_nest_have_no_name():
