@@ -34,7 +34,7 @@ Axis = tuple[Piece, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Source:
+class Origin:
     """An array that was computed, in one of the programs.
 
     Attributes:
@@ -55,12 +55,12 @@ class Layout(NamedTuple):
       last: name of the last move.
     """
 
-    source: Source
+    source: Origin
     axes: tuple[Axis, ...]
     last: str = ""
 
 
-def unmoved(source: Source, shape: Sequence[int]) -> Layout:
+def unmoved(source: Origin, shape: Sequence[int]) -> Layout:
     """The source itself."""
     return Layout(source, tuple(joined([Piece(i, 1, n)]) for i, n in enumerate(shape)))
 

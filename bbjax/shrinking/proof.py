@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bbjax.shrinking import layouts
-from bbjax.shrinking.layouts import Axis, Layout, Piece, Source
+from bbjax.shrinking.layouts import Axis, Layout, Origin, Piece
 from bbjax.shrinking.model import Kept
 from bbjax.tracing import jaxprs
 from bbjax.tracing.axes.extents import Dim, Dims
@@ -108,14 +108,14 @@ class _Comparison:
     def __init__(self, program: Program, kept: Kept):
         self.extents, self.kept = program.extents, kept
         self.found: list[Difference] = []
-        self.pairs: dict[Source, Source] = {}
+        self.pairs: dict[Origin, Origin] = {}
         self.counts: dict[Dim, int] = {}  # entries that are kept, by dim
 
     # Bodies ----------------------------------------------------------------------
     def body(self, frame: Frame, small: Any, consts: Sequence[Any]) -> bool:
         """Compares two jaxprs; whether they take the same steps."""
         mine = self.entered(frame, [self.source(frame, v) for v in frame.jaxpr.invars])
-        given = [_new_source(v) for v in small.invars]
+        given = [_new_origin(v) for v in small.invars]
         theirs = _entered(small, consts, given)
         for var, source in zip(frame.jaxpr.invars, given, strict=False):
             self.pairs[mine[var].source] = source.source
@@ -152,14 +152,14 @@ class _Comparison:
         """Layouts of what a body begins with."""
         env = dict(zip(frame.jaxpr.invars, args, strict=True))
         for var, const in zip(frame.jaxpr.constvars, frame.consts, strict=False):
-            source = Source(frame.dims[var], const)
+            source = Origin(frame.dims[var], const)
             env[var] = layouts.unmoved(source, np.shape(const))
         return env
 
     def source(self, frame: Frame, var: Any) -> Layout:
         """An array as itself."""
         shape = tuple(getattr(var.aval, "shape", ()))
-        return layouts.unmoved(Source(frame.dims[var]), shape)
+        return layouts.unmoved(Origin(frame.dims[var]), shape)
 
     def steps(self, frame: Frame, env: Env) -> Iterator[tuple[Frame, int, Any, Env]]:
         """The equations of a frame, with those of its calls."""
@@ -197,7 +197,7 @@ class _Comparison:
         if name == "slice":
             self.starts(frame, old, new)
         for one, two in zip(old.outvars, new.outvars, strict=True):
-            env[one], new_env[two] = self.source(frame, one), _new_source(two)
+            env[one], new_env[two] = self.source(frame, one), _new_origin(two)
             self.pairs[env[one].source] = new_env[two].source
         return True
 
@@ -397,20 +397,20 @@ def _entered(jaxpr: Any, consts: Sequence[Any], args: Sequence[Layout]) -> Env:
     env = dict(zip(jaxpr.invars, args, strict=True))
     for var, const in zip(jaxpr.constvars, consts, strict=False):
         shape = np.shape(const)
-        env[var] = layouts.unmoved(Source(shape, const), shape)
+        env[var] = layouts.unmoved(Origin(shape, const), shape)
     return env
 
 
-def _new_source(var: Any) -> Layout:
+def _new_origin(var: Any) -> Layout:
     shape = tuple(getattr(var.aval, "shape", ()))
-    return layouts.unmoved(Source(shape), shape)
+    return layouts.unmoved(Origin(shape), shape)
 
 
 def _look(env: Mapping[Any, Layout], atom: Any) -> Layout:
     """The layout of an operand."""
     if jaxprs.is_literal(atom):
         shape = np.shape(atom.val)
-        return layouts.unmoved(Source(shape, atom.val), shape)
+        return layouts.unmoved(Origin(shape, atom.val), shape)
     return env[atom]
 
 

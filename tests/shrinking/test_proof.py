@@ -47,7 +47,7 @@ def test_a_layout_has_the_entries_of_the_array(name):
     array = np.arange(24.0, dtype=np.float32).reshape(4, 6)
     closed = jax.make_jaxpr(MOVES[name])(array)
     found = {
-        closed.jaxpr.invars[0]: layouts.unmoved(layouts.Source(array.shape), (4, 6))
+        closed.jaxpr.invars[0]: layouts.unmoved(layouts.Origin(array.shape), (4, 6))
     }
     for eqn in closed.jaxpr.eqns:
         found[eqn.outvars[0]] = layouts.moved(eqn, found[eqn.invars[0]])
@@ -58,7 +58,7 @@ def test_a_layout_has_the_entries_of_the_array(name):
 
 def test_a_reshape_across_digits_is_no_layout():
     (eqn,) = jax.make_jaxpr(lambda x: x.reshape(3, 4))(jnp.ones((2, 6))).eqns
-    layout = layouts.unmoved(layouts.Source((2, 6)), (2, 6))
+    layout = layouts.unmoved(layouts.Origin((2, 6)), (2, 6))
     assert layouts.moved(eqn, layout) is None  # no row of 4 is part of a row of 6
 
 

@@ -281,7 +281,7 @@ def _missing(uses: Sequence[Use], sizes: Sequence[int]) -> str:
     return "" if found == count else f"{found} of its {count} slices are multiplied"
 
 
-def _common(uses: Sequence[Use], places: Sequence[Sequence[Place]]) -> str:
+def _common(uses: Sequence[Use], places: Sequence[Sequence[Spot]]) -> str:
     """The nonlinearities of all uses.
 
     None if one use of the same weights has none; one range or slice may be `"raw"`.
@@ -292,7 +292,7 @@ def _common(uses: Sequence[Use], places: Sequence[Sequence[Place]]) -> str:
     return "/".join(dict.fromkeys(names)) if all(names) else ""
 
 
-def _of_ranges(places: Sequence[Place]) -> str:
+def _of_ranges(places: Sequence[Spot]) -> str:
     """The nonlinearities of some ranges of units, `"raw"` for one without."""
     names = dict.fromkeys(place.value.nonlinearity for place in places)
     return "/".join(name or RAW for name in names) if any(names) else ""
@@ -319,7 +319,7 @@ def _reaching(flow: Flow) -> list[bool]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class Spot:
     """Where units of a use are measured.
 
     Attributes:
@@ -348,7 +348,7 @@ def _cut(flow: Flow) -> dict[int, list[Source]]:
 
 def _measured(
     flow: Flow, use: Use, reaching: Sequence[bool], cut: Sequence[Source]
-) -> list[Place]:
+) -> list[Spot]:
     """The places where `outputs` of a use are measured.
 
     Args:
@@ -362,7 +362,7 @@ def _measured(
     if not cut:
         return [all_units]
     masks = {source: ranges.covered(source, sizes) for source in cut}
-    found: dict[tuple[int, Source], tuple[Place, np.ndarray]] = {}
+    found: dict[tuple[int, Source], tuple[Spot, np.ndarray]] = {}
     for atom in _atoms(list(masks.values())):
         inside = {source for source, mask in masks.items() if mask[atom].all()}
         place = _place(flow, use, inside, reaching)
@@ -372,7 +372,7 @@ def _measured(
         _, before = found.get(key, (place, np.zeros_like(atom)))
         found[key] = place, before | atom
 
-    def only(place: Place, units: np.ndarray) -> Place:
+    def only(place: Spot, units: np.ndarray) -> Spot:
         every = np.array_equal(units, ranges.covered(place.source, sizes))
         return place if every else dataclasses.replace(place, units=units)
 
@@ -391,7 +391,7 @@ def _atoms(masks: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 def _place(
     flow: Flow, use: Use, inside: Collection[Source] | None, reaching: Sequence[bool]
-) -> Place:
+) -> Spot:
     """Where some units of a use are measured.
 
     That is the first value after the last nonlinearity: norms, scales, dropout and
@@ -411,10 +411,10 @@ def _place(
         for n, s in passed
         if (values[n].bends, values[n].nonlinearity) == settled
     )
-    return Place(node, values[node], source)
+    return Spot(node, values[node], source)
 
 
-def _term(flow: Flow, passed: Sequence[tuple[int, Source]]) -> Place:
+def _term(flow: Flow, passed: Sequence[tuple[int, Source]]) -> Spot:
     """The last of some values without other units or data in a sum or a product."""
     own = [
         (n, s)
@@ -422,7 +422,7 @@ def _term(flow: Flow, passed: Sequence[tuple[int, Source]]) -> Place:
         if len(flow.values[n].owners) == 1 and not _beyond(flow.values[n])
     ]
     node, source = (own or passed)[-1]
-    return Place(node, flow.values[node], source)
+    return Spot(node, flow.values[node], source)
 
 
 def _candidates(
@@ -585,7 +585,7 @@ def _input_tap(flow: Flow, use: Use, path: str) -> Tap:
     return Tap(path, "inputs", *place, use, use.at, rows=rows)
 
 
-def _output_tap(flow: Flow, use: Use, path: str, place: Place) -> Tap:
+def _output_tap(flow: Flow, use: Use, path: str, place: Spot) -> Tap:
     scope, var = flow.places[place.node]
     carried = [
         (i, tuple(piece for part in own for piece in _by_role(use, part)))

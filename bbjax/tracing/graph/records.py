@@ -26,7 +26,7 @@ class Operand(NamedTuple):
     leaves: frozenset[int]
 
 
-class Sum(NamedTuple):
+class Contraction(NamedTuple):
     """A product that sums over units.
 
     Attributes:
@@ -92,7 +92,7 @@ class Uses:
     """
 
     others: list[Other] = dataclasses.field(default_factory=list)
-    sums: list[Sum] = dataclasses.field(default_factory=list)
+    sums: list[Contraction] = dataclasses.field(default_factory=list)
     joins: list[Joined] = dataclasses.field(default_factory=list)
     biases: dict[int, int] = dataclasses.field(default_factory=dict)
     acts: dict[int, set[int]] = dataclasses.field(default_factory=dict)
@@ -101,7 +101,7 @@ class Uses:
     leads: set[int] = dataclasses.field(default_factory=set)
 
 
-class Known(NamedTuple):
+class NodeFacts(NamedTuple):
     """What is known of a node.
 
     Attributes:
@@ -125,4 +125,4 @@ class Known(NamedTuple):
     running: bool = False
 
 
-NOTHING = Known()
+NOTHING = NodeFacts()

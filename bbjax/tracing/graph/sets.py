@@ -25,7 +25,7 @@ from bbjax.model.kernel import Kernel, Side
 from bbjax.tracing.axes.extents import Dim, Dims
 from bbjax.tracing.axes.program import Program
 from bbjax.tracing.graph import zeros
-from bbjax.tracing.graph.records import Operand, Sum, Uses, Wholes
+from bbjax.tracing.graph.records import Contraction, Operand, Uses, Wholes
 from bbjax.tracing.graph.scans import common_prefix
 from bbjax.tracing.graph.zeros import NEVER, Zeros
 
@@ -307,7 +307,7 @@ class _Set:
                 return join.why
         return ""
 
-    def wrong(self, product: Sum) -> str:
+    def wrong(self, product: Contraction) -> str:
         """Why the kernel that reads them cannot be cut along with the units."""
         if product.reader is None:
             return ""
@@ -337,7 +337,7 @@ class _Set:
                 return f"{self.paths[leaf]!r} has them on two axes"
         return ""
 
-    def meets(self, product: Sum) -> bool:
+    def meets(self, product: Contraction) -> bool:
         """Whether a product sums over the units of one of its operands."""
         return any(self.key <= operand.carried for operand in product.operands)
 

@@ -16,7 +16,7 @@ from bbjax.tracing.flow.contract import Use, numbers_of
 from bbjax.tracing.flow.values import DATA, Value
 from bbjax.tracing.flow.walk import Made
 from bbjax.tracing.graph import zeros
-from bbjax.tracing.graph.records import NOTHING, Joined, Known, Sum, Wholes
+from bbjax.tracing.graph.records import NOTHING, Contraction, Joined, NodeFacts, Wholes
 from bbjax.tracing.graph.zeros import NEVER, Source, Zeros
 from bbjax.tracing.primitives import (
     ACROSS,
@@ -35,26 +35,26 @@ if TYPE_CHECKING:
     from bbjax.tracing.graph.uses import UsePass
 
 
-class Step:
+class UseStep:
     """One operation without a body."""
 
-    def __init__(self, this: UsePass, node: int, made: Made):
-        self.this, self.node, self.made = this, node, made
+    def __init__(self, uses: UsePass, node: int, made: Made):
+        self.uses, self.node, self.made = uses, node, made
         self.eqn, self.name = made.eqn, made.eqn.primitive.name
-        self.infos = [this.infos[s] for s in made.sources]
-        self.values: list[Value] = [this.flow.values[s] for s in made.sources]
-        self.operands = [this.operand(s) for s in made.sources]
-        self.live = this.live[node]
+        self.infos = [uses.infos[s] for s in made.sources]
+        self.values: list[Value] = [uses.flow.values[s] for s in made.sources]
+        self.operands = [uses.operand(s) for s in made.sources]
+        self.live = uses.live[node]
         self.carried = frozenset[int]().union(*(o.carried for o in self.operands))
 
-    def elementwise(self) -> Known:
+    def elementwise(self) -> NodeFacts:
         """The result of an elementwise operation."""
         numbers = [info.number for info in self.infos]
         zero = zeros.elementwise(
             self.name, self.eqn.params, [info.zeros for info in self.infos], numbers
         )
         linear = self.name in LINEAR_UNARY and self.name != "neg"
-        found = Known(
+        found = NodeFacts(
             zero,
             numbers[0] if linear else None,
             origin=self.infos[0].origin if self.name in SHAPING else None,
@@ -69,11 +69,11 @@ class Step:
         if not running:
             self.join(dict.fromkeys(terms, self.carried))
         deps = frozenset[int]().union(*(self.values[i].deps for i in holders))
-        known = self.this.seen.weights
+        known = self.uses.seen.weights
         weights = {known[use] for use in deps if use in known}
         for i, info in enumerate(self.infos):
             for leaf in sorted(info.leaves) if i not in holders else ():
-                self.this.seen.acts.setdefault(leaf, set()).update(weights)
+                self.uses.seen.acts.setdefault(leaf, set()).update(weights)
         pooled = all(self.infos[i].pooled for i in holders)
         return found._replace(pooled=pooled, running=running)
 
@@ -87,10 +87,10 @@ class Step:
         """Records units that lie on two axes."""
         seen: Wholes = frozenset()
         why = f"{self.name} pairs them with each other"
-        for dim in self.this.dims(self.node):
-            wholes = self.this.wholes([dim])
+        for dim in self.uses.dims(self.node):
+            wholes = self.uses.wholes([dim])
             twice = seen & wholes & self.carried
-            self.this.use(self.node, twice, self.made.sources, why)
+            self.uses.use(self.node, twice, self.made.sources, why)
             seen |= wholes
 
     def join(self, terms: Mapping[int, Wholes]) -> None:
@@ -98,21 +98,21 @@ class Step:
         for i, units in terms.items():
             term, source = self.operands[i], self.made.sources[i]
             missing = units - term.carried
-            if not missing or not self.live or self.this.settled(source):
+            if not missing or not self.live or self.uses.settled(source):
                 continue
             if not self.varies_with(i, self.carried):
                 why = f"{self.name} joins them with another value"
-                self.this.seen.joins.append(Joined(missing, self.carried, term, why))
+                self.uses.seen.joins.append(Joined(missing, self.carried, term, why))
 
     def varies_with(self, i: int, units: Wholes) -> bool:
         """Whether a term is data that has one number for each unit."""
-        value, dims = self.values[i], self.this.dims(self.node)
+        value, dims = self.values[i], self.uses.dims(self.node)
         if value.deps != {DATA} or len(value.const) != len(dims):
             return False
         fixed = [
             const
             for const, dim in zip(value.const, dims, strict=True)
-            if not self.this.wholes([dim]) & units
+            if not self.uses.wholes([dim]) & units
         ]
         return bool(fixed) and all(fixed)
 
@@ -127,14 +127,14 @@ class Step:
             return True
         if any(info.running for info in infos):
             why = f"{self.name} joins them with a statistic of theirs"
-            self.this.use(self.node, self.carried, self.made.sources, why)
+            self.uses.use(self.node, self.carried, self.made.sources, why)
             return False
         if not all(info.pooled for info in infos):
             return False
-        dims = self.this.dims(self.node)
-        shape = [self.this.program.extents.size(dim) for dim in dims]
+        dims = self.uses.dims(self.node)
+        shape = [self.uses.program.extents.size(dim) for dim in dims]
         alone = all(
-            n == 1 or self.this.wholes([dim]) <= self.carried
+            n == 1 or self.uses.wholes([dim]) <= self.carried
             for n, dim in zip(shape, dims, strict=True)
         )
         if not alone or max(shape, default=1) == 1:
@@ -155,10 +155,10 @@ class Step:
             if one.origin is not None and two.origin is not None:
                 (kind, use), (other, leaf) = one.origin, two.origin
                 if (kind, other) == ("u", "w"):
-                    self.this.seen.biases[use] = leaf
+                    self.uses.seen.biases[use] = leaf
 
     # Products --------------------------------------------------------------------
-    def product(self, use: Use | None) -> Known:
+    def product(self, use: Use | None) -> NodeFacts:
         """The result of a product; records the sum over units."""
         if not any(value.deps for value in self.values):
             return NOTHING
@@ -174,36 +174,36 @@ class Step:
             if info.running:
                 why = "a running statistic of theirs is multiplied"
                 sources = (self.made.sources[side],)
-                self.this.use(self.node, self.operands[side].on, sources, why)
+                self.uses.use(self.node, self.operands[side].on, sources, why)
         if self.live:
             reader = None if use is None else use.weight
             sides = [i for i in (0, 1) if use is None or i == use.operand]
             operands = tuple(self.operands[i] for i in sides)
-            self.this.seen.sums.append(Sum(over, reader, operands))
+            self.uses.seen.sums.append(Contraction(over, reader, operands))
         self.pairs()
         if use is None:
-            return Known(through)
-        matrices = self.this.dims(self.made.sources[1])
+            return NodeFacts(through)
+        matrices = self.uses.dims(self.made.sources[1])
         stack = numbers_of(self.eqn).stack
-        self.this.seen.leads |= self.this.wholes(matrices[a] for a in stack)
-        made = self.this.seen.made.get(use.number, frozenset())
-        return Known(through, carried=made, origin=("u", use.number))
+        self.uses.seen.leads |= self.uses.wholes(matrices[a] for a in stack)
+        made = self.uses.seen.made.get(use.number, frozenset())
+        return NodeFacts(through, carried=made, origin=("u", use.number))
 
     def over(self) -> Wholes:
         """Whole factors that the product sums over."""
-        right = self.this.dims(self.made.sources[1])
+        right = self.uses.dims(self.made.sources[1])
         contracted = numbers_of(self.eqn).contract[1]
-        return self.this.wholes(right[a] for a in contracted if right)
+        return self.uses.wholes(right[a] for a in contracted if right)
 
     def of(self, source: Source) -> Wholes:
         """The whole factors that the entries of a source lie on."""
         kind, number = source
         if kind == "w":
-            return self.this.leaves[number]
-        return self.this.seen.made.get(number, frozenset())
+            return self.uses.leaves[number]
+        return self.uses.seen.made.get(number, frozenset())
 
     # Moves -----------------------------------------------------------------------
-    def moved(self) -> Known:
+    def moved(self) -> NodeFacts:
         """The result of an operation that moves, reduces or picks entries."""
         if not self.infos:
             return NOTHING
@@ -217,7 +217,7 @@ class Step:
             self.joined((0, 1) if self.name != "pad" else (0,))
         elif self.name.startswith("scatter"):
             self.joined((0, 2))
-        return Known(
+        return NodeFacts(
             self.moved_zeros(first.zeros),
             first.number if self.name in RESHAPING | {"slice"} else None,
             origin=first.origin if self.name in SHAPING else None,
@@ -228,7 +228,7 @@ class Step:
     def joined(self, operands: Sequence[int]) -> None:
         """Records what is put beside units, at other positions of theirs."""
         units = frozenset[int]().union(*(self.operands[i].carried for i in operands))
-        units &= self.this.on(self.node)
+        units &= self.uses.on(self.node)
         self.join({i: units & self.operands[i].on for i in operands})
         if self.name == "pad":
             self.join({1: self.padded(units)})
@@ -236,9 +236,9 @@ class Step:
     def padded(self, units: Wholes) -> Wholes:
         """Units that get entries at other positions from padding."""
         config = self.eqn.params["padding_config"]
-        dims = self.this.dims(self.made.sources[0])
+        dims = self.uses.dims(self.made.sources[0])
         hit = [
-            self.this.wholes([d])
+            self.uses.wholes([d])
             for c, d in zip(config, dims, strict=False)
             if tuple(c) != (0, 0, 0)
         ]
@@ -254,9 +254,9 @@ class Step:
             return NEVER
         if self.name not in REDUCING | ACROSS:
             return known
-        dims = self.this.dims(self.made.sources[0])
+        dims = self.uses.dims(self.made.sources[0])
         axes = self.eqn.params.get("axes", ())
-        over = self.this.wholes(dims[a] for a in axes if isinstance(a, int) and dims)
+        over = self.uses.wholes(dims[a] for a in axes if isinstance(a, int) and dims)
         return zeros.without(known, {s for z in known for s in z if self.of(s) & over})
 
 

@@ -23,8 +23,8 @@ from bbjax.tracing.axes.program import Frame, Program
 from bbjax.tracing.flow.contract import Scope
 from bbjax.tracing.flow.walk import Flow, Made, living
 from bbjax.tracing.graph import zeros
-from bbjax.tracing.graph.records import NOTHING, Known, Operand, Other, Uses, Wholes
-from bbjax.tracing.graph.steps import Step
+from bbjax.tracing.graph.records import NOTHING, NodeFacts, Operand, Other, Uses, Wholes
+from bbjax.tracing.graph.steps import UseStep
 from bbjax.tracing.graph.zeros import NEVER
 from bbjax.tracing.primitives import ELEMENTWISE
 
@@ -76,7 +76,7 @@ class UsePass:
     def run(self) -> dict[int, Wholes]:
         """One pass over all nodes; returns what is still missing in `fed`."""
         self.seen = Uses(made=self._made, weights=self._weights)
-        self.infos: list[Known] = []
+        self.infos: list[NodeFacts] = []
         for node, made in enumerate(self.flow.made):
             self.infos.append(self.info(node, made))
         return {
@@ -131,16 +131,16 @@ class UsePass:
             self.seen.others.append(Other(units, carried, leaves, why))
 
     # Nodes -----------------------------------------------------------------------
-    def info(self, node: int, made: Made) -> Known:
+    def info(self, node: int, made: Made) -> NodeFacts:
         """What is known of a node, by how it was made."""
         value = self.flow.values[node]
         if made.how == "given":
             if value.weight is not None:
                 source = ("w", value.weight)
                 own = frozenset({value.weight})
-                return Known(zeros.of(source), origin=source, leaves=own)
+                return NodeFacts(zeros.of(source), origin=source, leaves=own)
             always = zeros.ALWAYS if value.number == 0 else NEVER
-            return Known(always, value.number)
+            return NodeFacts(always, value.number)
         found = self.step(node, made)
         infos = [self.infos[s] for s in made.sources]
         carried = frozenset[int]().union(*(i.carried for i in infos), found.carried)
@@ -152,7 +152,7 @@ class UsePass:
             leaves=frozenset() if node in self.by_node else known,
         )
 
-    def step(self, node: int, made: Made) -> Known:
+    def step(self, node: int, made: Made) -> NodeFacts:
         """What is special about the operation that made a node."""
         if made.how in ("copy", "held", "slice") and len(made.sources) == 1:
             source = made.sources[0]
@@ -162,7 +162,7 @@ class UsePass:
             return self.infos[source]
         if made.how in ("copy", "border"):
             return self.border(node, made)
-        step = Step(self, node, made)
+        step = UseStep(self, node, made)
         if made.how == "product":
             return step.product(self.by_node.get(node))
         if step.name in ELEMENTWISE and len(made.eqn.outvars) == 1:
@@ -185,7 +185,7 @@ class UsePass:
             return frozenset()
         return mixed | self.wholes(dim for dim, _ in fixed)
 
-    def border(self, node: int, made: Made) -> Known:
+    def border(self, node: int, made: Made) -> NodeFacts:
         """The result of a scan or a branch, or what is carried into a body."""
         name = made.eqn.primitive.name if made.eqn is not None else ""
         if name.startswith("while"):
@@ -194,7 +194,7 @@ class UsePass:
         result = self.flow.places[node][1] is not None
         if name not in ("scan", "cond") or not result:
             return NOTHING
-        return Known(zeros.every([self.infos[s].zeros for s in made.sources]))
+        return NodeFacts(zeros.every([self.infos[s].zeros for s in made.sources]))
 
 
 def _frames(scope: Scope, frame: Frame) -> Iterable[tuple[Scope, Frame]]:
