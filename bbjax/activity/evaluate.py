@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,11 +36,12 @@ from bbjax.activity.per_group import Members
 from bbjax.activity.per_unit import Over, unit_sums, valid_entries
 from bbjax.activity.statistics import BY_SAMPLE, PER_EDGE, PER_UNIT, Asked, Raw
 from bbjax.model.units import Side, Units
-from bbjax.tracing import jaxprs
+from bbjax.tracing import interpreter, jaxprs
 from bbjax.tracing.flow.kernels import Tap
 from bbjax.tracing.flow.order import Order
 from bbjax.tracing.flow.walk import Scope
-from bbjax.tracing.primitives import REMAT, TRANSPARENT
+from bbjax.tracing.interpreter import Body, Call
+from bbjax.tracing.primitives import REMAT
 
 Sides = dict[tuple[str, Side], Raw]
 
@@ -211,51 +212,47 @@ class Probe:
         """Evaluates a call, with the taps in its bodies."""
         eqn = jaxpr.eqns[index]
         args = [_read(env, a) for a in eqn.invars]
-        name = eqn.primitive.name
-        inner = (*scope, (index, 0))
-        if name == "scan":
-            outs, raw = self._scan(eqn, args, inner)
-        elif name == "cond":
-            outs, raw = self._cond(eqn, args, scope, index)
-        elif name in REMAT:
+        call = interpreter.call_of(eqn)
+        assert call is not None, eqn
+        runs = [self._body(b, (*scope, (index, b.number))) for b in call.bodies]
+        if call.kind == "scan":
+            outs, raw = self._scan(call, eqn, args, (*scope, (index, 0)))
+        elif call.kind == "cond":
+            outs, raw = self._cond(runs, args)
+        elif eqn.primitive.name in REMAT:
             policy = {k: eqn.params[k] for k in ("prevent_cse", "policy")}
-            outs, raw = jax.checkpoint(self._body(eqn, inner), **policy)(*args)
-        elif name in TRANSPARENT:
+            outs, raw = jax.checkpoint(runs[0], **policy)(*args)
+        elif call.kind == "inline":
             args = _constrained(args, eqn.params.get("in_shardings"))
-            outs, raw = self._body(eqn, inner)(*args)
+            outs, raw = runs[0](*args)
             outs = _constrained(outs, eqn.params.get("out_shardings"))
         else:  # with its own derivative: bound as it is, measured beside it
             _run_plain(jaxpr, index, index + 1, env, last)
-            args = [lax.stop_gradient(a) for a in args]
-            return self._body(eqn, inner)(*args)[1]
+            return runs[0](*[lax.stop_gradient(a) for a in args])[1]
         env.update(zip(eqn.outvars, outs, strict=True))
         return raw
 
-    def _body(self, eqn: Any, scope: Scope):
-        return functools.partial(self._flat, *jaxprs.body(eqn), scope)
-
-    def _flat(self, jaxpr: Any, consts: Sequence[Any], scope: Scope, *args: Any):
+    def _body(self, body: Body, scope: Scope):
         """`run` with its operands spread, as transformations want them."""
-        return self.run(jaxpr, consts, args, scope)
 
-    def _scan(self, eqn: Any, args: Sequence[Any], scope: Scope):
-        p = eqn.params
-        jaxpr, consts = jaxprs.body(eqn)
-        held, carried = jaxprs.scan_counts(eqn)
-        fixed, init = args[:held], args[held : held + carried]
+        def run(*args: Any):
+            return self.run(body.jaxpr, body.consts, args, scope)
 
-        def body(carry, xs):
-            outs, raw = self.run(jaxpr, consts, [*fixed, *carry, *xs], scope)
-            return list(outs[:carried]), (list(outs[carried:]), raw)
+        return run
 
-        carry, (ys, raw) = lax.scan(
-            body,
-            list(init),
-            list(args[held + carried :]),
-            length=p["length"],
-            reverse=p["reverse"],
-            unroll=p["unroll"],
-        )
+    def _scan(self, call: Call, eqn: Any, args: Sequence[Any], scope: Scope):
+        (body,) = call.bodies
+        given: dict[str, list[Any]] = {"held": [], "carried": [], "sliced": []}
+        for operand, way in body.entries:
+            given[way].append(args[operand])
+
+        def step(carry, xs):
+            inside = [*given["held"], *carry, *xs]
+            outs, raw = self.run(body.jaxpr, body.consts, inside, scope)
+            return list(outs[: call.stacked]), (list(outs[call.stacked :]), raw)
+
+        settings = {k: eqn.params[k] for k in ("length", "reverse", "unroll")}
+        carry, (ys, raw) = lax.scan(step, given["carried"], given["sliced"], **settings)
         kept = {
             i: stats.over_iterations(r)
             if dict(self.taps[i].layers)[scope] is None
@@ -264,12 +261,8 @@ class Probe:
         }
         return [*carry, *ys], kept
 
-    def _cond(self, eqn: Any, args: Sequence[Any], scope: Scope, index: int):
+    def _cond(self, branches: Sequence[Callable[..., Any]], args: Sequence[Any]):
         choice, *operands = args
-        branches = [
-            functools.partial(self._flat, *jaxprs.opened(b), (*scope, (index, i)))
-            for i, b in enumerate(eqn.params["branches"])
-        ]
         shapes: dict[int, Any] = {}
         for branch in branches:
             shapes |= jax.eval_shape(lambda *a, f=branch: f(*a)[1], *operands)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from bbjax.shrinking.model import Array
-from bbjax.tracing import jaxprs
+from bbjax.tracing import interpreter, jaxprs
 from bbjax.tracing.flow.contract import numbers_of
 from bbjax.tracing.primitives import CONTRACTIONS
 
@@ -46,12 +46,10 @@ def _of(eqn: Any) -> int:
         shape = eqn.invars[1].aval.shape
         summed = math.prod(shape[a] for a in window)
         return 2 * math.prod(eqn.outvars[0].aval.shape) * summed
-    if name == "scan":
-        return eqn.params["length"] * flops(jaxprs.body(eqn)[0])
-    if name == "cond":
-        return max(flops(b) for b in eqn.params["branches"])
-    if name == "while":
-        return flops(eqn.params["body_jaxpr"])
-    if jaxprs.has_body(eqn):
-        return flops(jaxprs.body(eqn)[0])
-    return 0
+    call = interpreter.call_of(eqn)
+    if call is None:
+        return 0
+    each = [flops(body.jaxpr) for body in call.bodies]
+    if call.kind == "while":
+        return each[-1]
+    return call.rounds * max(each)

@@ -24,10 +24,10 @@ import numpy as np
 from bbjax.shrinking import layouts
 from bbjax.shrinking.layouts import Axis, Layout, Origin, Piece
 from bbjax.shrinking.model import Kept
-from bbjax.tracing import jaxprs
+from bbjax.tracing import interpreter, jaxprs
 from bbjax.tracing.axes.extents import Dim, Dims
 from bbjax.tracing.axes.program import Frame, Program
-from bbjax.tracing.primitives import ELEMENTWISE, TRANSPARENT
+from bbjax.tracing.primitives import ELEMENTWISE
 
 # Settings that hold sizes, which the results have as well, or functions.
 _SIZES = frozenset(
@@ -98,7 +98,8 @@ def same_steps(old: Any, new: Any) -> bool:
         others = {key for key in a.params if key not in _SIZES}
         if not all(_equal(a.params[key], b.params.get(key)) for key in others):
             return False
-        if not all(map(same_steps, _bodies(a), _bodies(b))):
+        mine, theirs = _bodies(a), _bodies(b)
+        if len(mine) != len(theirs) or not all(map(same_steps, mine, theirs)):
             return False
         env.update(zip(a.outvars, b.outvars, strict=True))
     return wired(one.outvars, two.outvars)
@@ -165,7 +166,7 @@ class _Comparison:
         """The equations of a frame, with those of its calls."""
         for index, eqn in enumerate(frame.jaxpr.eqns):
             inner = frame.bodies.get((index, 0))
-            if inner is None or eqn.primitive.name not in TRANSPARENT:
+            if inner is None or not _is_inline(eqn):
                 yield frame, index, eqn, env
                 continue
             inside = self.entered(inner, [_look(env, a) for a in eqn.invars])
@@ -233,8 +234,8 @@ class _Comparison:
                 return True
             return self.stop(f"{old.primitive.name} calls something else")
         return all(
-            self.body(body, *jaxprs.opened(its))
-            for body, its in zip(frames, theirs, strict=True)
+            self.body(frame, its.jaxpr, its.consts)
+            for frame, its in zip(frames, theirs, strict=True)
         )
 
     def sizes(self, frame, old, new) -> None:
@@ -373,24 +374,18 @@ class _Comparison:
 def _steps(jaxpr: Any, env: Env) -> Iterator[tuple[Any, Env]]:
     """The equations of a jaxpr that are no moves, with those of its calls."""
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name in TRANSPARENT and jaxprs.has_body(eqn):
-            body, consts = jaxprs.body(eqn)
-            if len(body.invars) == len(eqn.invars):
-                inside = _entered(body, consts, [_look(env, a) for a in eqn.invars])
-                yield from _steps(body, inside)
-                for var, atom in zip(eqn.outvars, body.outvars, strict=True):
-                    env[var] = _look(inside, atom)
-                continue
+        if _is_inline(eqn):
+            ((body, consts),) = jaxprs.bodies(eqn)
+            inside = _entered(body, consts, [_look(env, a) for a in eqn.invars])
+            yield from _steps(body, inside)
+            for var, atom in zip(eqn.outvars, body.outvars, strict=True):
+                env[var] = _look(inside, atom)
+            continue
         layout = layouts.moved(eqn, _look(env, eqn.invars[0])) if eqn.invars else None
         if layout is None:
             yield eqn, env
         else:
             env[eqn.outvars[0]] = layout
-
-
-def _moved(eqn: Any, env: Env) -> Layout | None:
-    """The result of a move; None for other equations."""
-    return layouts.moved(eqn, _look(env, eqn.invars[0])) if eqn.invars else None
 
 
 def _entered(jaxpr: Any, consts: Sequence[Any], args: Sequence[Layout]) -> Env:
@@ -414,14 +409,16 @@ def _look(env: Mapping[Any, Layout], atom: Any) -> Layout:
     return env[atom]
 
 
-def _bodies(eqn: Any) -> list[Any]:
+def _is_inline(eqn: Any) -> bool:
+    """Whether an equation is a call that is read through."""
+    call = interpreter.call_of(eqn)
+    return call is not None and call.kind == "inline"
+
+
+def _bodies(eqn: Any) -> Sequence[interpreter.Body]:
     """Bodies of an equation, in the order of those of a frame."""
-    if eqn.primitive.name == "cond":
-        return list(eqn.params["branches"])
-    if eqn.primitive.name == "while":
-        return [eqn.params[n] for n in ("cond_jaxpr", "body_jaxpr")]
-    names = ("jaxpr", "call_jaxpr")
-    return [eqn.params[n] for n in names if jaxprs.is_jaxpr(eqn.params.get(n))][:1]
+    call = interpreter.call_of(eqn)
+    return () if call is None else call.bodies
 
 
 def _size(axis: Sequence[Piece]) -> int:

@@ -9,7 +9,7 @@ reading kernel could hold. A scan over stacked parameters is read layer by layer
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -17,14 +17,14 @@ import numpy as np
 
 from bbjax.shrinking import constants
 from bbjax.shrinking.constants import NOTHING, Known, Parameter, Tag, UnitValues
-from bbjax.tracing import jaxprs
+from bbjax.tracing import interpreter, jaxprs
 from bbjax.tracing.axes.extents import Dims
 from bbjax.tracing.axes.program import Frame, Program
+from bbjax.tracing.interpreter import Body, Call
 from bbjax.tracing.primitives import (
     CONTRACTIONS,
     ELEMENTWISE,
     IDENTITY,
-    INLINE,
     JOINING,
     PICKING,
     SHAPING,
@@ -68,15 +68,24 @@ def read(program: Program, parameters: Sequence[Parameter]) -> list[Sum]:
       program: from `bbjax.tracing.axes.program.follow`.
       parameters: all of them, with their masks.
     """
-    reader = _Reader(program)
+    reading = _Reading(program)
     args = [Known(parameter=p, tag=("leaf", i)) for i, p in enumerate(parameters)]
     args += [NOTHING] * (len(program.top.jaxpr.invars) - len(args))
-    reader.use("a result", reader.body(program.top, args, ()))
-    return [found._replace(bias=reader.bias(found)) for found in reader.sums]
+    top = program.top
+    results = reading.body(top.jaxpr, top.consts, args, Place(top, ()))
+    reading.use("a result", results)
+    return [found._replace(bias=reading.bias(found)) for found in reading.sums]
+
+
+class Place(NamedTuple):
+    """An occurrence of a jaxpr, in one layer of each scan over parameters."""
+
+    frame: Frame
+    layer: Layer
 
 
 @dataclasses.dataclass
-class _Reader:
+class _Reading(interpreter.Interpreter[Known, Place]):
     program: Program
     sums: list[Sum] = dataclasses.field(default_factory=list)
     trials: int = 0  # above 0 while a scan is read to find what its carry is
@@ -131,39 +140,23 @@ class _Reader:
             return None
         return known.tag
 
-    def body(self, frame: Frame, args: Sequence[Known], layer: Layer) -> list[Known]:
-        env: dict[Any, Known] = {}
-        for var, const in zip(frame.jaxpr.constvars, frame.consts, strict=False):
-            env[var] = constants.constant(const)
-        env.update(zip(frame.jaxpr.invars, args, strict=True))
+    def constant(self, value: Any, var: Any, at: Place) -> Known:
+        """What is known of a constant."""
+        return NOTHING if value is None else constants.constant(value)
 
-        def known_of(atom: Any) -> Known:
-            if jaxprs.is_literal(atom):
-                return constants.constant(atom.val)
-            return env.get(atom, NOTHING)
-
-        for index, eqn in enumerate(frame.jaxpr.eqns):
-            ins = [known_of(a) for a in eqn.invars]
-            outs = self.equation(frame, eqn, ins, index, layer)
-            env.update(zip(eqn.outvars, outs, strict=True))
-        return [known_of(a) for a in frame.jaxpr.outvars]
-
-    def equation(self, frame, eqn, ins, index, layer) -> list[Known]:
-        name = eqn.primitive.name
-        if (index, 0) in frame.bodies:
-            if name in INLINE:
-                return self.body(frame.bodies[index, 0], ins, layer)
-            return _CALLS[name](self, frame, eqn, ins, index, layer)
+    def step(self, eqn: Any, index: int, ins: Sequence[Known], at: Place):
+        """What is known of the results of an operation."""
+        name, frame = eqn.primitive.name, at.frame
         tag = self.carried_tag(eqn, ins) if ins else None
         if tag is None:
             self.use(name, ins)
         if name in CONTRACTIONS:
-            return [self.product(frame, eqn, ins, layer)]
+            return [self.product(frame, eqn, ins, at.layer)]
         if name in IDENTITY:
             return list(ins)
         dims = [self.dims(frame, a) for a in eqn.invars]
         if name == "reduce_sum" and eqn.invars[0] in frame.weights:
-            self.total(frame, eqn, ins[0], layer)
+            self.total(frame, eqn, ins[0], at.layer)
         if name not in JOINING and not any(k.is_known for k in ins):
             return [dataclasses.replace(NOTHING, tag=tag) for _ in eqn.outvars]
         made = constants.derived(eqn, ins)
@@ -280,25 +273,74 @@ class _Reader:
         )
 
     # Calls -----------------------------------------------------------------------
-    def scan(self, frame, eqn, ins, index, layer) -> list[Known]:
-        held, carried = jaxprs.scan_counts(eqn)
-        fixed = held + carried
-        body = frame.bodies[index, 0]
-        ins = [self.without_sum("scan", k) for k in ins]
-        self.use("scan", ins[held:fixed])
-        carry = [dataclasses.replace(k, tag=None) for k in ins[held:fixed]]
-        length = eqn.params["length"]
-        stacked = len(body.scans) > len(frame.scans)
-        if not stacked:
-            carry = self.carry(body, ins[:held], carry, len(ins) - fixed, layer)
-        order = range(length)[:: -1 if eqn.params["reverse"] else 1]
-        for step in order if stacked else [None]:
-            xs = [constants.layer_of(k, step) for k in ins[fixed:]]
-            inner = layer if step is None else (*layer, step)
-            outs = self.body(body, [*ins[:held], *carry, *xs], inner)
+    def call(
+        self, call: Call, eqn: Any, index: int, ins: Sequence[Known], at: Place
+    ) -> list[Known]:
+        """What is known of the results of a call."""
+        if call.kind == "opaque":
+            self.use(eqn.primitive.name, ins)
+            return [NOTHING] * len(eqn.outvars)
+        if call.kind in ("inline", "custom"):
+            return self.follow(call.bodies[0], ins, index, at)
+        if call.kind == "cond":
+            return self.cond(call, ins, index, at)
+        ins = [self.without_sum(call.kind, known) for known in ins]
+        for body in call.bodies:
+            carried = [ins[i] for i, way in body.entries if way == "carried"]
+            self.use(call.kind, carried)
+        if call.kind == "scan":
+            return self.scan(call, eqn, ins, index, at)
+        for body in call.bodies:
+            self.use("while", self.follow(body, ins, index, at))
+        return [NOTHING] * len(eqn.outvars)
+
+    def follow(
+        self,
+        body: Body,
+        ins: Sequence[Known],
+        index: int,
+        at: Place,
+        carry: Sequence[Known] | None = None,
+        step: int | None = None,
+    ) -> list[Known]:
+        """What is known of the results of one body, in one of its rounds.
+
+        Args:
+          body: it.
+          ins: operands of the call.
+          index: of the equation.
+          at: where the equation is.
+          carry: what is known of what it carries; nothing, if not given.
+          step: round of a scan over parameters; None if all are read at once.
+        """
+        args, state = [], iter(carry or ())
+        for operand, way in body.entries:
+            known = ins[operand]
+            if way == "carried":
+                known = next(state, NOTHING)
+            elif way == "sliced":
+                known = constants.layer_of(known, step)
+            args.append(known)
+        frame = at.frame.bodies[index, body.number]
+        layer = at.layer if step is None else (*at.layer, step)
+        return self.body(frame.jaxpr, frame.consts, args, Place(frame, layer))
+
+    def scan(self, call, eqn, ins, index, at) -> list[Known]:
+        """A scan: over parameters, one round after the other; else all at once."""
+        (body,) = call.bodies
+        first = [ins[i] for i, way in body.entries if way == "carried"]
+        carry = [dataclasses.replace(known, tag=None) for known in first]
+        order: Sequence[int | None] = range(call.rounds)
+        if eqn.params["reverse"]:
+            order = order[::-1]
+        if len(at.frame.bodies[index, 0].scans) == len(at.frame.scans):
+            carry, order = self.carry(body, ins, index, at, carry), [None]
+        for step in order:
+            outs = self.follow(body, ins, index, at, carry, step)
             self.use("scan", outs)
-            carry = [dataclasses.replace(k, tag=None) for k in outs[:carried]]
-        return [*carry, *[NOTHING] * (len(eqn.outvars) - carried)]
+            carry = [dataclasses.replace(known, tag=None) for known in outs]
+            carry = carry[: call.stacked]
+        return [*carry, *[NOTHING] * (len(eqn.outvars) - call.stacked)]
 
     def without_sum(self, name: str, known: Known) -> Known:
         """An operand without the tag of a product: its uses cannot be counted there."""
@@ -307,14 +349,14 @@ class _Reader:
         self.use(name, [known])
         return dataclasses.replace(known, tag=None)
 
-    def carry(self, body, held, carry, rest, layer) -> list[Known]:
+    def carry(self, body, ins, index, at, carry) -> list[Known]:
         """What is known of a carry at every step."""
-        carried = body.jaxpr.invars[len(held) :][: len(carry)]
-        carry = self.by_group(carry, [body.dims[var] for var in carried])
+        inner = at.frame.bodies[index, 0]
+        carried = [inner.jaxpr.invars[variable] for variable, _ in body.feeds]
+        carry = self.by_group(carry, [inner.dims[var] for var in carried])
         self.trials += 1
         for _ in range(_ROUNDS):
-            args = [*held, *carry, *[NOTHING] * rest]
-            after = self.body(body, args, layer)[: len(carry)]
+            after = self.follow(body, ins, index, at, carry)[: len(carry)]
             joined = [constants.join(a, b) for a, b in zip(carry, after, strict=True)]
             if all(_same(a, b) for a, b in zip(carry, joined, strict=True)):
                 break
@@ -324,35 +366,19 @@ class _Reader:
         self.trials -= 1
         return carry
 
-    def cond(self, frame, eqn, ins, index, layer) -> list[Known]:
+    def cond(self, call, ins, index, at) -> list[Known]:
+        """One of several branches."""
         results = []
-        for i in range(len(eqn.params["branches"])):
-            branch = frame.bodies[index, i]
-            outs = self.body(branch, ins[1:], layer)
+        for body in call.bodies:
+            outs = self.follow(body, ins, index, at)
             self.use("cond", outs)
+            branch = at.frame.bodies[index, body.number]
             dims = [self.dims(branch, a) for a in branch.jaxpr.outvars]
             results.append(self.by_group(outs, dims))
         found = results[0]
         for other in results[1:]:
             found = [constants.join(a, b) for a, b in zip(found, other, strict=True)]
         return found
-
-    def loop(self, frame, eqn, ins, index, layer) -> list[Known]:
-        skip, held = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-        ins = [self.without_sum("while", k) for k in ins]
-        self.use("while", ins[skip + held :])
-        state = [NOTHING] * (len(ins) - skip - held)
-        for number, fixed in enumerate((ins[:skip], ins[skip : skip + held])):
-            outs = self.body(frame.bodies[index, number], [*fixed, *state], layer)
-            self.use("while", outs)
-        return state
-
-
-_CALLS: dict[str, Callable[..., list[Known]]] = {
-    "scan": _Reader.scan,
-    "cond": _Reader.cond,
-    "while": _Reader.loop,
-}
 
 
 def _same(one: Known, two: Known) -> bool:

@@ -4,6 +4,7 @@ trace         `bb.trace`: from a function to its kernels
 call          a call of a function, as a function of arrays alone
 primitives    what is known of JAX's primitives, in one place
 jaxprs        what JAX's own representation of a program offers, in one place
+interpreter   follows a program through its calls, for every analysis
 flow          which axes of which array carry which units; kernels, and where to measure
 axes          which axes of all arrays must keep one size
 graph         from both: units that shrink together, units that can be removed

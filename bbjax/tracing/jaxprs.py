@@ -53,17 +53,13 @@ def segment(
     return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))
 
 
-def has_body(eqn: Any) -> bool:
-    """Whether an equation is a call; the update of a scatter is none."""
-    return any(is_jaxpr(eqn.params.get(name)) for name in ("jaxpr", "call_jaxpr"))
-
-
-def body(eqn: Any) -> tuple[Any, tuple[Any, ...]]:
-    """The only body of a call, with its constants."""
-    for name in ("jaxpr", "call_jaxpr"):
-        if is_jaxpr(eqn.params.get(name)):
-            return opened(eqn.params[name])
-    raise AssertionError(f"{eqn.primitive.name} has no body")
+def bodies(eqn: Any) -> list[tuple[Any, tuple[Any, ...]]]:
+    """All jaxprs among the parameters of an equation, each with its constants."""
+    found = []
+    for value in eqn.params.values():
+        items = value if isinstance(value, tuple | list) else (value,)
+        found += [opened(v) for v in items if is_jaxpr(v)]
+    return found
 
 
 def scan_counts(eqn: Any) -> tuple[int, int]:

@@ -43,8 +43,8 @@ def equations(jaxpr: Any) -> Iterator[Any]:
     for eqn in inner.eqns:
         if eqn.primitive.name in NAMES:
             yield eqn
-        elif any(jaxprs.is_jaxpr(v) for v in eqn.params.values()):
-            yield from equations(jaxprs.body(eqn)[0])
+        for body, _ in jaxprs.bodies(eqn):
+            yield from equations(body)
 
 
 def kinds(task: Task, params: Any, inputs: jax.Array) -> collections.Counter[Any]:

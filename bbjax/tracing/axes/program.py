@@ -2,12 +2,8 @@
 
 Every occurrence of a jaxpr is a `Frame`: the dims of its variables, and the frames of
 the bodies that its equations call. A function that is called twice has two frames, for
-its axes may be different units each time:
-
-    jit, remat, custom derivatives     operands and results are the caller's own
-    scan                               stacked operands lose an axis, carries are tied
-    cond, while                        branches, and one round to the next, are tied
-    anything else with a body          not looked into: its operands are fixed
+its axes may be different units each time. Branches are tied to each other, and each
+round of a loop to the next. What an opaque call takes is fixed.
 
 Axes of arguments and results are fixed: the caller knows their sizes.
 """
@@ -15,17 +11,17 @@ Axes of arguments and results are fixed: the caller knows their sizes.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from bbjax.tracing import jaxprs
+from bbjax.tracing import interpreter, jaxprs
 from bbjax.tracing.axes import moves, products
 from bbjax.tracing.axes.extents import Dim, Dims, Extents
-from bbjax.tracing.primitives import BLENDING, INLINE, SHAPING
+from bbjax.tracing.interpreter import Body, Call
+from bbjax.tracing.primitives import BLENDING, SHAPING
 
 ARGUMENT = "an argument of the function has this size"
 CONSTANT = "a constant of the function has this size"
@@ -114,10 +110,12 @@ def follow(
         extents.shape(v.aval.shape, why)
         for v, why in zip(jaxpr.invars, whys, strict=True)
     ]
-    tags = [i if i < leaves else None for i in range(len(dims))]
-    follower = _AxisPass(extents)
+    axes = _AxisPass(extents)
     top = Frame(jaxpr, consts)
-    outs = follower.body(top, dims, tags)
+    for number, var in enumerate(jaxpr.invars[:leaves]):
+        top.leaves[var] = top.blends[var] = number
+        top.weights.add(var)
+    outs = axes.body(jaxpr, consts, dims, top)
     _fix_squares(extents, top)
     names = [path.rsplit("/", 1)[-1] for path in paths]
     for i, (out, atom) in enumerate(zip(outs, jaxpr.outvars, strict=True)):
@@ -128,7 +126,7 @@ def follow(
         else:
             for dim in out:
                 extents.fix(dim, RETURNED)
-    return Program(extents, top, tuple(dims[:leaves]), follower.used, follower.drawn)
+    return Program(extents, top, tuple(dims[:leaves]), axes.used, axes.drawn)
 
 
 def _fix_squares(extents: Extents, frame: Frame) -> None:
@@ -154,63 +152,44 @@ def _is_mean(extents: Extents, frame: Frame, eqn: Any) -> bool:
 
 
 @dataclasses.dataclass
-class _AxisPass:
+class _AxisPass(interpreter.Interpreter[Dims, Frame]):
     extents: Extents
     used: list[Dim] = dataclasses.field(default_factory=list)
     drawn: list[Dim] = dataclasses.field(default_factory=list)
 
-    def body(
-        self, frame: Frame, args: Sequence[Dims], tags: Sequence[int | None]
-    ) -> list[Dims]:
-        """Follows the equations of a frame; returns the dims of its results."""
-        jaxpr = frame.jaxpr
-        consts = [*frame.consts, *[None] * len(jaxpr.constvars)]
-        for var, const in zip(jaxpr.constvars, consts, strict=False):
-            shape = var.aval.shape if const is None else np.shape(const)
-            frame.dims[var] = self.extents.shape(shape, CONSTANT)
-        for var, dims, tag in zip(jaxpr.invars, args, tags, strict=True):
-            frame.dims[var] = dims
-            if tag is not None:
-                frame.leaves[var] = frame.blends[var] = tag
-                frame.weights.add(var)
-        for index, eqn in enumerate(jaxpr.eqns):
-            ins = [self.read(frame, a) for a in eqn.invars]
-            for dims, var in zip(ins, eqn.invars, strict=True):
-                shape = tuple(getattr(var.aval, "shape", ()))
-                assert tuple(map(self.extents.size, dims)) == shape, (eqn, dims)
-            outs = self.equation(frame, eqn, ins, index)
-            frame.dims.update(zip(eqn.outvars, outs, strict=True))
-        return [self.read(frame, a) for a in jaxpr.outvars]
+    def constant(self, value: Any, var: Any, at: Frame) -> Dims:
+        """Dims of a constant."""
+        shape = var.aval.shape if value is None else np.shape(value)
+        found = self.extents.shape(shape, CONSTANT)
+        if var is not None:
+            at.dims[var] = found
+        return found
 
-    def read(self, frame: Frame, atom: Any) -> Dims:
-        """Dims of an operand."""
-        if jaxprs.is_literal(atom):
-            return self.extents.shape(np.shape(atom.val), CONSTANT)
-        return frame.dims[atom]
+    def given(self, var: Any, arg: Dims, at: Frame) -> Dims:
+        """Dims of a variable that is given an operand: the operand's."""
+        at.dims[var] = arg
+        return arg
 
-    def equation(
-        self, frame: Frame, eqn: Any, ins: Sequence[Dims], index: int
-    ) -> list[Dims]:
-        """Dims of the results of one equation."""
+    def made(self, var: Any, result: Dims, at: Frame) -> None:
+        """Records the dims of a result."""
+        at.dims[var] = result
+
+    def step(self, eqn: Any, index: int, ins: Sequence[Dims], at: Frame) -> list[Dims]:
+        """Dims of the results of an operation."""
         name = eqn.primitive.name
-        if name in INLINE:
-            return self.inline(frame, eqn, ins, index)
-        if name == "scan":
-            return self.scan(frame, eqn, ins, index)
-        if name == "cond":
-            return self.cond(frame, eqn, ins, index)
-        if name == "while":
-            return self.loop(frame, eqn, ins, index)
-        if name == "reduce_sum" and eqn.invars[0] in frame.weights:
-            return [self.total(frame, eqn, ins[0])]
+        for dims, var in zip(ins, eqn.invars, strict=True):
+            shape = tuple(getattr(var.aval, "shape", ()))
+            assert tuple(map(self.extents.size, dims)) == shape, (eqn, dims)
+        if name == "reduce_sum" and eqn.invars[0] in at.weights:
+            return [self.total(at, eqn, ins[0])]
         noted = len(self.extents.noted)
         shapes = [tuple(getattr(v.aval, "shape", ())) for v in eqn.outvars]
         step = moves.AxisStep(
             self.extents, name, eqn.params, list(ins), shapes, self.used, self.drawn
         )
         found = products.followed(step) or moves.followed(step)
-        frame.mixed.update(dict.fromkeys(eqn.outvars, self.extents.noted[noted:]))
-        self.tag(frame, eqn, name)
+        at.mixed.update(dict.fromkeys(eqn.outvars, self.extents.noted[noted:]))
+        self.tag(at, eqn, name)
         return found
 
     def total(self, frame: Frame, eqn: Any, dims: Dims) -> Dims:
@@ -243,38 +222,59 @@ class _AxisPass:
                 frame.blends[eqn.outvars[0]] = found[0]
 
     # Calls -----------------------------------------------------------------------
-    def enter(
-        self,
-        frame: Frame,
-        key: tuple[int, int],
-        body: tuple[Any, Sequence[Any]],
-        args: Sequence[Dims],
-        tags: Sequence[int | None],
-        lead: Dim | None = None,
-        weights: Sequence[bool] = (),
+    def call(
+        self, call: Call, eqn: Any, index: int, ins: Sequence[Dims], at: Frame
     ) -> list[Dims]:
-        """Follows a body in a frame of its own."""
-        inner = Frame(body[0], tuple(body[1]), scans=frame.scans)
-        inner.weights.update(itertools.compress(body[0].invars, weights))
-        if lead is not None:
-            inner.scans = (*inner.scans, lead)
-        frame.bodies[key] = inner
-        return self.body(inner, args, tags)
+        """Follows every body in a frame of its own, and ties what meets."""
+        if call.kind == "opaque":
+            return self.closed(at, eqn, ins)
+        results = []
+        for body in call.bodies:
+            inner = self.frame(body, eqn, ins, at)
+            at.bodies[index, body.number] = inner
+            args = [ins[i][1 if way == "sliced" else 0 :] for i, way in body.entries]
+            outs = self.body(inner.jaxpr, inner.consts, args, inner)
+            for before, after in body.feeds:
+                self.extents.tie_each(args[before], outs[after])
+            results.append(outs)
+        if call.kind in ("inline", "custom"):
+            self.hand_out(at, inner, eqn.outvars)
+        if call.kind == "cond":
+            for other in results[1:]:
+                for one, two in zip(results[0], other, strict=True):
+                    self.extents.tie_each(one, two)
+        why = "a scan runs over them"
+        return [
+            dims if i < call.stacked else (self.extents.new(call.rounds, why), *dims)
+            for i, dims in enumerate(results[-1])
+        ]
 
-    def tags(self, frame: Frame, atoms: Sequence[Any]) -> list[int | None]:
-        """Parameters among operands."""
-        return [None if jaxprs.is_literal(a) else frame.leaves.get(a) for a in atoms]
+    def frame(self, body: Body, eqn: Any, ins: Sequence[Dims], at: Frame) -> Frame:
+        """The frame of a body, which knows the parameters that it is given."""
+        inner = Frame(body.jaxpr, body.consts, scans=at.scans)
+        lead = None
+        for var, (operand, way) in zip(body.jaxpr.invars, body.entries, strict=True):
+            atom = eqn.invars[operand]
+            tag = None if jaxprs.is_literal(atom) else at.leaves.get(atom)
+            if way == "sliced":
+                self.extents.fix(ins[operand][0], "a scan runs over them")
+            if way == "same" and not jaxprs.is_literal(atom) and atom in at.weights:
+                inner.weights.add(var)
+            if tag is None or way == "carried":
+                continue
+            inner.leaves[var] = inner.blends[var] = tag
+            inner.weights.add(var)
+            if way != "sliced":
+                continue
+            if lead is None:
+                lead = ins[operand][0]
+                inner.scans = (*at.scans, lead)
+            self.extents.tie(lead, ins[operand][0])
+        return inner
 
-    def inline(self, frame, eqn, ins, index) -> list[Dims]:
-        """A call whose operands and results are the caller's own."""
-        body = jaxprs.body(eqn)
-        if len(body[0].invars) != len(ins):
-            return self.closed(frame, eqn, ins)
-        tags = self.tags(frame, eqn.invars)
-        alone = [not jaxprs.is_literal(a) and a in frame.weights for a in eqn.invars]
-        outs = self.enter(frame, (index, 0), body, ins, tags, weights=alone)
-        inner = frame.bodies[index, 0]
-        for var, result in zip(eqn.outvars, body[0].outvars, strict=True):
+    def hand_out(self, frame: Frame, inner: Frame, results: Sequence[Any]) -> None:
+        """What is known of the results of a body whose results are the caller's own."""
+        for var, result in zip(results, inner.jaxpr.outvars, strict=True):
             if jaxprs.is_literal(result):
                 continue
             if result in inner.weights:
@@ -287,72 +287,6 @@ class _AxisPass:
             for own, its in pairs:
                 if result in its:
                     own[var] = its[result]
-        return outs
-
-    def scan(self, frame, eqn, ins, index) -> list[Dims]:
-        """A scan: stacked operands lose an axis, carries are tied."""
-        held, carried = jaxprs.scan_counts(eqn)
-        fixed = held + carried
-        for lead in (dims[0] for dims in ins[fixed:]):
-            self.extents.fix(lead, "a scan runs over them")
-        args = [*ins[:fixed], *(dims[1:] for dims in ins[fixed:])]
-        tags = self.tags(frame, eqn.invars)
-        none: list[int | None] = [None] * carried
-        tags = [*tags[:held], *none, *tags[fixed:]]
-        lead = None
-        for dims, tag in zip(ins[fixed:], tags[fixed:], strict=True):
-            if tag is not None and lead is None:
-                lead = dims[0]
-            elif tag is not None and lead is not None:
-                self.extents.tie(lead, dims[0])
-        outs = self.enter(frame, (index, 0), jaxprs.body(eqn), args, tags, lead)
-        for before, after in zip(ins[held:fixed], outs[:carried], strict=True):
-            self.extents.tie_each(before, after)
-        length = eqn.params["length"]
-        return [
-            *outs[:carried],
-            *(
-                (self.extents.new(length, "a scan runs over them"), *dims)
-                for dims in outs[carried:]
-            ),
-        ]
-
-    def cond(self, frame, eqn, ins, index) -> list[Dims]:
-        """A choice between branches; the first operand is the choice."""
-        tags = self.tags(frame, eqn.invars[1:])
-        results = [
-            self.enter(frame, (index, i), jaxprs.opened(branch), ins[1:], tags)
-            for i, branch in enumerate(eqn.params["branches"])
-        ]
-        for other in results[1:]:
-            for one, two in zip(results[0], other, strict=True):
-                self.extents.tie_each(one, two)
-        return results[0]
-
-    def loop(self, frame, eqn, ins, index) -> list[Dims]:
-        """A while loop."""
-        params = eqn.params
-        skip, held = params["cond_nconsts"], params["body_nconsts"]
-        state = ins[skip + held :]
-        tags = self.tags(frame, eqn.invars)
-        none: list[int | None] = [None] * len(state)
-        self.enter(
-            frame,
-            (index, 0),
-            jaxprs.opened(params["cond_jaxpr"]),
-            [*ins[:skip], *state],
-            [*tags[:skip], *none],
-        )
-        outs = self.enter(
-            frame,
-            (index, 1),
-            jaxprs.opened(params["body_jaxpr"]),
-            [*ins[skip : skip + held], *state],
-            [*tags[skip : skip + held], *none],
-        )
-        for before, after in zip(state, outs, strict=True):
-            self.extents.tie_each(before, after)
-        return list(state)
 
     def closed(self, frame, eqn, ins) -> list[Dims]:
         """A call that is not looked into."""

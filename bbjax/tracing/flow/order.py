@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from bbjax.tracing import jaxprs
+from bbjax.tracing import interpreter
 from bbjax.tracing.flow.contract import Use
 from bbjax.tracing.flow.walk import Flow, Scope
 from bbjax.tracing.primitives import ELEMENTWISE, IDENTITY, LINEAR_UNARY, RESHAPING
@@ -155,6 +155,8 @@ def _sorts(eqn: Any) -> bool:
     """Whether an operation, or one in its body, can change the order of rows."""
     if eqn is None:
         return False
-    if jaxprs.has_body(eqn) and eqn.primitive.name not in _SORTING:
-        return any(_sorts(inner) for inner in jaxprs.body(eqn)[0].eqns)
-    return eqn.primitive.name in _SORTING
+    if eqn.primitive.name in _SORTING:
+        return True
+    call = interpreter.call_of(eqn)
+    bodies = () if call is None else call.bodies
+    return any(_sorts(inner) for body in bodies for inner in body.jaxpr.eqns)

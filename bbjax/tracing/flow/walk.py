@@ -17,19 +17,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bbjax.tracing import jaxprs
+from bbjax.tracing import interpreter, jaxprs
 from bbjax.tracing.flow import contract
 from bbjax.tracing.flow.contract import Scope
 from bbjax.tracing.flow.transfer import forget, transfer
 from bbjax.tracing.flow.values import DATA, Value, plain
-from bbjax.tracing.primitives import CONTRACTIONS, REMAT, TRANSPARENT
+from bbjax.tracing.interpreter import Body, Call
+from bbjax.tracing.primitives import CONTRACTIONS, REMAT
 
 How = Literal["given", "copy", "step", "product", "slice", "held", "border"]
 
@@ -105,15 +106,15 @@ class Flow:
 def walk(closed: Any, inputs: Sequence[Value]) -> Flow:
     """Follows a closed jaxpr whose operands are `inputs`."""
     flow = Flow()
-    walker = _Walker(flow)
+    follow = _FlowPass(flow)
     jaxpr, consts = jaxprs.opened(closed)
-    nodes = [walker.node(v, (), None, Made("given")) for v in inputs]
-    flow.outputs = tuple(walker.body(jaxpr, consts, nodes, ()))
+    nodes = [follow.node(v, (), None, Made("given")) for v in inputs]
+    flow.outputs = tuple(follow.body(jaxpr, consts, nodes, ()))
     return flow
 
 
 @dataclasses.dataclass
-class _Walker:
+class _FlowPass(interpreter.Interpreter[int, Scope]):
     flow: Flow
     opaque: tuple[str, ...] = ()
     scans: tuple[Scope, ...] = ()  # bodies of the enclosing scans, outermost first
@@ -133,48 +134,74 @@ class _Walker:
             self.flow.untappable.add(number)
         return number
 
-    def body(
-        self, jaxpr: Any, consts: Sequence[Any], args: Sequence[int], scope: Scope
-    ) -> list[int]:
-        """Follows the equations of a jaxpr; returns the nodes of its outputs."""
-        env: dict[Any, int] = {}
-        for var, const in zip(jaxpr.constvars, consts, strict=False):
-            env[var] = self.node(_constant(const), scope, var, Made("given"))
-        for var in list(jaxpr.constvars)[len(consts) :]:
-            env[var] = self.node(plain(var.aval.shape), scope, var, Made("given"))
-        for var, arg in zip(jaxpr.invars, args, strict=True):
-            made = Made("copy", (arg,))
-            env[var] = self.node(self.flow.values[arg], scope, var, made)
+    def constant(self, value: Any, var: Any, at: Scope) -> int:
+        """A constant; one that is not given may be any."""
+        if value is None:
+            return self.node(plain(var.aval.shape), at, var, Made("given"))
+        made = Made("given", literal=value if var is None else None)
+        return self.node(_constant(value), at, var, made)
 
-        def read(atom: Any) -> int:
-            if jaxprs.is_literal(atom):
-                made = Made("given", literal=atom.val)
-                return self.node(_constant(atom.val), scope, None, made)
-            return env[atom]
+    def given(self, var: Any, arg: int, at: Scope) -> int:
+        """A variable of a body: a copy of its operand."""
+        return self.node(self.flow.values[arg], at, var, Made("copy", (arg,)))
 
-        for index, eqn in enumerate(jaxpr.eqns):
-            ins = [read(a) for a in eqn.invars]
-            outs = self.equation(eqn, ins, scope, index)
-            env.update(zip(eqn.outvars, outs, strict=True))
-        return [read(a) for a in jaxpr.outvars]
-
-    def equation(
-        self, eqn: Any, ins: Sequence[int], scope: Scope, index: int
-    ) -> list[int]:
+    def step(self, eqn: Any, index: int, ins: Sequence[int], at: Scope) -> list[int]:
+        """An operation without a body."""
         name = eqn.primitive.name
         values = [self.flow.values[i] for i in ins]
         if name in CONTRACTIONS:
-            return [self.contraction(eqn, ins, values, scope, index)]
-        if not _bodies(eqn) or name.startswith("scatter"):  # its body adds two numbers
-            outs = transfer(eqn, values)
-            if not eqn.outvars and not name.startswith("debug"):
-                self.flow.watched.update(dict.fromkeys(ins, name))
-            return [
-                self.node(v, scope, var, Made("step", tuple(ins), eqn, at))
-                for at, (v, var) in enumerate(zip(outs, eqn.outvars, strict=True))
-            ]
-        follow = _FOLLOW.get(name, _Walker.opaque_call)
-        return follow(self, eqn, ins, scope, index)
+            return [self.contraction(eqn, ins, values, at)]
+        outs = transfer(eqn, values)
+        if not eqn.outvars and not name.startswith("debug"):
+            self.flow.watched.update(dict.fromkeys(ins, name))
+        return [
+            self.node(v, at, var, Made("step", tuple(ins), eqn, i))
+            for i, (v, var) in enumerate(zip(outs, eqn.outvars, strict=True))
+        ]
+
+    # Calls -----------------------------------------------------------------------
+    def call(
+        self, call: Call, eqn: Any, index: int, ins: Sequence[int], at: Scope
+    ) -> list[int]:
+        """Follows the bodies of a call, by its kind."""
+        if call.kind == "inline":
+            return self.inline(call, eqn, index, ins, at)
+        if eqn.primitive.name == "custom_jvp_call":
+            return self.custom_jvp(call, eqn, index, ins, at)
+        if call.kind not in ("scan", "cond"):
+            return self.opaque_call(call, eqn, index, ins, at)
+        if call.kind == "cond":
+            self.flow.watched[ins[0]] = "cond"
+        results = []
+        args: list[int] = []
+        for body in call.bodies:
+            inner = (*at, (index, body.number))
+            args = args or self.enter(call, body, eqn, ins, inner)
+            outer = self.scans
+            if call.kind == "scan":
+                self.scans = (*outer, inner)
+            results.append(self.body(body.jaxpr, body.consts, args, inner))
+            self.scans = outer
+            for before, after in body.feeds:
+                self.flow.carries[args[before]] = results[-1][after]
+        return self.leave(eqn, at, results, keep=False)
+
+    def enter(
+        self, call: Call, body: Body, eqn: Any, ins: Sequence[int], inner: Scope
+    ) -> list[int]:
+        """What a body is given: operands whose units end at its border."""
+        args = []
+        for operand, way in body.entries:
+            node = ins[operand]
+            value, how = self.flow.values[node].released(), _HOW[way]
+            if call.kind == "while":
+                how = "border"
+            if way == "sliced":
+                value = _slice_of(value, inner)
+            elif way == "carried":
+                value = self.carried(value, call.kind)
+            args.append(self.node(value, inner, None, Made(how, (node,), eqn)))
+        return args
 
     def leave(
         self, eqn: Any, scope: Scope, results: Sequence[Sequence[int]], keep: bool
@@ -193,108 +220,57 @@ class _Walker:
             outs.append(self.node(value, scope, var, made))
         return outs
 
-    # Kinds of calls --------------------------------------------------------------
-    def transparent(self, eqn, ins, scope, index) -> list[int]:
+    def inline(self, call, eqn, index, ins, at) -> list[int]:
         """`jit` and `remat`: units pass in and out."""
-        jaxpr, consts = jaxprs.body(eqn)
-        inner = self.body(jaxpr, consts, ins, (*scope, (index, 0)))
-        outs = self.leave(eqn, scope, [inner], keep=True)
+        (body,) = call.bodies
+        inner = self.body(body.jaxpr, body.consts, ins, (*at, (index, 0)))
+        outs = self.leave(eqn, at, [inner], keep=True)
         _name_nonlinearity(self.flow, ins, outs, eqn)
         return outs
 
-    def custom_jvp(self, eqn, ins, scope, index) -> list[int]:
+    def custom_jvp(self, call, eqn, index, ins, at) -> list[int]:
         """A function with its own derivative: measured beside it, if need be."""
         first, uses = len(self.flow.values), len(self.flow.uses)
-        outs = self.transparent(eqn, ins, scope, index)
+        outs = self.inline(call, eqn, index, ins, at)
         if len(self.flow.uses) == uses:  # nothing to measure: one elementwise step
             self.flow.untappable.update(range(first, outs[0]))
         return outs
 
-    def scan(self, eqn, ins, scope, index) -> list[int]:
-        """A scan: each iteration sees a slice of the stacked operands."""
-        jaxpr, consts = jaxprs.body(eqn)
-        held, carried = jaxprs.scan_counts(eqn)
-        fixed = held + carried
-        scan = (*scope, (index, 0))
-        args = []
-        for i, node in enumerate(ins):
-            value, how = self.flow.values[node].released(), _entry(i, held, fixed)
-            if how == "slice":
-                value = _slice_of(value, scan)
-            elif how == "border":
-                value = self.carried(value, "scan")
-            args.append(self.node(value, scan, None, Made(how, (node,), eqn)))
-        outer, self.scans = self.scans, (*self.scans, scan)
-        inner = self.body(jaxpr, consts, args, scan)
-        self.scans = outer
-        self.flow.carries.update(zip(args[held:fixed], inner[:carried], strict=True))
-        return self.leave(eqn, scope, [inner], keep=False)
-
-    def cond(self, eqn, ins, scope, index) -> list[int]:
-        """A choice between branches; the first operand is the choice."""
-        self.flow.watched[ins[0]] = "cond"
-        args = [
-            self.node(
-                self.flow.values[i].released(), scope, None, Made("held", (i,), eqn)
-            )
-            for i in ins[1:]
-        ]
-        results = [
-            self.body(jaxpr, consts, args, (*scope, (index, branch)))
-            for branch, (jaxpr, consts) in enumerate(_bodies(eqn))
-        ]
-        return self.leave(eqn, scope, results, keep=False)
-
-    def opaque_call(self, eqn, ins, scope, index) -> list[int]:
+    def opaque_call(self, call, eqn, index, ins, at) -> list[int]:
         """A body that cannot be measured: its uses become problems, by name."""
         name = _call_name(eqn)
         outer, self.opaque = self.opaque, (*self.opaque, name)
-        bodies = _bodies(eqn)
-        jaxpr, consts = bodies[0]
-        followable = len(bodies) == 1 and len(jaxpr.invars) == len(ins)
+        *_, body = call.bodies  # of a loop, what it does in each round
+        followable = len(call.bodies) == 1 and len(body.jaxpr.invars) == len(ins)
+        inner = (*at, (index, body.number))
         if followable:
-            inner = self.body(
-                jaxpr, consts, self.let_in(eqn, ins, scope), (*scope, (index, 0))
-            )
-            shapes = [self.flow.values[i].shape for i in inner]
+            args = self.let_in(call, eqn, ins, at)
+            results = self.body(body.jaxpr, body.consts, args, inner)
+            shapes = [self.flow.values[i].shape for i in results]
             followable = shapes == [tuple(v.aval.shape) for v in eqn.outvars]
-        elif name.startswith("while"):
-            self.while_bodies(eqn, ins, scope, index)
+        elif call.kind == "while":
+            args = self.enter(call, body, eqn, ins, inner)
+            self.body(body.jaxpr, body.consts, args, inner)
         else:
             self.swallow(ins, name)
         self.opaque = outer
         if followable:
-            return self.leave(eqn, scope, [inner], keep=True)
+            return self.leave(eqn, at, [results], keep=True)
         values = [self.flow.values[i] for i in ins]
         made = Made("border", tuple(ins), eqn)
         return [
-            self.node(forget(name, values, v.aval.shape), scope, v, made)
+            self.node(forget(name, values, v.aval.shape), at, v, made)
             for v in eqn.outvars
         ]
 
-    def let_in(self, eqn: Any, ins: Sequence[int], scope: Scope) -> list[int]:
+    def let_in(self, call: Call, eqn: Any, ins: Sequence[int], at: Scope) -> list[int]:
         """Operands of a body, without their units unless it has its own derivative."""
-        if eqn.primitive.name.startswith("custom_"):
+        if call.kind == "custom":
             return list(ins)
         return [
-            self.node(self.flow.values[i], scope, None, Made("border", (i,), eqn))
+            self.node(self.flow.values[i], at, None, Made("border", (i,), eqn))
             for i in ins
         ]
-
-    def while_bodies(self, eqn, ins, scope, index) -> None:
-        """Looks for uses in the body of a while loop."""
-        skip, held = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-        args = [
-            self.node(
-                self.flow.values[i].released(), scope, None, Made("border", (i,), eqn)
-            )
-            for i in ins[skip:]
-        ]
-        for carried in args[held:]:
-            value = self.carried(self.flow.values[carried], "while")
-            self.flow.values[carried] = value
-        jaxpr, consts = jaxprs.opened(eqn.params["body_jaxpr"])
-        self.body(jaxpr, consts, args, (*scope, (index, 1)))
 
     def carried(self, value: Value, name: str) -> Value:
         """A carry: from the second iteration on, something that the body computed."""
@@ -310,7 +286,7 @@ class _Walker:
             if value.weight is not None and len(value.shape) > 1 and not value.deps:
                 self.flow.problems.setdefault(value.weight, f"inside {name}")
 
-    def contraction(self, eqn, ins, values, scope, index) -> int:
+    def contraction(self, eqn, ins, values, scope) -> int:
         """A product: a kernel use, or a mixture of activations."""
         groups = self.flow.origins[ins[2]] if len(ins) > 2 else -1
         number = len(self.flow.uses)
@@ -351,19 +327,13 @@ class _Walker:
                 self.flow.problems.setdefault(uses[fixed[0]].weight, why)
 
 
-_FOLLOW: dict[str, Callable[..., list[int]]] = {
-    **dict.fromkeys(TRANSPARENT, _Walker.transparent),
-    "custom_jvp_call": _Walker.custom_jvp,
-    "scan": _Walker.scan,
-    "cond": _Walker.cond,
+# How a node comes about that a body is given.
+_HOW: dict[interpreter.Way, How] = {
+    "same": "copy",
+    "held": "held",
+    "carried": "border",
+    "sliced": "slice",
 }
-
-
-def _entry(index: int, held: int, fixed: int) -> How:
-    """How an operand of a scan enters its body."""
-    if index >= fixed:
-        return "slice"
-    return "border" if index >= held else "held"
 
 
 def _constant(const: Any) -> Value:
@@ -393,14 +363,6 @@ def _slice_of(value: Value, scan: Scope) -> Value:
     elif weight is not None and lead[0].size != 1:
         return plain(value.shape[1:], value.deps, lost=frozenset({(weight, "scan")}))
     return value.replace(axes=value.axes[1:], const=value.const[1:], scanned=scanned)
-
-
-def _bodies(eqn: Any) -> list[tuple[Any, tuple[Any, ...]]]:
-    found = []
-    for value in eqn.params.values():
-        items = value if isinstance(value, tuple | list) else (value,)
-        found += [jaxprs.opened(v) for v in items if jaxprs.is_jaxpr(v)]
-    return found
 
 
 def _call_name(eqn: Any) -> str:
