@@ -30,11 +30,18 @@ from jax.typing import ArrayLike
 from bbjax.tracing import jaxprs
 from bbjax.tracing.axes.extents import Dims, Extents
 from bbjax.tracing.flow.contract import numbers_of
-from bbjax.tracing.primitives import ELEMENTWISE, SHAPING, SUMS, ZERO_PRESERVING
+from bbjax.tracing.moves import Kept, Move, Ranged, Repeated
+from bbjax.tracing.primitives import (
+    ELEMENTWISE,
+    JOINING,
+    PICKING,
+    RESHAPING,
+    SHAPING,
+    ZeroIf,
+    moves_of,
+    zero_if,
+)
 
-# Operations of one operand, and of several, whose result is 0 where these are 0.
-_ZERO_AT_ZERO = ZERO_PRESERVING - {"clamp", "integer_pow", "is_finite"}
-_ZERO_OF_ZEROS = frozenset("sub complex max min select_n".split())
 Bind = Callable[..., ArrayLike]
 Tag = tuple[str, int]
 
@@ -188,34 +195,30 @@ def common(entries: Sequence[UnitValues | None]) -> UnitValues | None:
 
 
 # Entry by entry ------------------------------------------------------------------
-def elementwise(
-    name: str,
-    bind: Bind,
-    knowns: Sequence[Known],
-    groups: Mapping[int, int],
-    dtypes: Sequence[np.dtype],
-) -> Known:
+def elementwise(eqn: Any, knowns: Sequence[Known], groups: Mapping[int, int]) -> Known:
     """What is known of the result of an operation that acts entry by entry.
 
     Args:
-      name: of the primitive.
-      bind: the operation, for arrays of one axis.
+      eqn: the operation.
       knowns: what is known of the operands.
       groups: sizes of the groups on the axes of the result.
-      dtypes: of the operands, and of the result.
     """
     numbers = [k.number for k in knowns]
+    bind = binding(eqn)
     if all(n is not None for n in numbers):
         return Known(number=np.asarray(bind(*(jnp.asarray(n) for n in numbers))))
+    rule = _zero_if(eqn, knowns)
     found = {}
     for group, size in groups.items():
         entries = [
-            None if e is None else e._replace(value=np.asarray(e.value, dtype))
-            for e, dtype in zip(
-                (k.entries(group, size) for k in knowns), dtypes[:-1], strict=True
+            None if e is None else e._replace(value=np.asarray(e.value, v.aval.dtype))
+            for e, v in zip(
+                (k.entries(group, size) for k in knowns), eqn.invars, strict=True
             )
         ]
-        result = _zeros(name, entries, size, dtypes[-1])
+        result = _zeros(rule, entries, size, eqn.outvars[0].aval.dtype)
+        if eqn.primitive.name == "select_n":  # the same in all cases
+            result = common(entries[1:]) or result
         if all(e is not None for e in entries):
             result = _computed(bind, [e for e in entries if e is not None], result)
         if result.known.any():
@@ -223,24 +226,25 @@ def elementwise(
     return Known(found)
 
 
+def _zero_if(eqn: Any, knowns: Sequence[Known]) -> ZeroIf | None:
+    """Which operands of an operation have to be 0 for a result of 0."""
+    numbers = [
+        None if k.number is None or np.iscomplexobj(k.number) else float(k.number)
+        for k in knowns
+    ]
+    return zero_if(eqn.primitive.name, eqn.params, numbers)
+
+
 def _zeros(
-    name: str, entries: Sequence[UnitValues | None], size: int, dtype: np.dtype
+    rule: ZeroIf | None, entries: Sequence[UnitValues | None], size: int, dtype: Any
 ) -> UnitValues:
-    """Units that are 0, or the same, if only some operands are known."""
-    no = np.zeros(size, bool)
-    nothing = UnitValues(np.zeros(size, dtype), no, no)
-    pruned = [no if e is None else e.pruned for e in entries]
-    if name == "mul":
-        either = pruned[0] | pruned[1]
-        return UnitValues(nothing.value, either, either)
-    if name == "div":
-        return UnitValues(nothing.value, pruned[0], pruned[0])
-    if name == "select_n":
-        return common(entries[1:]) or nothing
-    if name in SUMS or name in _ZERO_OF_ZEROS:
-        both = pruned[0] & pruned[1]
-        return UnitValues(nothing.value, both, both)
-    return nothing
+    """Units that are 0 because operands are, for good."""
+    zero = np.zeros(size, bool)
+    if rule is not None:
+        pruned = [np.zeros(size, bool) if e is None else e.pruned for e in entries]
+        each = [np.logical_or.reduce([pruned[i] for i in group]) for group in rule]
+        zero = np.logical_and.reduce(each)
+    return UnitValues(np.zeros(size, dtype), zero, zero)
 
 
 def _computed(
@@ -388,7 +392,7 @@ def derived(eqn: Any, ins: Sequence[Known]) -> list[Parameter] | None:
     if not any(given):
         return None
     name = eqn.primitive.name
-    if name in _MOVED and all(given):
+    if all(given) and _moves_parameters(eqn):
         parameters = [p for p in given if p is not None]
         return [_moved(eqn, parameters, i) for i in range(len(eqn.outvars))]
     if name not in ELEMENTWISE or sum(n > 1 for n in eqn.outvars[0].aval.shape) < 2:
@@ -397,8 +401,7 @@ def derived(eqn: Any, ins: Sequence[Known]) -> list[Parameter] | None:
         (np.zeros((), bool) if known.is_zero else None) if own is None else own.mask
         for known, own in zip(ins, given, strict=True)
     ]
-    power = eqn.params.get("y", 0) if name == "integer_pow" else 0
-    mask = masks[0] if power > 0 else _mask_of(name, masks)
+    mask = _mask_of(_zero_if(eqn, ins), masks)
     if mask is not None:
         mask = np.broadcast_to(mask, eqn.outvars[0].aval.shape)
     alone = all(
@@ -420,72 +423,75 @@ def derived(eqn: Any, ins: Sequence[Known]) -> list[Parameter] | None:
     return [Parameter(functools.cache(value) if alone else None, mask)]
 
 
-def _mask_of(name: str, masks: Sequence[np.ndarray | None]) -> np.ndarray | None:
+def _mask_of(
+    rule: ZeroIf | None, masks: Sequence[np.ndarray | None]
+) -> np.ndarray | None:
     """Which entries of a result may be other than 0; None if all may."""
-    if name in _ZERO_AT_ZERO or name == "div":
-        return masks[0]
-    if name == "select_n":
-        masks = masks[1:]
-    having = [mask for mask in masks if mask is not None]
-    if name == "mul" and having:
-        return functools.reduce(np.logical_and, having)
-    every = len(having) == len(masks)
-    if every and (name in SUMS or name in _ZERO_OF_ZEROS):
-        return functools.reduce(np.logical_or, having)
-    return None
+    terms = []
+    for group in rule or ((),):
+        factors = [masks[i] for i in group]
+        having = [mask for mask in factors if mask is not None]
+        if not having:
+            return None
+        terms.append(functools.reduce(np.logical_and, having))
+    return functools.reduce(np.logical_or, terms)
 
 
 def _moved(eqn: Any, parameters: Sequence[Parameter], result: int) -> Parameter:
     """One result of a move, or of a cast."""
     aval = eqn.outvars[result].aval
-    masks = None
+
+    def move(arrays: Sequence[np.ndarray]) -> np.ndarray:
+        moves = moves_of(eqn)
+        if eqn.primitive.name in JOINING:
+            return _joined(eqn, arrays)
+        if moves is None:  # a cast
+            return arrays[0]
+        return _placed(moves[result], arrays[0], aval.shape)
+
+    mask = None
     if any(p.mask is not None for p in parameters):
         masks = [
             np.ones(v.aval.shape, bool) if p.mask is None else p.mask
             for p, v in zip(parameters, eqn.invars, strict=True)
         ]
+        mask = move(masks)
 
     def value() -> np.ndarray:
         values = [np.asarray(p.value()) for p in parameters if p.value is not None]
-        return _MOVED[eqn.primitive.name](eqn, values)[result].astype(aval.dtype)
+        return move(values).astype(aval.dtype)
 
     alone = all(p.value is not None for p in parameters)
-    mask = None if masks is None else _MOVED[eqn.primitive.name](eqn, masks)[result]
     return Parameter(functools.cache(value) if alone else None, mask)
 
 
-def _reshaped(eqn: Any, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    order = eqn.params.get("dimensions")
-    if eqn.primitive.name == "reshape" and order is not None:
-        return [arrays[0].transpose(order).reshape(eqn.outvars[0].aval.shape)]
-    return [arrays[0].reshape(eqn.outvars[0].aval.shape)]
+def _placed(move: Move, array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """The array that a move makes of one."""
+    if move.reshaped is not None:
+        return array.transpose(move.reshaped).reshape(shape)
+    for origin in (*move.axes, *move.gone):
+        if isinstance(origin, Ranged):
+            _, start, size, step = origin
+            own = np.arange(start, start + size * step, step)
+            array = array.take(own, axis=origin.axis)
+    order = [o.axis for o in (*move.axes, *move.gone) if not isinstance(o, Repeated)]
+    return array.transpose(order).reshape(shape)
 
 
-def _sliced(eqn: Any, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    params = eqn.params
-    strides = params["strides"] or [1] * arrays[0].ndim
-    bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
-    return [arrays[0][tuple(slice(*bound) for bound in bounds)]]
+def _joined(eqn: Any, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    if eqn.primitive.name == "stack":
+        return np.stack(arrays, axis=eqn.params["axis"])
+    return np.concatenate(arrays, axis=eqn.params["dimension"])
 
 
-def _split(eqn: Any, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    bounds = np.cumsum(eqn.params["sizes"])[:-1]
-    return np.split(arrays[0], bounds, axis=eqn.params["axis"])
-
-
-# Numpy's version of a move: from its equation and operands to its results.
-_MOVED: dict[str, Callable[[Any, Sequence[np.ndarray]], list[np.ndarray]]] = {
-    **dict.fromkeys(SHAPING - {"transpose", "broadcast_in_dim"}, _reshaped),
-    "transpose": lambda eqn, arrays: [arrays[0].transpose(eqn.params["permutation"])],
-    "slice": _sliced,
-    "split": _split,
-    "concatenate": lambda eqn, arrays: [
-        np.concatenate(arrays, axis=eqn.params["dimension"])
-    ],
-    "stack": lambda eqn, arrays: [np.stack(arrays, axis=eqn.params["axis"])],
-    "unstack": lambda eqn, arrays: list(np.moveaxis(arrays[0], eqn.params["axis"], 0)),
-    "rev": lambda eqn, arrays: [np.flip(arrays[0], eqn.params["dimensions"])],
-}
+def _moves_parameters(eqn: Any) -> bool:
+    """Whether every entry of the results is an entry of one of the operands."""
+    name = eqn.primitive.name
+    if name in ("concatenate", "stack") or name in SHAPING - RESHAPING:
+        return True
+    origins = (o for m in moves_of(eqn) or () for o in (*m.axes, *m.gone))
+    once = all(isinstance(o, Kept | Ranged) or o == Repeated(1) for o in origins)
+    return name in PICKING and once
 
 
 def binding(eqn: Any) -> Callable[..., Any]:

@@ -17,9 +17,11 @@ drop, repeat or reshape axes of size 1 have equal layouts.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+from bbjax.tracing.moves import AxisOrigin, Kept, Repeated
+from bbjax.tracing.primitives import RESHAPING, moves_of
 
 
 class Piece(NamedTuple):
@@ -67,15 +69,27 @@ def unmoved(source: Origin, shape: Sequence[int]) -> Layout:
 
 def moved(eqn: Any, layout: Layout) -> Layout | None:
     """The result of an equation that moves an array; None if it is no such equation."""
-    name = eqn.primitive.name
-    move = _MOVES.get(name)
     shape = tuple(getattr(eqn.outvars[0].aval, "shape", ()))
-    if move is None or 0 in shape:
+    found = moves_of(eqn)
+    if found is None or eqn.primitive.name not in RESHAPING or 0 in shape:
         return None
-    axes = move(eqn.params, layout.axes, shape)
+    (move,) = found
+    axes: list[Sequence[Piece]] | None
+    if move.reshaped is None:
+        axes = [_axis(layout.axes, origin) for origin in move.axes]
+    else:
+        axes = _reshape([layout.axes[i] for i in move.reshaped], shape)
     if axes is None:
         return None
-    return Layout(layout.source, tuple(map(joined, axes)), name)
+    return Layout(layout.source, tuple(map(joined, axes)), eqn.primitive.name)
+
+
+def _axis(axes: Sequence[Axis], origin: AxisOrigin) -> Sequence[Piece]:
+    """The pieces of one axis of a result."""
+    if isinstance(origin, Repeated):
+        return [Piece(None, 1, origin.size)]
+    assert isinstance(origin, Kept), origin
+    return axes[origin.axis]
 
 
 def repeated(axis: Axis) -> bool:
@@ -98,63 +112,28 @@ def joined(pieces: Sequence[Piece]) -> Axis:
     return tuple(found)
 
 
-# Moves ---------------------------------------------------------------------------
-def _broadcast(params, axes, shape):
-    found: list[Sequence[Piece]] = [[Piece(None, 1, n)] for n in shape]
-    for axis, target in zip(axes, params["broadcast_dimensions"], strict=True):
-        if _size(axis) == shape[target]:
-            found[target] = axis
-    return found
-
-
-def _reshape(params, axes, shape):
-    order = params.get("dimensions")
-    pieces = [p for i in order or range(len(axes)) for p in axes[i]]
-    found = []
+def _reshape(
+    axes: Sequence[Axis], shape: Sequence[int]
+) -> list[Sequence[Piece]] | None:
+    """Pieces of a reshape; None if they do not nest in its axes."""
+    pieces = [piece for axis in axes for piece in axis]
+    found: list[Sequence[Piece]] = []
     for n in shape:
         own: list[Piece] = []
         while n > 1:
             if not pieces:
                 return None
             piece = pieces.pop(0)
-            if piece.size <= n:
-                if n % piece.size:
-                    return None
+            if n % piece.size == 0:
                 own.append(piece)
                 n //= piece.size
-            else:
-                if piece.size % n:
-                    return None
+            elif piece.size % n == 0:
                 rest = piece.size // n
                 stride = piece.stride * rest if piece.axis is not None else 1
                 own.append(Piece(piece.axis, stride, n))
                 pieces.insert(0, Piece(piece.axis, piece.stride, rest))
                 n = 1
+            else:
+                return None
         found.append(own)
     return found
-
-
-def _squeeze(params, axes, shape):
-    drop = {d % len(axes) for d in params["dimensions"]}
-    return [axis for i, axis in enumerate(axes) if i not in drop]
-
-
-def _expand(params, axes, shape):
-    return _reshape({}, axes, shape)
-
-
-def _transpose(params, axes, shape):
-    return [axes[i] for i in params["permutation"]]
-
-
-_MOVES = {
-    "broadcast_in_dim": _broadcast,
-    "reshape": _reshape,
-    "squeeze": _squeeze,
-    "expand_dims": _expand,
-    "transpose": _transpose,
-}
-
-
-def _size(axis: Axis) -> int:
-    return math.prod(piece.size for piece in axis)

@@ -186,9 +186,7 @@ class _Reading(interpreter.Interpreter[Known, Place]):
         once = extents.single_axes(frame.dims[var])
         groups = {group: extents.size((group,)) for group in once}
         if name in ELEMENTWISE:
-            bind = constants.binding(eqn)
-            dtypes = [a.aval.dtype for a in (*eqn.invars, var)]
-            return constants.elementwise(name, bind, ins, groups, dtypes)
+            return constants.elementwise(eqn, ins, groups)
         if name == "gather":
             made = constants.picked(eqn, ins[0])
         elif name in PICKING:

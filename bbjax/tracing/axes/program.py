@@ -185,7 +185,7 @@ class _AxisPass(interpreter.Interpreter[Dims, Frame]):
         noted = len(self.extents.noted)
         shapes = [tuple(getattr(v.aval, "shape", ())) for v in eqn.outvars]
         step = moves.AxisStep(
-            self.extents, name, eqn.params, list(ins), shapes, self.used, self.drawn
+            self.extents, eqn, list(ins), shapes, self.used, self.drawn
         )
         found = products.followed(step) or moves.followed(step)
         at.mixed.update(dict.fromkeys(eqn.outvars, self.extents.noted[noted:]))

@@ -18,13 +18,14 @@ beside others they are data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from bbjax.tracing.flow import ranges
 from bbjax.tracing.flow.values import (
     CENTRED,
     DATA,
+    Axis,
     Part,
     Source,
     Value,
@@ -35,25 +36,29 @@ from bbjax.tracing.flow.values import (
     reshape,
     without_units,
 )
+from bbjax.tracing.moves import (
+    AxisOrigin,
+    Kept,
+    Mixed,
+    Move,
+    Padded,
+    Ranged,
+    Repeated,
+    Tiled,
+)
 from bbjax.tracing.primitives import (
     ACROSS,
     ADD_LIKE,
     CHOOSING,
-    CUMULATIVE,
     ELEMENTWISE,
-    FACTORS,
     LINEAR_UNARY,
+    MIXING,
     MUL_LIKE,
     RANDOM,
-    REDUCING,
-    SUMS,
     UNARY,
-    WINDOWED,
-    ZERO_PRESERVING,
+    moves_of,
+    zero_if,
 )
-
-# Operations on two operands that are 0 where both are.
-TOGETHER = SUMS | FACTORS | {"sub", "max", "min", "select_n"} - {"div"}
 
 
 def transfer(eqn: Any, ins: Sequence[Value]) -> list[Value]:
@@ -80,17 +85,16 @@ def _results(eqn: Any, ins: Sequence[Value]) -> list[Value]:
         return [found]
     if name in RANDOM:
         return [plain(s) for s in shapes]  # random values carry no units
-    if name in ACROSS:  # one result per operand
-        return [_reduce(eqn, v, s) for v, s in zip(ins, shapes, strict=True)]
-    if name in PARTING:
-        return PARTING[name](eqn, ins[0], shapes)
     if name in ("concatenate", "stack"):
         return [_joined(eqn, ins, shapes[0])]
     if name in BY_NUMBER:
         return [_by_number(eqn, ins, s) for s in shapes]
-    if name in MOVES:
-        return [MOVES[name](eqn, ins[0], s) for s in shapes]
-    return [forget(name, ins, s) for s in shapes]
+    moves = moves_of(eqn)
+    if moves is None:
+        return [forget(name, ins, s) for s in shapes]
+    each = name in ACROSS or name == "sort"  # one result for each operand
+    operands = list(ins) if each else [ins[0]] * len(shapes)
+    return [_moved(name, *one) for one in zip(operands, moves, shapes, strict=True)]
 
 
 def forget(name: str, ins: Sequence[Value], shape: Sequence[int]) -> Value:
@@ -332,12 +336,10 @@ def _kept_weight(
     full = [v for v in full if len(v.shape) == rank and _covers(v, ins)]
     if any(use != DATA for v in ins for use in v.deps):
         return None
-    if len(full) == 2 and name in TOGETHER and _same_entries(*full):
-        others = [v for v in ins if v not in full]
-        return full[0] if name == "select_n" or not others else None
-    if len(full) != 1:
+    at = {i for i, v in enumerate(ins) if any(v is w for w in full)}
+    same = all(_same_entries(full[0], w) for w in full)
+    if not full or not same or (len(full) > 1 and name == "div"):
         return None
-    at = next(i for i, v in enumerate(ins) if v is full[0])
     return full[0] if _adds_nothing(name, ins, at, params) else None
 
 
@@ -352,37 +354,26 @@ def _same_entries(one: Value, two: Value) -> bool:
 
 
 def _adds_nothing(
-    name: str, ins: Sequence[Value], at: int, params: Mapping[str, Any]
+    name: str, ins: Sequence[Value], at: Collection[int], params: Mapping[str, Any]
 ) -> bool:
-    """Whether a 0 of operand `at` adds nothing to the result, whatever the others are.
+    """Whether operands `at` add nothing to the result where they are 0.
 
-    That is so where 0 gives 0, and in a sum with other parameters: in `x (W + A B)`
+    That is so where it is 0 then, and in a sum with other parameters: in `x (W + A B)`
     each has a term of its own.
     """
-    numbers = [v.number for v in ins]
-    others = [v for i, v in enumerate(ins) if i != at]
-    if len(ins) == 1:
-        return name in ZERO_PRESERVING and params.get("y", 1) > 0
-    if name == "clamp":
-        low, _, high = numbers
-        return at == 1 and low is not None and high is not None and low <= 0 <= high
-    if name in FACTORS:
-        return at == 0 or name != "div"
-    if name in ("pow", "rem"):
-        return at == 0 and (numbers[1] is not None and numbers[1] > 0)
-    if name == "select_n":
-        cases = [n for i, n in enumerate(numbers[1:], 1) if i != at]
-        return at > 0 and all(n == 0 for n in cases)
-    if name in ("add", "sub", "add_any"):
-        weight = ins[at].weight
-        return all(
-            v.number == 0 or (v.leaves and _settled(v) and weight not in v.leaves)
-            for v in others
-        )
-    if name in ("max", "min"):
-        sign = -1 if name == "max" else 1
-        return all(v.number is not None and sign * v.number >= 0 for v in others)
-    return False
+    rule = zero_if(name, params, [v.number for v in ins])
+    if rule is None:
+        return False
+    weights = {ins[i].weight for i in at}
+
+    def apart(value: Value) -> bool:
+        own = value.leaves and _settled(value) and not weights & value.leaves
+        return bool(own) and name in ("add", "sub", "add_any")
+
+    return all(
+        any(i in at or ins[i].number == 0 or apart(ins[i]) for i in group)
+        for group in rule
+    )
 
 
 def _covers(value: Value, ins: Sequence[Value]) -> bool:
@@ -392,7 +383,31 @@ def _covers(value: Value, ins: Sequence[Value]) -> bool:
 
 
 # Moving --------------------------------------------------------------------------
-def _moved(value: Value, axes, const, ends: bool, name: str) -> Value:
+def _moved(name: str, x: Value, move: Move, shape: tuple[int, ...]) -> Value:
+    """What a move makes of a value."""
+    if move.reshaped is not None:
+        return _reshaped(x, move.reshaped, shape)
+    origins = (*move.axes, *move.gone)
+    for origin in origins:
+        if isinstance(origin, Ranged):
+            x = _picked(name, x, origin)
+    pairs = [_axis(x, origin, n) for origin, n in zip(move.axes, shape, strict=True)]
+    ends = any(isinstance(origin, Mixed | Padded | Tiled) for origin in origins)
+    ends |= name in MIXING | ACROSS
+    axes, const = [axis for axis, _ in pairs], [same for _, same in pairs]
+    return _placed(x, axes, const, ends, name)
+
+
+def _axis(x: Value, origin: AxisOrigin, size: int) -> tuple[Axis, bool]:
+    """One axis of a result, and whether it is known not to vary along it."""
+    if isinstance(origin, Kept | Ranged):
+        return x.axes[origin.axis], x.const[origin.axis]
+    return position(size), isinstance(origin, Repeated)
+
+
+def _placed(
+    value: Value, axes: Sequence[Axis], const: Sequence[bool], ends: bool, name: str
+) -> Value:
     """A value with new axes; `ends`: whether the chain (and the weight) ends here."""
     if not ends:
         return value.replace(axes=tuple(axes), const=tuple(const))
@@ -407,27 +422,11 @@ def _moved(value: Value, axes, const, ends: bool, name: str) -> Value:
     return forget(name, [value], shape).replace(const=tuple(const))
 
 
-def _transpose(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
-    perm = eqn.params["permutation"]
-    return _moved(x, [x.axes[i] for i in perm], [x.const[i] for i in perm], False, "")
-
-
-def _broadcast(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
-    axes = [position(n) for n in shape]
-    const = [True] * len(shape)
-    for i, target in enumerate(eqn.params["broadcast_dimensions"]):
-        if x.shape[i] == shape[target]:
-            axes[target], const[target] = x.axes[i], x.const[i]
-    const = [c or (n == 1 and not x.shape) for c, n in zip(const, shape, strict=True)]
-    return _moved(x, axes, const, False, "")
-
-
-def _reshape(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
-    order = eqn.params.get("dimensions")
-    if order is not None:  # axes are moved first, as `vmap` of a convolution does
-        x = x.replace(
-            axes=tuple(x.axes[i] for i in order), const=tuple(x.const[i] for i in order)
-        )
+def _reshaped(x: Value, order: Sequence[int], shape: tuple[int, ...]) -> Value:
+    """A reshape; axes are moved first, as `vmap` of a convolution does."""
+    x = x.replace(
+        axes=tuple(x.axes[i] for i in order), const=tuple(x.const[i] for i in order)
+    )
     axes = reshape(x, shape)
     varying = {p for a, c in zip(x.axes, x.const, strict=True) if not c for p in a}
     keys = {(p.source, p.axis) for p in varying}
@@ -437,66 +436,22 @@ def _reshape(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
         for a, c in zip(axes, const, strict=True)
         for p in a
     )
-    return _moved(x, axes, const, blurred, "reshape")
+    return _placed(x, axes, const, blurred, "reshape")
 
 
-def _squeeze(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
-    return _without(x, {d % len(x.axes) for d in eqn.params["dimensions"]})
-
-
-def _without(x: Value, drop: set[int]) -> Value:
-    """The value without some axes of size 1."""
-    keep = [i for i in range(len(x.axes)) if i not in drop]
-    return _moved(x, [x.axes[i] for i in keep], [x.const[i] for i in keep], False, "")
-
-
-def _same_size(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
-    """Pads, pools: axes that keep their size keep their meaning, if not sorted rows."""
-    name = eqn.primitive.name
-    same = [
-        position(n) if extent(a) != n or any(p.is_row for p in a) else a
-        for a, n in zip(x.axes, shape, strict=True)
-    ]
-    if name in ("dynamic_slice", "pad") and list(same) == list(x.axes):
-        return x
-    return _moved(x, same, [False] * len(shape), True, name)
-
-
-def _slice(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
-    params = eqn.params
-    steps = params["strides"] or [1] * len(shape)
-    for i, (start, count, step) in enumerate(
-        zip(params["start_indices"], shape, steps, strict=True)
-    ):
-        x = _picked(x, i, int(start), count, int(step), "slice")
-    return x
-
-
-def _split(eqn: Any, x: Value, shapes: Sequence[tuple[int, ...]]) -> list[Value]:
-    axis, start, found = eqn.params["axis"], 0, []
-    for shape in shapes:
-        found.append(_picked(x, axis, start, shape[axis], 1, "split"))
-        start += shape[axis]
-    return found
-
-
-def _unstack(eqn: Any, x: Value, shapes: Sequence[tuple[int, ...]]) -> list[Value]:
-    axis = eqn.params["axis"]
-    picked = [_picked(x, axis, i, 1, 1, "unstack") for i in range(len(shapes))]
-    return [_without(v, {axis}) for v in picked]
-
-
-def _picked(x: Value, at: int, start: int, count: int, step: int, name: str) -> Value:
+def _picked(name: str, x: Value, some: Ranged) -> Value:
     """Some entries of an axis: a range of its units, if that is what they are."""
-    if count == extent(x.axes[at]):
-        return x
-    if x.weight is None or count == 1:
+    at, start, count, step = some
+    axes = [*x.axes]
+    if step < 0 and x.weight is not None:  # the same entries in reverse
+        axes[at] = tuple(p._replace(stride=-abs(p.stride)) for p in axes[at])
+        return x.replace(axes=tuple(axes))
+    if step > 0 and (x.weight is None or count == 1):
         part = ranges.sliced(x, at, start, count, step)
         if part is not None and (x.weight is None or _is_indexed(part)):
             return part
-    axes = [*x.axes]
     axes[at] = position(count)
-    return _moved(x, axes, x.const, True, name)
+    return _placed(x, axes, x.const, True, name)
 
 
 def _is_indexed(x: Value) -> bool:
@@ -538,32 +493,6 @@ def _with_axis(x: Value, at: int) -> Value:
     return x.replace(axes=tuple(axes), const=tuple(const))
 
 
-def _reduce(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
-    drop = set(eqn.params["axes"])
-    keep = [i for i in range(len(x.axes)) if i not in drop]
-    axes, const = [x.axes[i] for i in keep], [x.const[i] for i in keep]
-    return _moved(x, axes, const, True, eqn.primitive.name)
-
-
-def _along(eqn: Any, x: Value, shape: tuple[int, ...]) -> Value:
-    """Operations along named axes (cumulative sums, reversal): the others keep."""
-    params = eqn.params
-    hit = params.get("dimensions", params.get("axis", params.get("dimension")))
-    hit = {hit} if isinstance(hit, int) else set(hit or ())
-    axes = [
-        position(n) if i in hit else a
-        for i, (a, n) in enumerate(zip(x.axes, shape, strict=True))
-    ]
-    const = [c and i not in hit for i, c in enumerate(x.const)]
-    if eqn.primitive.name == "rev" and x.weight is not None:
-        flipped = [
-            tuple(p._replace(stride=-abs(p.stride)) for p in a) if i in hit else a
-            for i, a in enumerate(x.axes)
-        ]
-        return x.replace(axes=tuple(flipped))
-    return _moved(x, axes, const, True, eqn.primitive.name)
-
-
 # By operation, the operand whose entries the result is made of, and the names of its
 # axes that stay whole: of the operand's, or else of the result's.
 BY_NUMBER = {"gather": (0, "offset_dims"), "scatter-add": (2, "update_window_dims")}
@@ -589,23 +518,3 @@ def _by_number(eqn: Any, ins: Sequence[Value], shape: tuple[int, ...]) -> Value:
         return forgotten
     pooled = x.pool(axes)
     return forgotten if pooled is None else pooled.replace(deps=forgotten.deps)
-
-
-MOVES: dict[str, Callable[[Any, Value, tuple[int, ...]], Value]] = {
-    "transpose": _transpose,
-    "broadcast_in_dim": _broadcast,
-    "reshape": _reshape,
-    "squeeze": _squeeze,
-    "expand_dims": _reshape,
-    "slice": _slice,
-    **dict.fromkeys(("dynamic_slice", "pad"), _same_size),
-    **dict.fromkeys(WINDOWED, _same_size),
-    **dict.fromkeys(REDUCING, _reduce),
-    **dict.fromkeys(CUMULATIVE | {"rev"}, _along),
-}
-
-# Operations whose results are parts of the operand.
-PARTING: dict[str, Callable[[Any, Value, Sequence[tuple[int, ...]]], list[Value]]] = {
-    "split": _split,
-    "unstack": _unstack,
-}

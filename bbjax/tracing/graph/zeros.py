@@ -16,10 +16,11 @@ Sums are what nets have many of, and they only add sets (conjunctive normal form
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bbjax.tracing.primitives import ZERO_PRESERVING
+from bbjax.tracing.primitives import zero_if
 
 Source = tuple[str, int]
 Zeros = frozenset[frozenset[Source]]
@@ -79,32 +80,12 @@ def elementwise(
       zeros: where each operand is.
       numbers: the constant that each operand is, if known.
     """
-    if name in ("mul", "and"):
-        return either(zeros[0], zeros[1])
-    if name == "div":
-        return zeros[0]
-    if name in ("add", "sub", "add_any"):
-        return both(zeros[0], zeros[1])
-    if name in ("max", "min"):
-        return _bounded(name, zeros, numbers)
-    if name == "clamp":
-        low, _, high = numbers
-        inside = low is not None and high is not None and low <= 0 <= high
-        return zeros[1] if inside else NEVER
-    if name == "select_n":
-        return every(zeros[1:])
-    if name == "integer_pow" and params["y"] <= 0:
+    rule = zero_if(name, params, numbers)
+    if rule is None:
         return NEVER
-    return zeros[0] if len(zeros) == 1 and name in ZERO_PRESERVING else NEVER
+    return every([_any_of([zeros[i] for i in group]) for group in rule])
 
 
-def _bounded(
-    name: str, zeros: Sequence[Zeros], numbers: Sequence[float | None]
-) -> Zeros:
-    """`max(x, c)` with c <= 0 and `min(x, c)` with c >= 0 leave 0 at 0."""
-    sign = 1 if name == "min" else -1
-    for x, bound in ((0, 1), (1, 0)):
-        number = numbers[bound]
-        if number is not None and sign * number >= 0:
-            return zeros[x]
-    return both(zeros[0], zeros[1])
+def _any_of(factors: Sequence[Zeros]) -> Zeros:
+    """Zero where one of some factors is."""
+    return functools.reduce(either, factors)
