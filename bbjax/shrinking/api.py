@@ -23,16 +23,16 @@ import numpy as np
 
 from bbjax import adapters
 from bbjax.model.checks import Masks, check_by_path, check_values, meant, on_host
+from bbjax.model.kernel import Kernel
 from bbjax.model.leaves import Leaves
 from bbjax.shrinking import costs, sizes
 from bbjax.shrinking.cut import cut, cuts
 from bbjax.shrinking.cut import masked as cut_masked
-from bbjax.shrinking.model import TracedModel
+from bbjax.shrinking.model import Array, TracedModel
 from bbjax.shrinking.removal import Removal, choose
 from bbjax.shrinking.result import Change, ShrinkReport, Shrunk
 from bbjax.shrinking.retraces import Retraces, smaller
 from bbjax.tracing.call import Prepared, call, traced
-from bbjax.tracing.trace import followed
 
 
 def shrink(
@@ -166,17 +166,19 @@ class _Result:
             tuple(self.draws()),
             self.fixed(),
         )
-        units = followed(after).units
         widths = {
-            k.path: (math.prod(k.out_units), math.prod(units[k.path].out_units))
-            for k in model.kernels.values()
+            kernel.path: (
+                _outputs(kernel, model.arrays[leaf]),
+                _outputs(kernel, arrays[leaf]),
+            )
+            for leaf, kernel in model.kernels.items()
         }
         shapes = {
             path: tuple(jnp.shape(array))
             for path, array in zip(model.paths, model.arrays, strict=True)
         }
         fn = self.retraces.fn
-        return Shrunk(params, left, widths, report, units, mine, shapes, fn)
+        return Shrunk(params, left, widths, report, mine, shapes, fn, after)
 
     def changes(self) -> Iterable[Change]:
         """Groups that lost units or keep idle ones, in the graph's order."""
@@ -206,3 +208,8 @@ class _Result:
         for number, group in model.groups.items():
             if number in self.removal.kept and number in drawn:
                 yield group.name
+
+
+def _outputs(kernel: Kernel, array: Array) -> int:
+    """Number of output units of a kernel, in each layer of a stack."""
+    return math.prod(jnp.shape(array)[axis] for axis in kernel.fan_out)

@@ -38,6 +38,7 @@ _SIZES = frozenset(
     "in_layouts out_layouts ctx_mesh compiler_options_kvs policy prevent_cse".split()
 )
 _POWERS = (1.0, -1.0, 0.5, -0.5)  # of a size, in numbers that come from it
+_ROUNDED = 4e-3  # relative error of such a number in bfloat16
 Env = dict[Any, Layout]
 
 
@@ -214,8 +215,8 @@ class _Comparison:
                 self.found.append(Difference(text, self.groups(frame, eqn.outvars)))
                 return True
             text = f"{name} takes the number {_text(two)} where it took {_text(one)}"
-            here = self.groups(frame, (*eqn.invars, *eqn.outvars))
-            self.found.append(Difference(text, self.from_sizes(one, two, here)))
+            groups = self.from_sizes(one, two, self.reached(frame, eqn))
+            self.found.append(Difference(text, groups))
             return True
         dims = self.dims(frame, atom)
         if not self.same_axes(old, new, dims, name in ELEMENTWISE):
@@ -360,14 +361,38 @@ class _Comparison:
         found = {group for dim in dims for group in self.extents.wholes(dim)}
         return frozenset(found & self.kept.keys())
 
-    def from_sizes(self, one: Any, two: Any, here: frozenset[int]) -> frozenset[int]:
-        """Groups whose number of units, or its root, changes as a number does."""
-        found = set()
+    def reached(self, frame: Frame, eqn: Any) -> frozenset[int]:
+        """Groups on the axes of the first arrays that an operation acts on.
+
+        A number that comes from a size acts on arrays without axes first, as a root.
+        """
+        found = self.groups(frame, (*eqn.invars, *eqn.outvars))
+        results = set(eqn.outvars)
+        for later in frame.jaxpr.eqns if not found else ():
+            read = {atom for atom in later.invars if not jaxprs.is_literal(atom)}
+            if read & results:
+                found = self.groups(frame, (*later.invars, *later.outvars))
+                results |= set(later.outvars)
+            if found:
+                break
+        return found
+
+    def from_sizes(self, one: Any, two: Any, near: frozenset[int]) -> frozenset[int]:
+        """Groups whose number of units, or its root, changes as a number does.
+
+        These are, as far as there are any, groups that are near and have this number
+        of units; near, and their number changes by as much; or not near.
+        """
+        same, alike = set(), set()
         for group, keep in self.kept.items():
-            share = keep.reshape(-1, keep.shape[-1])[0].mean()
-            if any(np.isclose(one * share**power, two) for power in _POWERS):
-                found.add(group)
-        return frozenset(found & here or found or here)
+            size, left = keep.shape[-1], int(keep.reshape(-1, keep.shape[-1])[0].sum())
+            for power in _POWERS:
+                if _near(complex(one) * (left / size) ** power, complex(two)):
+                    alike.add(group)
+                    if _near(size**power, complex(one)):
+                        same.add(group)
+        options = (same & near, alike & near, same, alike, near)
+        return frozenset(next(filter(None, options), ()))
 
 
 # The new program -----------------------------------------------------------------
@@ -427,6 +452,10 @@ def _size(axis: Sequence[Piece]) -> int:
 
 def _is_number(value: Any) -> bool:
     return not np.ndim(value) and jnp.issubdtype(jnp.result_type(value), jnp.number)
+
+
+def _near(one: complex, two: complex) -> bool:
+    return abs(one - two) <= _ROUNDED * abs(two)
 
 
 def _text(value: Any) -> str:

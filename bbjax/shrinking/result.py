@@ -7,6 +7,7 @@ gradients, moments, averaged weights.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from bbjax.model.leaves import Leaves
 from bbjax.model.units import Units
 from bbjax.shrinking.cut import Cuts, Shapes, cut
 from bbjax.shrinking.states import cut_state
+from bbjax.tracing.call import Prepared
+from bbjax.tracing.trace import followed
 
 
 class Change(NamedTuple):
@@ -99,20 +102,25 @@ class Shrunk:
       masks: by path, bool arrays of the new shapes: what stays pruned.
       widths: by path of kernel, its output units before and after.
       report: what was removed, and what that saves.
-      units: the trace of the smaller model.
       cuts: by path, how parameters were cut.
       shapes: by path, the shapes that parameters had.
       fn: the function for these parameters.
+      prepared: the function, traced on them.
     """
 
     params: Any = dataclasses.field(repr=False)
     masks: dict[str, np.ndarray] = dataclasses.field(repr=False)
     widths: dict[str, tuple[int, int]]
     report: ShrinkReport
-    units: Units = dataclasses.field(repr=False)
     cuts: Cuts = dataclasses.field(repr=False)
     shapes: Shapes = dataclasses.field(repr=False)
     fn: Callable[..., Any] = dataclasses.field(repr=False)
+    prepared: Prepared = dataclasses.field(repr=False)
+
+    @functools.cached_property
+    def units(self) -> Units:
+        """The trace of the smaller model, made when it is first asked for."""
+        return followed(self.prepared).units
 
     def cut(self, tree: Any) -> Any:
         """A tree of the old parameters' structure and shapes, cut as they were.

@@ -172,6 +172,45 @@ def test_few_traces_find_the_layers_that_cannot_shrink():
     same(fn, params, masks, small, X)
 
 
+def attention(count, calls):
+    """Layers of attention that divide by the root of the size of a head."""
+
+    def fn(p, x):
+        calls.append(1)
+        for layer in p["layers"]:
+            q, k, v = (jnp.einsum("...le,ehd->...lhd", x, layer[n]) for n in "qkv")
+            q = q / jnp.sqrt(q.shape[-1]).astype(q.dtype)
+            w = jax.nn.softmax(jnp.einsum("...lhd,...mhd->...hlm", q, k))
+            h = jnp.einsum("...hlm,...mhd->...lhd", w, v)
+            x = x + jnp.einsum("...lhd,hde->...le", h, layer["o"])
+            x = x + jnp.tanh(x @ layer["up"]) @ layer["down"]
+        return x
+
+    heads = {name: (8, 4, 6) for name in "qkv"}
+    shapes = heads | {"o": (4, 6, 8), "up": (8, 12), "down": (12, 8)}
+    return fn, {"layers": [drawn(**shapes) for _ in range(count)]}
+
+
+def test_a_root_of_a_size_names_the_axis_of_the_arrays_that_it_scales():
+    """So the number of traces is the same for any number of layers."""
+    counts = []
+    for layers in (2, 5):
+        calls = []
+        fn, params = attention(layers, calls)
+        units = bb.trace(fn, params, X)
+        scores = bb.unitwise.group_magnitude(units, params)
+        masks = bb.unitwise.cut(units, scores, 0.5)
+        calls.clear()
+        small = bb.shrink(fn, params, masks, X)
+        counts.append(len(calls))
+        same(fn, params, masks, small, X)
+        for layer in small.params["layers"]:
+            assert layer["q"].shape == (8, 2, 6)  # heads go, their size stays
+            assert layer["v"].shape == (8, 2, 3)
+            assert layer["up"].shape == (8, 6)
+    assert counts[0] == counts[1] <= 9  # some at other sizes of the arguments
+
+
 def test_an_error_without_words_is_reported_with_its_place():
     def fn(p, x):
         h = x @ p["u"]
