@@ -144,7 +144,9 @@ class _Reading(interpreter.Interpreter[Known, Place]):
         """What is known of a constant."""
         return NOTHING if value is None else constants.constant(value)
 
-    def step(self, eqn: Any, index: int, ins: Sequence[Known], at: Place):
+    def step(
+        self, eqn: Any, index: int, ins: Sequence[Known], at: Place
+    ) -> list[Known]:
         """What is known of the results of an operation."""
         name, frame = eqn.primitive.name, at.frame
         tag = self.carried_tag(eqn, ins) if ins else None
