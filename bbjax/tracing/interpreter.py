@@ -153,8 +153,10 @@ class Interpreter(abc.ABC, Generic[T, At]):
         """What an operation without a body makes of its operands."""
 
     @abc.abstractmethod
-    def call(self, call: Call, eqn: Any, index: int, ins: Sequence[T], at: At):
-        """What a call makes of its operands: a list, as of `step`."""
+    def call(
+        self, call: Call, eqn: Any, index: int, ins: Sequence[T], at: At
+    ) -> list[T]:
+        """What a call makes of its operands."""
 
     def given(self, var: Any, arg: T, at: At) -> T:
         """What is known of a variable that is given an operand."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bbjax.tracing.axes.extents import Dim, Dims
-from bbjax.tracing.axes.moves import AxisStep
+from bbjax.tracing.axes.operations import AxisStep
 from bbjax.tracing.primitives import RAGGED
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bbjax.tracing import interpreter, jaxprs
-from bbjax.tracing.axes import moves, products
+from bbjax.tracing.axes import operations, products
 from bbjax.tracing.axes.extents import Dim, Dims, Extents
 from bbjax.tracing.interpreter import Body, Call
 from bbjax.tracing.primitives import BLENDING, SHAPING
@@ -184,10 +184,10 @@ class _AxisPass(interpreter.Interpreter[Dims, Frame]):
             return [self.total(at, eqn, ins[0])]
         noted = len(self.extents.noted)
         shapes = [tuple(getattr(v.aval, "shape", ())) for v in eqn.outvars]
-        step = moves.AxisStep(
+        step = operations.AxisStep(
             self.extents, eqn, list(ins), shapes, self.used, self.drawn
         )
-        found = products.followed(step) or moves.followed(step)
+        found = products.followed(step) or operations.followed(step)
         at.mixed.update(dict.fromkeys(eqn.outvars, self.extents.noted[noted:]))
         self.tag(at, eqn, name)
         return found
