@@ -31,6 +31,7 @@ from bbjax.arrays.bracket import Bracket, bisect
 from bbjax.arrays.keys import from_key, key, top_key
 from bbjax.budgets import laws
 from bbjax.budgets.exact import check_density, exact_budget, mean_degree
+from bbjax.budgets.laws.base import check_law
 from bbjax.model.numbers import check_int
 
 __all__ = ["degrees", "exact_budget", "solve"]
@@ -219,10 +220,7 @@ def degrees(
             "the units into slices along a leading axis"
         )
     law = laws.log_odds() if law is None else law
-    if not isinstance(law, laws.Law):
-        raise TypeError(
-            f"law: expected a Law, got {law!r}; call its factory, e.g. laws.log_odds()"
-        )
+    check_law(law, "log_odds")
     budget = jnp.broadcast_to(exact_budget(density, fan * units), rate.shape[:-1])
     mean = mean_degree(budget, units)
     profile = law.profile(rate, mean)

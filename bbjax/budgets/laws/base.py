@@ -123,6 +123,19 @@ class Law:
         return jnp.maximum(jnp.floor(share).astype(jnp.int32), jnp.int32(k_min))
 
 
+def check_law(law: object, example: str) -> None:
+    """Raises an error if something is no law.
+
+    Raises:
+        TypeError: if so.
+    """
+    if not isinstance(law, Law):
+        raise TypeError(
+            f"law: expected one of bb.laws, got {law!r}; call its factory, e.g. "
+            f"bb.laws.{example}()"
+        )
+
+
 def clean_rate(on_rate: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
     """On-rates as float32 in [0, 1]; NaN, a unit never observed, becomes 0.5.
 
@@ -138,7 +151,11 @@ def clean_rate(on_rate: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
         [0.5, 1.0]
     """
     rate = jnp.asarray(on_rate).astype(jnp.float32)
-    return jnp.clip(jnp.where(jnp.isnan(rate), 0.5, rate), 0.0, 1.0)
+    # By choices alone: on some backends arithmetic, and so `clip`, takes numbers below
+    # the smallest normal one for 0, and would lose their order.
+    unseen = jnp.isnan(rate)
+    rate = jnp.where(jnp.signbit(rate), 0.0, jnp.where(rate > 1, 1.0, rate))
+    return jnp.where(unseen, 0.5, rate)
 
 
 def grid_rate(on_rate: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
