@@ -171,10 +171,9 @@ def check_number(name: str, value: Any, inside: str, remedy: str) -> Any:
 
 
 def _as_float32(number: float) -> float:
-    """The number that compiled programs compute with; they take tiny ones for 0."""
-    with np.errstate(over="ignore"):
-        rounded = np.float32(number)
-    return 0.0 if abs(rounded) < np.finfo(np.float32).tiny else float(rounded)
+    """The number that compiled programs compute with."""
+    with np.errstate(over="ignore", under="ignore"):
+        return float(np.float32(number))
 
 
 def _is_inside(number: float, inside: str) -> bool:

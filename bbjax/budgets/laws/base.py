@@ -151,11 +151,7 @@ def clean_rate(on_rate: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
         [0.5, 1.0]
     """
     rate = jnp.asarray(on_rate).astype(jnp.float32)
-    # By choices alone: on some backends arithmetic, and so `clip`, takes numbers below
-    # the smallest normal one for 0, and would lose their order.
-    unseen = jnp.isnan(rate)
-    rate = jnp.where(jnp.signbit(rate), 0.0, jnp.where(rate > 1, 1.0, rate))
-    return jnp.where(unseen, 0.5, rate)
+    return jnp.clip(jnp.where(jnp.isnan(rate), 0.5, rate), 0.0, 1.0)
 
 
 def grid_rate(on_rate: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
