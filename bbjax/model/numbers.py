@@ -161,13 +161,14 @@ def check_number(name: str, value: Any, inside: str, remedy: str) -> Any:
     if not are_numbers(value) or np.ndim(value):
         raise TypeError(f"expected {name} to be a number, got {value!r}; {remedy}")
     number = float(value)
-    rounded = _as_float32(number)
-    if not (_is_inside(number, inside) and _is_inside(rounded, inside)):
-        digits = "" if not _is_inside(number, inside) else f", in float32 {rounded}"
-        raise ValueError(
-            f"expected {name} in {inside}, got {value!r}{digits}; {remedy}"
-        )
-    return number
+    low, high = (float(end) for end in inside[1:-1].split(","))
+    digits = ""
+    if _is_inside(number, low, high, inside):
+        rounded, low, high = map(_as_float32, (number, low, high))
+        if _is_inside(rounded, low, high, inside):
+            return number
+        digits = f", in float32 {rounded}"
+    raise ValueError(f"expected {name} in {inside}, got {value!r}{digits}; {remedy}")
 
 
 def _as_float32(number: float) -> float:
@@ -176,8 +177,7 @@ def _as_float32(number: float) -> float:
         return float(np.float32(number))
 
 
-def _is_inside(number: float, inside: str) -> bool:
-    low, high = (float(end) for end in inside[1:-1].split(","))
+def _is_inside(number: float, low: float, high: float, inside: str) -> bool:
     above = number >= low if inside[0] == "[" else number > low
     below = number <= high if inside[-1] == "]" else number < high
     return above and below and math.isfinite(number)

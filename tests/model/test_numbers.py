@@ -109,3 +109,9 @@ def test_factories_that_were_not_called():
 
 def factory(a, b):
     return a, b
+
+
+def test_closed_ends_are_inside_whatever_float32_makes_of_them():
+    for end in (1e-6, 0.1, 0.3):
+        assert check_number("x", end, f"[{end}, 1]", "why") == end
+        assert check_number("x", end, f"[0, {end}]", "why") == end
