@@ -44,6 +44,7 @@ from bbjax.training.state import (
     update_means,
 )
 
+_Shares = dict[str, jax.Array]  # by path, a float32 scalar
 HELD = 100  # updates between looks at held masks, which no refresh changes
 
 
@@ -106,7 +107,10 @@ class Pruner:
         weights, wanted = Leaves.of(params), Leaves.of(updates)
         new = self._take_activity(state, activity)
         due, looks = self._due(state.bb_count), self._looks(state.bb_count)
-        new, changes = self._refresh_if(due, looks, new, weights, grads)
+        if due is None:
+            new, changes = self._look_if(looks, new, weights), _Changes({}, {})
+        else:
+            new, changes = self._refresh_if(due, looks, new, weights, grads)
         observations.warn_of_stray(looks, new.bb_stray)
         for kernel, _ in self.plan.kernels:
             path = kernel.path
@@ -171,21 +175,13 @@ class Pruner:
 
     def _refresh_if(
         self,
-        due: jax.Array | None,
+        due: jax.Array,
         looks: jax.Array,
         state: PruneState,
         weights: Leaves,
         grads: Any,
     ) -> tuple[PruneState, _Changes]:
         """The state after a refresh, if one is due, and what it changed."""
-        if due is None:
-
-            def count(old: dict[str, jax.Array]) -> dict[str, jax.Array]:
-                found = self._stray(state.bb_masks, weights)
-                return jax.tree.map(sharding.match, found, old)
-
-            stray = when(looks, count, state.bb_stray)
-            return state._replace(bb_stray=stray), _Changes({}, {})
         gradients = Leaves.of(grads) if "grads" in self.options.rule.needs else None
         kernels = [kernel for kernel, _ in self.plan.kernels]
         least = arguments.least_edges(self.plan.kernels, self.plan.k_min)
@@ -206,16 +202,9 @@ class Pruner:
                 new.take(kernel, finish(given, choice.mask, dtype))
             return new.matched(old)
 
-        def each(
-            carried: tuple[_Held, dict[str, jax.Array]],
-        ) -> tuple[_Held, dict[str, jax.Array]]:
+        def each(carried: tuple[_Held, _Shares]) -> tuple[_Held, _Shares]:
             held, before = carried
-            stray = {
-                path: sharding.match(
-                    jnp.where(looks, share, before[path]), before[path]
-                )
-                for path, share in self._stray(held.masks, weights).items()
-            }
+            stray = self._stray(looks, held.masks, weights, before)
             every = range(len(kernels))
             for which in [every] if self.options.rule.joint else [(i,) for i in every]:
                 paths = [kernels[i].path for i in which]
@@ -237,18 +226,28 @@ class Pruner:
         )
         return new, held.changes
 
+    def _look_if(
+        self, looks: jax.Array, state: PruneState, weights: Leaves
+    ) -> PruneState:
+        """The state of masks that stay, with pruned weights that are not 0 counted."""
+        count = functools.partial(self._stray, looks, state.bb_masks, weights)
+        return state._replace(bb_stray=when(looks, count, state.bb_stray))
+
     def _stray(
-        self, masks: dict[str, jax.Array], weights: Leaves
-    ) -> dict[str, jax.Array]:
+        self,
+        looks: jax.Array,
+        masks: dict[str, jax.Array],
+        weights: Leaves,
+        before: _Shares,
+    ) -> _Shares:
         """By path, the share of the edges that are pruned and whose weight is not 0."""
         found = {}
         for kernel, _ in self.plan.kernels:
-            old = masks[kernel.path]
+            mask, old = masks[kernel.path], before[kernel.path]
             acts = kernel.edge_mask(weights.get(kernel, "parameter") != 0)
-            share = _share_of(
-                kernel, sharding.match(pack(kernel, acts, old), old) & ~old
-            )
-            found[kernel.path] = share
+            acts = sharding.match(pack(kernel, acts, mask), mask)
+            share = jnp.where(looks, _share_of(kernel, acts & ~mask), old)
+            found[kernel.path] = sharding.match(share, old)
         return found
 
     def _choices(
