@@ -16,7 +16,8 @@ from jaxtyping import Array, Shaped
 
 from bbjax.activity import statistics as stats
 from bbjax.activity.evaluate import Probe, by_side, finished, geometries
-from bbjax.activity.on import On, positive
+from bbjax.activity.on import On, above, positive, soft
+from bbjax.model.numbers import check_called, check_flag
 from bbjax.model.units import Units
 from bbjax.tracing import jaxprs
 from bbjax.tracing.call import prepare
@@ -78,6 +79,7 @@ def observe(
       [1.0, 0.5]
     """
     check(units, on)
+    check_flag("has_aux", has_aux)
     wanted_statistics = stats.asked_for(needs)
     _refuse_one_shot(wanted_statistics)
     asked = dict.fromkeys(measured_paths(units), wanted_statistics)
@@ -133,6 +135,14 @@ def check(units: Units, on: On) -> None:
         raise TypeError(
             f"expected `on` to be a function of an array, got {on!r}; see bb.on"
         )
+    check_called("on", on, "an array", "bb.on.above(0.5)")
+    factories: tuple[Any, ...] = (above, soft)
+    for factory in factories:
+        if on is factory:
+            raise TypeError(
+                "expected `on` to be a function of an array, got the factory of one; "
+                f"call it, e.g. bb.on.{factory.__name__}(0.5)"
+            )
 
 
 def _refuse_one_shot(asked: stats.Asked) -> None:

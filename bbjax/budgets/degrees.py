@@ -31,6 +31,7 @@ from bbjax.arrays.bracket import Bracket, bisect
 from bbjax.arrays.keys import from_key, key, top_key
 from bbjax.budgets import laws
 from bbjax.budgets.exact import check_density, exact_budget, mean_degree
+from bbjax.budgets.laws.base import check_law
 from bbjax.model.numbers import check_int
 
 __all__ = ["degrees", "exact_budget", "solve"]
@@ -56,7 +57,7 @@ def _spend(
     counts: Callable[[Int[Array, "*stack"]], Int[Array, "*stack units"]],
     budget: Int[Array, "*stack"],
     floats: Degrees,
-    rate: Float[Array, "*stack units"],
+    order: Int[Array, "*stack units"],
 ) -> Int[Array, "*stack units"]:
     """The degrees within the budget, after four searches.
 
@@ -64,9 +65,9 @@ def _spend(
     only. Floats are coarse where profiles or degrees are huge, and one step may be
     worth many edges to a unit. So the second search adds the same number of edges to
     all units that have room, until one edge each is left. The other two give that edge
-    to the units with the lowest on-rates, and of equal ones to the first.
+    to the units that are the first in order, and of equal ones to the first.
     """
-    index = lax.broadcasted_iota(jnp.int32, rate.shape, rate.ndim - 1)
+    index = lax.broadcasted_iota(jnp.int32, order.shape, order.ndim - 1)
     index = index + jnp.zeros_like(floats.at_low)  # and its sharding
     none = jnp.zeros_like(budget)
 
@@ -84,8 +85,19 @@ def _spend(
     found = bisect(counts, fits, floats)
     room = jnp.max(found.at_high - found.at_low, axis=-1)
     found = search(found, lambda low, high, n: jnp.minimum(high, low + n), room)
-    found = search(found, below(key(rate)), _INF)
-    return search(found, below(index), rate.shape[-1]).at_low
+    found = search(found, below(order), _INF)
+    return search(found, below(index), order.shape[-1]).at_low
+
+
+def _in_order(on_rate: Float[ArrayLike, "*shape"]) -> Int[Array, "*shape"]:
+    """On-rates in [0, 1] as integers of the same order; NaN counts as 0.5.
+
+    Comparisons of floats, and so `clip`, take those below the smallest normal one for 0
+    on some backends: the units that are on least often would lose their order.
+    """
+    keys = key(jnp.asarray(on_rate).astype(jnp.float32))
+    half, one = (int(np.float32(x).view(np.int32)) for x in (0.5, 1.0))
+    return jnp.clip(jnp.where(keys < -_INF, half, keys), 0, one)
 
 
 @partial(jax.jit, static_argnames="combine")
@@ -142,7 +154,7 @@ def solve(
     bottom = -_INF if combine == "shift" else 0  # c = -inf (all at k_min), or 0
     none = jnp.zeros_like(budget)
     floats = Bracket(none + bottom, floor, none + _INF, cap)
-    return _spend(counts, budget, floats, rate)
+    return _spend(counts, budget, floats, _in_order(on_rate) + zero)
 
 
 def _check_rate(on_rate: Float[Array, "*stack units"]) -> None:
@@ -219,10 +231,7 @@ def degrees(
             "the units into slices along a leading axis"
         )
     law = laws.log_odds() if law is None else law
-    if not isinstance(law, laws.Law):
-        raise TypeError(
-            f"law: expected a Law, got {law!r}; call its factory, e.g. laws.log_odds()"
-        )
+    check_law(law, "log_odds")
     budget = jnp.broadcast_to(exact_budget(density, fan * units), rate.shape[:-1])
     mean = mean_degree(budget, units)
     profile = law.profile(rate, mean)

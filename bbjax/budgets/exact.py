@@ -18,17 +18,25 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, Real, UInt32
 
+from bbjax.model.numbers import are_numbers
+
 
 def check_density(density: Real[ArrayLike, "..."], shape: tuple[int, ...] = ()) -> None:
     """Raises an error if a density has a wrong shape or value.
 
     Raises:
+        TypeError: no number.
         ValueError: neither a scalar nor of `shape`, or outside (0, 1]. The value of a
             tracer is not checked.
 
     Example:
         >>> check_density(0.7)
     """
+    if not are_numbers(density):
+        raise TypeError(
+            f"density: expected a number in (0, 1], got {density!r}; pass the fraction "
+            "of edges to keep, e.g. 0.7"
+        )
     if np.shape(density) not in ((), shape):
         raise ValueError(
             f"density: expected a scalar or shape {shape}, got {np.shape(density)}; "

@@ -18,7 +18,7 @@ import numpy as np
 from bbjax.files import container, encoding, matching
 from bbjax.files.container import File, Loaded
 from bbjax.files.encoding import Entry, describe
-from bbjax.model.checks import Masks, check_values, meant, on_host
+from bbjax.model.checks import Masks, check_values, meant, on_host, refuse_stray
 from bbjax.model.units import Units
 
 
@@ -108,16 +108,11 @@ def _check_shapes(
 
 def _check_masks(leaves: Mapping[str, Any], masks: Mapping[str, np.ndarray]) -> None:
     _check_shapes(leaves, {p: mask.shape for p, mask in masks.items()}, "mask")
-    left = []
+    counts = {}
     for path, mask in masks.items():
         pruned = encoding.host_array(path, leaves[path])[~mask]
-        if others := encoding.nonzero(pruned):
-            left.append(f"{others} in {path!r}")
-    if left:
-        raise ValueError(
-            f"expected pruned weights to be 0, got others: {', '.join(left)}; save "
-            "bb.apply_masks(params, masks)"
-        )
+        counts[path] = encoding.nonzero(pruned), pruned.size
+    refuse_stray(counts)
 
 
 def _check_selection(masks: Mapping[str, np.ndarray], units: Units) -> None:

@@ -85,6 +85,29 @@ def on_host(masks: Masks) -> dict[str, np.ndarray]:
     return found
 
 
+APPLY_MASKS = (
+    "put bb.transform last in the chain, and apply the masks to copies of the "
+    "parameters: bb.apply_masks(params, masks)"
+)
+
+
+def refuse_stray(counts: Mapping[str, tuple[int, int]]) -> None:
+    """Raises an error for pruned weights that are not 0.
+
+    Args:
+      counts: by path, how many pruned weights are not 0, and how many are pruned.
+
+    Raises:
+      ValueError: if there are any.
+    """
+    wrong = [f"{n} of {all_} in {p!r}" for p, (n, all_) in counts.items() if n]
+    if wrong:
+        raise ValueError(
+            f"expected pruned weights to be 0, got others: {', '.join(wrong)}; "
+            f"{APPLY_MASKS}"
+        )
+
+
 def meant(path: str, known: Iterable[str]) -> str:
     """The question whether a similar path was meant; empty if there is none.
 

@@ -110,6 +110,7 @@ class Job:
         """The arguments of `prune`, checked."""
         arguments.check_units(units)
         arguments.check_rule(rule)
+        k_min = arguments.check_k_min(k_min)
         budgeted = arguments.check_kernels(units, rule, k_min, pattern)
         density = arguments.density_of(rule, density, pattern, None)
         arguments.check_densities(budgeted, rule, density, k_min, pattern, {0: ""})

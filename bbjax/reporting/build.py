@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bbjax.activity.statistics import Activity
+from bbjax.model.checks import APPLY_MASKS
 from bbjax.model.leaves import Leaves
 from bbjax.model.units import Units
 from bbjax.reporting import figures, numbers, sources, words
 from bbjax.reporting.data import Facts, Given, KernelFacts
-from bbjax.reporting.formats import count, counted
+from bbjax.reporting.formats import counted
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -130,8 +131,9 @@ def report(
 
     Raises:
       TypeError: masks that are not bool, activity or figures of the wrong kind.
-      ValueError: no masks, no pruning state, masks of unknown kernels, shapes that
-        differ, latencies or sizes below 0, a file of another kind.
+      ValueError: pruned weights in `params` that are not 0, no masks, no pruning state,
+        masks of unknown kernels, shapes that differ, latencies or sizes below 0, a file
+        of another kind.
 
     Example:
       >>> import bbjax as bb
@@ -211,8 +213,8 @@ def _notes(
     if absent:
         notes.append(f"Selected in units, but without a mask: {', '.join(absent)}.")
     notes += [
-        f"{count(kernel.stray)} pruned weights of {kernel.path} are not 0 in the "
-        "parameters: these masks were not applied to them."
+        f"A share of {kernel.stray:.3g} of the edges of {kernel.path} was pruned, yet "
+        f"not 0 in the parameters of an update: {APPLY_MASKS}."
         for kernel in kernels
         if kernel.stray
     ]

@@ -176,8 +176,8 @@ class KernelFacts:
       kept_by_layer: kept edges of each stack slice.
       kept_weights: kept entries of the array: in a convolution, one for each position
         of the window.
-      stray: pruned weights that are not 0 in the parameters: the mask was not applied
-        to them; 0 without parameters.
+      stray: share of the edges that were pruned and yet not 0 in the parameters of an
+        update, as the optimizer state counted them; None for masks alone.
       asked: density asked for; None if not known, or an outcome of the rule.
       flipped: edges that changed; None if not known.
       no_path: output units with incoming edges but no path to the output; None where
@@ -197,7 +197,7 @@ class KernelFacts:
     kept: int
     kept_by_layer: Ints
     kept_weights: int
-    stray: int
+    stray: float | None
     asked: float | None
     flipped: int | None
     no_path: int | None

@@ -25,7 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bbjax.files.encoding import nonzero
 from bbjax.model import removal
+from bbjax.model.checks import refuse_stray
 from bbjax.model.kernel import Actuator, Kernel, Side
 from bbjax.model.leaves import Leaves
 from bbjax.model.units import Units
@@ -58,8 +60,11 @@ def kernel_facts(
     """The figures of each kernel.
 
     Raises:
-      ValueError: parameters without one of the kernels, or with another shape.
+      ValueError: parameters without one of the kernels, with another shape, or with
+        pruned weights that are not 0.
     """
+    if params is not None and source.updates != 0:  # masks act from the first update on
+        refuse_stray({m.kernel.path: _stray(m, params) for m in source.kernels})
     no_path = {} if units is None else without_path(units, source.kernels)
     return tuple(
         _kernel(masked, source, no_path.get(masked.kernel.path), params)
@@ -67,14 +72,19 @@ def kernel_facts(
     )
 
 
+def _stray(masked: MaskedKernel, params: Leaves) -> tuple[int, int]:
+    """How many pruned weights are not 0, and how many are pruned."""
+    pruned = np.asarray(params.get(masked.kernel, "parameter"))[~masked.mask()]
+    return nonzero(pruned), pruned.size
+
+
 def _kernel(
     masked: MaskedKernel, source: Source, no_path: int | None, params: Leaves | None
 ) -> KernelFacts:
     kernel, mask = masked.kernel, masked.mask()
-    itemsize, stray = jnp.dtype(kernel.dtype).itemsize, 0
+    itemsize = jnp.dtype(kernel.dtype).itemsize
     if params is not None:
-        values = np.asarray(params.get(kernel, "parameter"))
-        itemsize, stray = values.itemsize, int(np.count_nonzero((values != 0) & ~mask))
+        itemsize = np.asarray(params.get(kernel, "parameter")).itemsize
     edges = _by_role(kernel, per_edge(kernel, mask))
     kept = tuple(int(n) for n in np.count_nonzero(edges, axis=(1, 2, 3)))
     weights = int(np.count_nonzero(mask))
@@ -90,7 +100,7 @@ def _kernel(
         kept=sum(kept),
         kept_by_layer=kept,
         kept_weights=weights,
-        stray=stray,
+        stray=masked.stray,
         asked=masked.asked,
         flipped=masked.flipped,
         no_path=no_path,
@@ -171,7 +181,7 @@ def _measured(
     part = {"degree": degree.astype(np.float32), "rate": rate, "free": free}
     # `summary` also gives shares of edges, for which it needs these; they are not used.
     one = np.ones((len(degree), 1), np.float32)
-    part |= {"edges": one, "asked": one, "flipped": one}
+    part |= {"edges": one, "asked": one, "flipped": one, "stray": one}
     values = {k: np.asarray(v) for k, v in _summaries(part).items()}
     odds = np.asarray(log_odds(rate), np.float64)
     for i, row in enumerate(found):

@@ -56,6 +56,7 @@ def _kernel(kernel: KernelFacts) -> dict[str, object]:
         "density_got": kernel.got,
         "flipped": kernel.flipped,
         "churn": kernel.churn,
+        "pruned_nonzero": kernel.stray,
         "unheard_units": kernel.no_path,
         "dense_bytes": kernel.dense_bytes,
         "sparse_bytes": kernel.sparse_bytes,

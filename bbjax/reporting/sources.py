@@ -45,6 +45,7 @@ class MaskedKernel:
       asked: density asked for; None if not known or an outcome.
       flipped: edges that changed; None if not known.
       k_min: least degree of a unit.
+      stray: share of the edges that were pruned and yet not 0; None if not known.
     """
 
     kernel: Kernel
@@ -54,6 +55,7 @@ class MaskedKernel:
     asked: float | None = None
     flipped: int | None = None
     k_min: int = 1
+    stray: float | None = None
 
     def edges(self) -> np.ndarray:
         """The mask with one entry per edge, bool of shape `kernel.edge_shape`."""
@@ -197,6 +199,7 @@ def _from_state(opt_state: Any, units: Units | None) -> Source:
             asked=_number(held.bb_density[kernel.path]),
             flipped=None if churn is None else round(churn * edges),
             k_min=held.bb_plan.k_min,
+            stray=_number(held.bb_stray[kernel.path]),
         )
         masked.append(entry)
     if not masked:

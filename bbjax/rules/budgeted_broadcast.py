@@ -27,6 +27,7 @@ from jaxtyping import ArrayLike, Real
 
 from bbjax.arrays.types import Number
 from bbjax.budgets import laws
+from bbjax.budgets.laws.base import check_law
 from bbjax.rules.base import Rule
 from bbjax.rules.parts.calibrated import select_calibrated
 from bbjax.rules.parts.hysteresis import Score
@@ -93,6 +94,7 @@ def budgeted_broadcast(
     check_scope(scope)
     slope = _number(spread)
     law = laws.log_odds(beta, spread=slope) if law is None else law
+    check_law(law, "log_odds")
     of, needs = score_called(score)
     details = [] if law.name == "log_odds" else [law.name]
     details += [] if score == "magnitude" else [score]

@@ -13,6 +13,7 @@ import jax
 from jaxtyping import Array, ArrayLike, Float, Integer
 
 from bbjax.budgets import laws
+from bbjax.model.numbers import check_seed
 from bbjax.rules.base import Candidates, Rule
 from bbjax.rules.parts.selection import select_by_law
 
@@ -26,10 +27,15 @@ def random(*, seed: Integer[ArrayLike, ""] = 0) -> Rule:
     Returns:
       A rule that needs no activity.
 
+    Raises:
+      TypeError: the seed is no int.
+      ValueError: it has more than 32 bits.
+
     Example:
       >>> random(seed=1).needs
       ()
     """
+    seed = check_seed(seed)
 
     def score(seen: Candidates) -> Float[Array, "*edges"]:
         key = jax.random.fold_in(jax.random.key(seed), seen.index)

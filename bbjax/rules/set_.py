@@ -18,6 +18,7 @@ import jax
 from jaxtyping import Array, ArrayLike, Bool, Integer
 
 from bbjax.arrays.types import Number
+from bbjax.model.numbers import check_seed
 from bbjax.rules.base import Candidates, Rule
 from bbjax.rules.parts.regrowth import (
     check_drop,
@@ -56,6 +57,7 @@ def set_(
       ((), 'zero')
     """
     check_drop(drop, anneal)
+    seed = check_seed(seed)
 
     def select(seen: Candidates) -> Bool[Array, "*edges"]:
         key = jax.random.fold_in(jax.random.key(seed), seen.index)

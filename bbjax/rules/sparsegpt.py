@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool
 from bbjax.arrays import sharding
 from bbjax.arrays.types import Number
 from bbjax.budgets import laws
+from bbjax.budgets.laws.base import check_law
 from bbjax.model.kernel import Kernel
 from bbjax.model.numbers import check_int, check_number
 from bbjax.model.warn import warn
@@ -80,11 +81,7 @@ def sparsegpt(
       [[0.0], [3.6666...]]
     """
     law = laws.uniform() if law is None else law
-    if not isinstance(law, laws.Law):
-        raise TypeError(
-            f"expected a law from bb.laws or None, got {law!r}; call its factory, e.g. "
-            "bb.laws.log_odds()"
-        )
+    check_law(law, "log_odds")
     remedy = "it is a share of the mean of the Gram matrix's diagonal, e.g. 0.01"
     check_number("damp", damp, "[0, inf)", remedy)
     blend = Blend(law, competition)

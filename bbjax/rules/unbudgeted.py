@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from bbjax.budgets.laws import Edges, Law
+from bbjax.budgets.laws.base import check_law
 from bbjax.model.units import Actuator
 from bbjax.rules.base import Candidates, Rule
 from bbjax.rules.parts.selection import within_limits
@@ -44,11 +45,7 @@ def unbudgeted(law: Law) -> Rule:
       >>> unbudgeted(laws.quantile()).free
       True
     """
-    if not isinstance(law, Law):
-        raise TypeError(
-            f"expected a law from bb.laws, got {law!r}; call its factory, e.g. "
-            "bb.laws.three_zone()"
-        )
+    check_law(law, "three_zone")
     if law.edges is None:
         raise ValueError(
             f"expected a law with degrees of its own, got {law.name!r}, whose degrees "

@@ -19,7 +19,14 @@ from bbjax.activity.statistics import SIDED
 from bbjax.budgets.allocation import Density, Erk, all_edges, per_kernel
 from bbjax.budgets.exact import check_density
 from bbjax.model.checks import meant
-from bbjax.model.numbers import INT32, check_int, check_number
+from bbjax.model.numbers import (
+    INT32,
+    are_numbers,
+    check_called,
+    check_flag,
+    check_int,
+    check_number,
+)
 from bbjax.model.units import Actuator, Kernel, Units
 from bbjax.rules.base import Rule
 from bbjax.rules.patterns import Pattern, check_pattern, groups_per_unit
@@ -38,9 +45,11 @@ def check(units: Any, options: Options) -> tuple[Budgeted, Options]:
     Returns:
       The budgeted kernels, and the options with the density that follows from them.
     """
-    rule, k_min, pattern = options.rule, options.k_min, options.pattern
+    rule = options.rule
     check_units(units)
     check_rule(rule)
+    options = _check_kinds(options)
+    k_min, pattern = options.k_min, options.pattern
     if rule.one_shot:
         raise ValueError(
             f"expected a rule that can refresh masks while training, got "
@@ -53,8 +62,6 @@ def check(units: Any, options: Options) -> tuple[Budgeted, Options]:
             f"expected a rule that reads statistics per unit, got {rule.name!r}, which "
             f"needs {large}: running means of these are not kept; use bb.prune"
         )
-    _check_schedule(options)
-    _check_weights(options)
     _check_hysteresis(rule, options.hysteresis)
     budgeted = check_kernels(units, rule, k_min, pattern)
     if options.rescale and not any("in" in actuators for _, actuators in budgeted):
@@ -109,7 +116,6 @@ def check_kernels(units: Units, rule: Rule, k_min: Any, pattern: Any) -> Budgete
                 f"expected one actuator for {kernel.path!r} with rule {rule.name!r}, "
                 f"got {' and '.join(actuators)}; select one of the two"
             )
-    check_int("k_min", k_min, 0, INT32, "it is the least number of edges of a unit")
     _check_pattern(budgeted, rule, pattern)
     for kernel, actuators in budgeted:
         _check_size(kernel, actuators, k_min)
@@ -218,34 +224,50 @@ def check_masks(budgeted: Budgeted, masks: Any) -> None:
         )
 
 
-def _check_schedule(options: Options) -> None:
+def _check_kinds(options: Options) -> Options:
+    """The options with counts as ints and flags as bools."""
     remedy = "it counts updates, and is part of the compiled step"
-    check_int("every", options.every, 1, INT32, remedy)
-    check_int("start", options.start, 0, INT32, remedy)
-    if options.stop is not None:
-        check_int("stop", options.stop, 0, INT32, remedy)
-        if options.stop <= (options.start or 0):
+    start = check_int("start", options.start, 0, INT32, remedy)
+    stop = options.stop
+    if stop is not None:
+        stop = check_int("stop", stop, 0, INT32, remedy)
+        if stop <= start:
             raise ValueError(
-                f"expected stop > start = {options.start}, got {options.stop!r}: "
-                "nothing would ever be pruned; raise stop or lower start"
+                f"expected stop > start = {start}, got {stop!r}: nothing would ever "
+                "be pruned; raise stop or lower start"
             )
-
-
-def _check_weights(options: Options) -> None:
-    rescale = False if options.rescale is None else options.rescale
-    for name, value in (("regrow", options.regrow), ("rescale", rescale)):
-        if not isinstance(value, bool | np.bool_):
-            raise TypeError(
-                f"expected {name} to be True or False, got {value!r}; pass a bool"
-            )
-    check_number(
-        "ema", options.ema, "[0, 1)", "it is the decay of the running mean, e.g. 0.99"
-    )
+    remedy_ema = "it is the decay of the running mean, e.g. 0.99"
+    check_number("ema", options.ema, "[0, 1)", remedy_ema)
     dtype = options.dormant_dtype
     if dtype is not None and not _is_float(dtype):
         raise ValueError(
             f"expected dormant_dtype to be a float dtype, got {dtype!r}; e.g. "
             "jnp.bfloat16"
+        )
+    rescale = options.rescale
+    return dataclasses.replace(
+        options,
+        every=check_int("every", options.every, 1, INT32, remedy),
+        start=start,
+        stop=stop,
+        regrow=check_flag("regrow", options.regrow),
+        rescale=None if rescale is None else check_flag("rescale", rescale),
+        k_min=check_k_min(options.k_min),
+    )
+
+
+def check_k_min(k_min: Any) -> int:
+    """The least number of edges of a unit as an int."""
+    remedy = "it is the least number of edges of a unit"
+    return check_int("k_min", k_min, 0, INT32, remedy)
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Refuses what is no optimizer of Optax."""
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(
+            f"expected an optimizer of Optax, got {optimizer!r}; call its factory, "
+            "e.g. optax.adam(1e-3)"
         )
 
 
@@ -317,6 +339,7 @@ def _values(density: Any, steps: Mapping[int, str]) -> list[tuple[str, Any]]:
     if not callable(density):
         is_array = hasattr(density, "shape")
         return [("", density if is_array else _share(density))]
+    check_called("density", density, "the step", "bb.ramp(0.5, 0, 100)")
     checked = []
     for step, words in steps.items():
         value = density(jnp.asarray(step))
@@ -327,12 +350,12 @@ def _values(density: Any, steps: Mapping[int, str]) -> list[tuple[str, Any]]:
 
 
 def _share(density: Any) -> float:
-    try:
-        return float(density)
-    except (TypeError, ValueError):
+    if not are_numbers(density) or np.ndim(density):
         raise TypeError(
-            f"expected density to be a number, got {density!r}; pass a float"
-        ) from None
+            f"expected density to be a number, got {density!r}; pass a float, or a "
+            "schedule of the step (bb.ramp)"
+        )
+    return float(density)
 
 
 def _check_size(kernel: Kernel, actuators: tuple[Actuator, ...], k_min: int) -> None:

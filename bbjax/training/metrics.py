@@ -31,7 +31,14 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
         coding_entropy                          mean entropy of a unit's state, in bits
         churn                                   share of the edges that the last refresh
                                                 flipped
+        pruned_nonzero                          share of the edges that were pruned and
+                                                yet not 0 in the parameters
         balance_slope, balance_r2               line of log((1 - a) / a) on the degree
+
+    `pruned_nonzero` is 0 where `bb.transform` is the last link of the chain. Whatever
+    changes its updates (an optimizer, `optax.scale`, a partition that freezes) leaves
+    pruned weights that are not 0. An update counts them in the `params` that it gets,
+    at every refresh and right after it. Outside jit it also warns.
 
     The line is fitted over units off their bounds (`k_min < k < fan`, on-rate between
     0.01 and 0.99). For one slice under the log-odds law its slope is `beta`. Reference:
@@ -90,6 +97,7 @@ def _measure(
         "edges": edges,
         "asked": edges * state.bb_density[kernel.path],
         "flipped": edges * state.bb_churn[kernel.path],
+        "stray": edges * state.bb_stray[kernel.path],
     }
 
 
@@ -104,7 +112,7 @@ def summary(part: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
     Args:
       part: float32, `degree` and `rate` (units,), bool `free` (units,) from
-        `off_bounds`, and `edges`, `asked` and `flipped` (kernels,) in edges.
+        `off_bounds`, and `edges`, `asked`, `flipped` and `stray` (kernels,) in edges.
     """
     degree, rate = part["degree"], part["rate"]
     edges = jnp.sum(part["edges"])
@@ -120,6 +128,7 @@ def summary(part: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         "traffic": jnp.sum(degree * rate),
         "coding_entropy": jnp.mean(_entropy(rate)),
         "churn": jnp.sum(part["flipped"]) / edges,
+        "pruned_nonzero": jnp.sum(part["stray"]) / edges,
         "balance_slope": slope,
         "balance_r2": r2,
     }

@@ -7,6 +7,7 @@ concrete; under jit, statistics that are not finite are left out of the running 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bbjax.activity.statistics import PER_EDGE, SIDED
+from bbjax.model.checks import APPLY_MASKS
 from bbjax.model.units import Kernel
+from bbjax.model.warn import warn
 from bbjax.rules.base import Rule, side_in
 
 
@@ -25,7 +28,8 @@ def check_needs(rule: Rule, activity: Any, grads: Any) -> None:
             f"expected activity, which rule {rule.name!r} needs, got None; call "
             "tx.update(grads, opt_state, params, activity=activity) with the activity "
             "that bb.value_and_grad(loss_fn, units) or bb.observe(loss_fn, units) "
-            "returns"
+            "returns; Flax's own TrainState does not pass it on, bb.linen.TrainState "
+            "does"
         )
     if grads is None and "grads" in rule.needs:
         raise ValueError(
@@ -92,6 +96,27 @@ def check_measured(kernel: Kernel, names: tuple[str, ...], sides: Any) -> None:
                 f"{none.sum()} of {none.size}: they did not run; calibrate on more "
                 "batches, or leave this kernel out"
             )
+
+
+def warn_of_stray(looked: jax.Array, stray: Mapping[str, jax.Array]) -> None:
+    """Warns of pruned weights that are not 0, where values are known (outside jit).
+
+    Args:
+      looked: whether they were counted in this update, bool scalar.
+      stray: by path, their share of all edges.
+    """
+    values = (looked, *stray.values())
+    if any(isinstance(value, jax.core.Tracer) for value in values):
+        return
+    if not np.any(looked):
+        return
+    shares = {path: float(np.max(share)) for path, share in stray.items()}
+    wrong = [f"{share:.3g} of {path!r}" for path, share in shares.items() if share]
+    if wrong:
+        warn(
+            "expected pruned weights to be 0 in params, got others, as a share of all "
+            f"edges: {', '.join(wrong)}; {APPLY_MASKS}"
+        )
 
 
 def _shape_of(kernel: Kernel, name: str) -> tuple[int, ...] | None:

@@ -44,6 +44,9 @@ from bbjax.training.state import (
     update_means,
 )
 
+_Shares = dict[str, jax.Array]  # by path, a float32 scalar
+HELD = 100  # updates between looks at held masks, which no refresh changes
+
 
 @dataclasses.dataclass(frozen=True)
 class Pruner:
@@ -55,7 +58,7 @@ class Pruner:
     def init(self, params: Any) -> PruneState:
         """The state before the first update: everything kept, nothing observed."""
         options, tree = self.options, Leaves.of(params)
-        masks, means, dormant, churn, asked = {}, {}, {}, {}, {}
+        masks, means, dormant, churn, stray, asked = {}, {}, {}, {}, {}, {}
         for kernel, actuators in self.plan.kernels:
             # `optax.tree.map_params` calls init with a tree of no leaves.
             weights = tree.get(kernel, "parameter") if tree.leaves else None
@@ -64,6 +67,7 @@ class Pruner:
             names = tracked(options.rule, actuators)
             means[kernel.path] = first_means(kernel, names, weights)
             churn[kernel.path] = sharding.like(jnp.float32(0), weights, ())
+            stray[kernel.path] = sharding.like(jnp.float32(0), weights, ())
             first = jnp.float32(math.nan if options.start is None else 1)
             asked[kernel.path] = sharding.like(first, weights, ())
             if options.dormant:
@@ -77,6 +81,7 @@ class Pruner:
             bb_means=means,
             bb_dormant=dormant,
             bb_churn=churn,
+            bb_stray=stray,
             bb_density=asked,
             bb_plan=self.plan,
         )
@@ -101,10 +106,12 @@ class Pruner:
         observations.check_needs(self.options.rule, activity, grads)
         weights, wanted = Leaves.of(params), Leaves.of(updates)
         new = self._take_activity(state, activity)
-        due, changes = None, _Changes({}, {})
-        if self.options.start is not None:  # else the masks stay what they are
-            due = self._due(state.bb_count)
-            new, changes = self._refresh_if(due, new, weights, grads)
+        due, looks = self._due(state.bb_count), self._looks(state.bb_count)
+        if due is None:
+            new, changes = self._look_if(looks, new, weights), _Changes({}, {})
+        else:
+            new, changes = self._refresh_if(due, looks, new, weights, grads)
+        observations.warn_of_stray(looks, new.bb_stray)
         for kernel, _ in self.plan.kernels:
             path = kernel.path
             p = weights.get(kernel, "parameter")
@@ -119,15 +126,39 @@ class Pruner:
                 ratio=changes.ratios.get(path),
             )
             wanted.put(kernel, masked)
-        last = jnp.iinfo(jnp.int32).max
-        count = jnp.minimum(state.bb_count, last - 1) + 1
-        return wanted.tree(), new._replace(bb_count=count)
+        return wanted.tree(), new._replace(bb_count=self._next(state.bb_count))
 
-    def _due(self, count: jax.Array) -> jax.Array:
+    def _due(self, count: jax.Array) -> jax.Array | None:
+        """Whether this update refreshes; None if the masks stay what they are."""
         start, stop = self.options.start, self.options.stop
-        assert start is not None
+        if start is None:
+            return None
         due = (count >= start) & ((count - start) % self.options.every == 0)
         return due if stop is None else due & (count < stop)
+
+    def _looks(self, count: jax.Array) -> jax.Array:
+        """Whether this update counts pruned weights that are not 0.
+
+        At a refresh, which reads the weights anyway, and right after it; after the
+        first update, which applies masks that were given; never before masks are.
+        """
+        start, every = self.options.start, self.options.every
+        if start is None:
+            start, every = 0, HELD
+        return (count == 1) | (count > start) & ((count - start) % every <= 1)
+
+    def _next(self, count: jax.Array) -> jax.Array:
+        """The number of the next update.
+
+        Past the last one that int32 holds it falls back by whole periods, to where no
+        density schedule changes any more, so that refreshes go on.
+        """
+        last, every = jnp.iinfo(jnp.int32).max, self.options.every
+        periods = max(
+            (last - max(self.options.start or 0, arguments.FOREVER)) // every, 1
+        )
+        after = last if self.options.stop is not None else last + 1 - periods * every
+        return jnp.where(count < last, jnp.minimum(count, last - 1) + 1, after)
 
     def _take_activity(self, state: PruneState, activity: Any) -> PruneState:
         if activity is None:
@@ -143,7 +174,12 @@ class Pruner:
         return state._replace(bb_means=means)
 
     def _refresh_if(
-        self, due: jax.Array, state: PruneState, weights: Leaves, grads: Any
+        self,
+        due: jax.Array,
+        looks: jax.Array,
+        state: PruneState,
+        weights: Leaves,
+        grads: Any,
     ) -> tuple[PruneState, _Changes]:
         """The state after a refresh, if one is due, and what it changed."""
         gradients = Leaves.of(grads) if "grads" in self.options.rule.needs else None
@@ -166,15 +202,17 @@ class Pruner:
                 new.take(kernel, finish(given, choice.mask, dtype))
             return new.matched(old)
 
-        def each(held: _Held) -> _Held:
+        def each(carried: tuple[_Held, _Shares]) -> tuple[_Held, _Shares]:
+            held, before = carried
+            stray = self._stray(looks, held.masks, weights, before)
             every = range(len(kernels))
             for which in [every] if self.options.rule.joint else [(i,) for i in every]:
                 paths = [kernels[i].path for i in which]
                 part = functools.partial(refresh, which)
                 held = held.joined(when(due, part, held.only(paths)))
-            return held
+            return held, stray
 
-        held = when(due, each, held)
+        held, stray = when(due | looks, each, (held, state.bb_stray))
         asked = {
             k.path: jnp.where(due, d, state.bb_density[k.path])
             for k, d in zip(kernels, spend.asked, strict=True)
@@ -183,9 +221,34 @@ class Pruner:
             bb_masks=held.masks,
             bb_dormant=held.dormant,
             bb_churn=held.churn,
+            bb_stray=stray,
             bb_density=asked,
         )
         return new, held.changes
+
+    def _look_if(
+        self, looks: jax.Array, state: PruneState, weights: Leaves
+    ) -> PruneState:
+        """The state of masks that stay, with pruned weights that are not 0 counted."""
+        count = functools.partial(self._stray, looks, state.bb_masks, weights)
+        return state._replace(bb_stray=when(looks, count, state.bb_stray))
+
+    def _stray(
+        self,
+        looks: jax.Array,
+        masks: dict[str, jax.Array],
+        weights: Leaves,
+        before: _Shares,
+    ) -> _Shares:
+        """By path, the share of the edges that are pruned and whose weight is not 0."""
+        found = {}
+        for kernel, _ in self.plan.kernels:
+            mask, old = masks[kernel.path], before[kernel.path]
+            acts = kernel.edge_mask(weights.get(kernel, "parameter") != 0)
+            acts = sharding.match(pack(kernel, acts, mask), mask)
+            share = jnp.where(looks, _share_of(kernel, acts & ~mask), old)
+            found[kernel.path] = sharding.match(share, old)
+        return found
 
     def _choices(
         self, inputs: Iterator[RefreshInput], spend: Budgets
@@ -291,10 +354,7 @@ class _Held(NamedTuple):
         old = self.masks[path]
         new = sharding.match(pack(kernel, done.mask, old), old)
         self.masks[path] = new
-        # Counts of a slice are exact in int32, those of a whole stack may not be.
-        flips = bits.count(new ^ old, kernel.axes("group", "in", "out"))
-        flipped = jnp.sum(flips.astype(jnp.float32))
-        self.churn[path] = flipped / float(math.prod(kernel.edge_shape))
+        self.churn[path] = _share_of(kernel, new ^ old)
         if done.dormant is not None:
             self.dormant[path] = done.dormant
         if path in self.changes.arrivals:
@@ -324,6 +384,13 @@ class _Held(NamedTuple):
     def matched(self, old: _Held) -> _Held:
         """The same with the shardings of `old`, as a loop wants it."""
         return jax.tree.map(sharding.match, self, old)
+
+
+def _share_of(kernel: Kernel, packed: jax.Array) -> jax.Array:
+    """Share of the edges of a kernel whose bits are set: float32 scalar."""
+    # Counts of a slice are exact in int32, those of a whole stack may not be.
+    counts = bits.count(packed, kernel.axes("group", "in", "out"))
+    return jnp.sum(counts.astype(jnp.float32)) / float(math.prod(kernel.edge_shape))
 
 
 def _unpacked(

@@ -52,6 +52,8 @@ class PruneState(NamedTuple):
         weight of the observations under `"side.weight"`.
       bb_dormant: values of pruned weights by kernel; empty without regrowth.
       bb_churn: share of each kernel's edges that the last refresh flipped, float32.
+      bb_stray: share of each kernel's edges that were pruned and yet not 0 in the
+        parameters when last counted, float32; see `bb.metrics`.
       bb_density: density of each kernel asked for at the last refresh, float32; 1
         before the first, NaN where it is an outcome.
       bb_plan: what the transform was built for.
@@ -62,6 +64,7 @@ class PruneState(NamedTuple):
     bb_means: dict[str, dict[str, jax.Array]]
     bb_dormant: dict[str, jax.Array]
     bb_churn: dict[str, jax.Array]
+    bb_stray: dict[str, jax.Array]
     bb_density: dict[str, jax.Array]
     bb_plan: Plan
 

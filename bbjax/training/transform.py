@@ -57,7 +57,15 @@ def transform(
     """Prunes the selected kernels to an exact density while they train.
 
     Put it last in the chain; call `tx.update(grads, opt_state, params,
-    activity=activity)` with the activity that `bb.value_and_grad` returns.
+    activity=activity)` with the activity that `bb.value_and_grad` returns. In Flax,
+    `bb.linen.TrainState` passes `activity=` on; Flax's own `TrainState` takes every
+    keyword for a field of the state.
+
+    What changes updates behind it (an optimizer, `optax.scale`, a partition that
+    freezes) leaves pruned weights that are not 0: `pruned_nonzero` of `bb.metrics`
+    counts them. A second copy of the weights, as of schedule-free optimizers, moving
+    averages (EMA) and lookahead, holds weights of earlier steps: set those that are
+    pruned now to 0 with `bb.apply_masks(copy, bb.masks(opt_state))` before it is used.
 
     Args:
       units: from `bb.trace`; its selection, or the hidden kernels that a nonlinearity
@@ -130,7 +138,7 @@ def transform(
         hysteresis=hysteresis,
     )
     budgeted, options = arguments.check(units, asked)
-    return _made(Pruner(Plan(budgeted, k_min), options))
+    return _made(Pruner(Plan(budgeted, options.k_min), options))
 
 
 def hold(
@@ -218,6 +226,7 @@ def wrap(
       >>> type(tx.init({"w": jnp.ones((2, 3))})).__name__
       'WrapState'
     """
+    arguments.check_optimizer(optimizer)
     inner = optax.with_extra_args_support(optimizer)
     outer = transform(units, rule, **settings_)
     afresh = rule is not None and rule.revive == "zero"

@@ -132,6 +132,18 @@ def test_without_extra_arguments_it_is_the_train_state_of_flax(batch, getkey):
         chex.assert_trees_all_equal(mine, theirs)
 
 
+def test_the_train_state_of_flax_is_named_where_it_drops_activity(batch, getkey):
+    """It takes the keyword for a field; the one here passes it on."""
+    _, state = make_state(batch, getkey(), chain)
+    theirs = train_state.TrainState.create(
+        apply_fn=state.apply_fn, params=state.params, tx=state.tx
+    )
+    grads = jax.tree.map(jnp.ones_like, state.params)
+    text = "needs, got None; .*Flax's own TrainState does not .*bb.linen.TrainState"
+    with pytest.raises(ValueError, match=text):
+        theirs.apply_gradients(grads=grads, activity={})
+
+
 def test_a_field_is_replaced_and_everything_else_reaches_the_optimizer():
     given = {}
 

@@ -193,6 +193,8 @@ ONES = np.ones(3, np.float32)
         (ValueError, r"in \[0, 1\], got -1.0 \(3 such .*; div", (-ONES, 4, 0.5)),
         (ValueError, r"density: expected .*got 0\.0; pass", (ONES, 4, 0.0)),
         (ValueError, r"density: expected .*got 1\.5; pass", (ONES, 4, 1.5)),
+        (TypeError, r"density: expected a number .*got '0.5'; pass", (ONES, 4, "0.5")),
+        (TypeError, r"density: expected a number .*got True; pass", (ONES, 4, True)),
         (ValueError, r"density: .* shape \(\), got \(3,\); pass", (ONES, 4, ONES)),
         (ValueError, r"fan: expected .*, got 0; it counts", (ONES, 0, 0.5)),
         (TypeError, r"fan: expected an int .*, got 4\.0; it", (ONES, 4.0, 0.5)),
@@ -212,11 +214,31 @@ def test_bad_k_min(k_min):
 
 
 def test_bad_law():
-    with pytest.raises(TypeError, match=r"law: expected a Law, got .*; call its fact"):
+    with pytest.raises(
+        TypeError, match=r"law: expected one of bb.laws, got .*; call its fact"
+    ):
         degrees(ONES, 4, 0.5, law=laws.log_odds)
     short = laws.Law("short", lambda a, mean: a[:1], "shift")
     with pytest.raises(ValueError, match=r"law 'short': .* \(3,\), got \(1,\); return"):
         degrees(ONES, 4, 0.5, law=short)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_rates_below_the_smallest_normal_float_keep_their_order(law):
+    """Degrees are those of rates as far apart that every backend tells apart."""
+    rng = np.random.default_rng(3)
+    for _ in range(10):
+        rate = rng.choice([0, 1e-40, 3e-40, 5e-39, 0.1, 0.5], 7)
+        normal = np.where((rate > 0) & (rate < 1e-30), rate * 1e10, rate)
+        pair = jnp.asarray(np.stack([rate, normal]), jnp.float32)
+        for density in (0.3, 0.6, 0.97):
+            tiny, same = degrees(pair, 9, density, law=law)
+            np.testing.assert_array_equal(tiny, same)
+
+
+def test_of_dead_units_the_busier_one_gives_way():
+    rate = jnp.asarray(np.array([3e-40, 1e-40, 0.0, 0.6], np.float32))
+    assert degrees(rate, 8, 0.97).tolist() == [7, 8, 8, 8]
 
 
 def test_traced_values_are_clipped_instead():

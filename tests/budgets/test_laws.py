@@ -358,7 +358,10 @@ def test_bad_zones(factory):
     with pytest.raises(ValueError, match=r"expected rare in \(0, 1\], got 2"):
         factory(rare=2)
     for low, high in ((0.5, 0.4), (-0.1, 0.5), (0.5, 1.1), (float("nan"), 0.5)):
-        with pytest.raises(ValueError, match="low, high: expected .*; they are the en"):
+        text = r"(low, high: expected 0 <= low.*|expected (low|high) in \[0, 1\]), got"
+        with pytest.raises(ValueError, match=text):
             factory(low=low, high=high)
+    with pytest.raises(TypeError, match="expected low to be a number, got '0.1'"):
+        factory(low="0.1")
     with pytest.raises(ValueError, match=r"expected middle in \(0, 1\], got 0"):
         laws.three_zone(middle=0)

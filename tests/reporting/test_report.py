@@ -424,13 +424,14 @@ def test_parameters_give_the_size_of_the_model():
     assert bb.report(state, params=half)["conv"].dense_bytes == 2 * mask.size
 
 
-def test_masks_that_were_not_applied_are_noted():
+def test_masks_that_were_not_applied_are_refused():
     params, state = trained("mlp")
     assert bb.report(state, params=params).notes == ()
     stale = params | {"up": params["up"].at[:].add(1.0)}
-    (note,) = bb.report(state, params=stale).notes
     pruned = int((~np.asarray(bb.masks(state)["up"])).sum())
-    assert note.startswith(f"{pruned} pruned weights of up are not 0")
+    text = f"to be 0, got others: {pruned} of {pruned} in 'up'; put bb.transform last"
+    with pytest.raises(ValueError, match=text):
+        bb.report(state, params=stale)
 
 
 def test_before_the_first_refresh():

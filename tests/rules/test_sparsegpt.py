@@ -289,7 +289,7 @@ def test_from_calibration_to_parameters():
 # Bad input ------------------------------------------------------------------------
 @pytest.mark.usefixtures("unchecked")
 def test_bad_settings():
-    with pytest.raises(TypeError, match="expected a law from bb.laws or None"):
+    with pytest.raises(TypeError, match="law: expected one of bb.laws, got .*; call"):
         sparsegpt(law="log_odds")
     with pytest.raises(TypeError, match="expected damp to be a number, got array"):
         sparsegpt(damp=np.ones(2))

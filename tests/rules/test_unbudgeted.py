@@ -111,7 +111,7 @@ def test_law_without_degrees_of_its_own():
     for law in (laws.log_odds(), laws.uniform()):
         with pytest.raises(ValueError, match=f"of its own, got '{law.name}', .*; use"):
             unbudgeted(law)
-    with pytest.raises(TypeError, match="expected a law from bb.laws, got .*; call"):
+    with pytest.raises(TypeError, match="law: expected one of bb.laws, got .*; call"):
         unbudgeted(laws.three_zone)
     rule = unbudgeted(laws.quantile())
     assert rule.free and not rule.patterned and rule.name == "unbudgeted[quantile]"

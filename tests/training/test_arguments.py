@@ -140,6 +140,106 @@ def test_building(kind, text, settings):
         transform(**settings)
 
 
+SPELLED = r"density.* a number.*, got '0.5'; pass"
+
+
+@pytest.mark.parametrize(
+    "text, make",
+    [
+        (SPELLED, lambda: transform(density="0.5")),
+        (SPELLED, lambda: transform(density={"w": "0.5"})),
+        (SPELLED, lambda: transform(density=bb.erk("0.5"))),
+        (SPELLED, lambda: transform(density=lambda step: "0.5")),
+        (SPELLED, lambda: bb.ramp("0.5", 0, 9)),
+        (SPELLED, lambda: bb.prune({"w": W}, UNITS, MAGNITUDE, "0.5")),
+        ("a number in .*, got array.'0.5'", lambda: transform(density=np.array("0.5"))),
+        ("density to be a number, got True", lambda: transform(density=True)),
+        ("density: .* number .*, got np.True_", lambda: transform(density=np.True_)),
+        (
+            r"density to be a function of the step, got ramp\(density, start, steps, ",
+            lambda: transform(density=bb.ramp),
+        ),
+        ("density to be a number, got Erk", lambda: transform(density=bb.erk)),
+        ("every: expected an int >= 1, got True", lambda: transform(every=True)),
+        ("k_min: expected an int >= 0, got True", lambda: transform(k_min=True)),
+        (
+            "k_min: expected an int >= 0, got True",
+            lambda: bb.prune({"w": W}, UNITS, MAGNITUDE, 0.5, k_min=True),
+        ),
+        ("ema to be a number, got '0.99'", lambda: transform(ema="0.99")),
+        ("ema to be a number, got False", lambda: transform(ema=False)),
+        ("hysteresis to be a number, got '0.2'", lambda: transform(hysteresis="0.2")),
+        (
+            "pattern from bb.n_m, got <function n_m",
+            lambda: transform(pattern=bb.n_m),
+        ),
+        (
+            "expected one of bb.laws, got <function thr.*; call its factory",
+            lambda: bb.rules.budgeted_broadcast(law=bb.laws.threshold),
+        ),
+        (
+            "expected an optimizer of Optax, got <function adam.*; call its factory",
+            lambda: bb.wrap(optax.adam, UNITS),
+        ),
+        (
+            "an array, got the factory of one; call it, e.g. bb.on.above.0.5",
+            lambda: bb.value_and_grad(jnp.sum, UNITS, on=bb.on.above),
+        ),
+        (
+            "an array, got the factory of one; call it, e.g. bb.on.soft.0.5",
+            lambda: bb.calibrate(jnp.sum, UNITS, W, [], on=bb.on.soft),
+        ),
+        (
+            r"`?on`? to be a function of an array, got <lambda>\(\); call",
+            lambda: bb.observe(jnp.sum, UNITS, on=lambda: 0),
+        ),
+        (
+            "expected has_aux to be True or False, got 'no'",
+            lambda: bb.observe(jnp.sum, UNITS, has_aux="no"),
+        ),
+        ("threshold to be a number, got '0.5'", lambda: bb.on.above("0.5")),
+        ("drop to be a number, got '0.3'", lambda: bb.rules.rigl(drop="0.3")),
+        ("seed: expected an int .* got '3'", lambda: bb.rules.random(seed="3")),
+        ("seed: expected an int .* got 0.5", lambda: bb.rules.set_(seed=0.5)),
+    ],
+)
+def test_text_flags_and_what_was_not_called(text, make):
+    with pytest.raises(TypeError, match=text):
+        make()
+
+
+def test_a_decay_that_is_1_in_float32_is_refused():
+    """It would never learn: the mean of no observation, whatever is observed."""
+    text = r"ema in \[0, 1\), got 0.99999999, in float32 1.0; it is the decay"
+    with pytest.raises(ValueError, match=text):
+        transform(ema=0.99999999)
+    tx = transform(ema=0.9999999, start=9)
+    _, state = use(tx, tx.init({"w": W}))
+    np.testing.assert_allclose(
+        bb.on_rates(state)["w"], GOOD["w"].outputs.on_rate, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", ["every", "start", "stop", "k_min", "regrow"])
+def test_static_arguments_cannot_be_traced(name):
+    with pytest.raises(TypeError, match=f"{name}.*, got .*Tracer"):
+        jax.jit(lambda value: transform(**{name: value}).init({"w": W}))(3)
+
+
+def test_static_arguments_of_numpy_and_jax_are_those_of_python():
+    """Also in the state, whose plan is compared and hashed."""
+    plain = transform(every=2, start=1, stop=9, k_min=1, regrow=True)
+    other = transform(
+        every=np.int64(2),
+        start=jnp.array(1),
+        stop=np.array(9),
+        k_min=jnp.array(1),
+        regrow=np.True_,
+    )
+    trees = [jax.tree.structure(tx.init({"w": W})) for tx in (plain, other)]
+    assert trees[0] == trees[1] and hash(trees[0]) == hash(trees[1])
+
+
 def test_building_counts_the_units_of_both_sides():
     with pytest.raises(ValueError, match="least 0.4167 for 'w' .24 edges, 10 budgeted"):
         transform(select(KERNEL, "in", "out"), density=0.39)

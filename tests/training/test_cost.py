@@ -128,6 +128,13 @@ def test_a_plain_step_does_not_unpack_masks_in_memory():
     )
 
 
+def test_a_plain_step_counts_no_weights():
+    """Pruned weights that are not 0 are counted beside a refresh, in the same loop."""
+    text = compiled("pruned").as_text()
+    counted = re.findall(r"popcnt\(.*op_name=\"([^\"]*)\"", text)
+    assert counted and all("while/body" in name for name in counted)
+
+
 @rules
 def test_a_refresh_does_not_sort(rule):
     assert not re.findall(SORTS, compiled("pruned", rule=rule).as_text())

@@ -22,6 +22,7 @@ NAMES = {
     "traffic",
     "coding_entropy",
     "churn",
+    "pruned_nonzero",
     "balance_slope",
     "balance_r2",
 }
@@ -54,6 +55,7 @@ def expected(k, a, edges, asked, flipped, bounds):
         "traffic": (a * k).sum(),
         "coding_entropy": entropy.mean(),
         "churn": flipped / edges,
+        "pruned_nonzero": 0,
         "balance_slope": slope,
         "balance_r2": r2,
     }

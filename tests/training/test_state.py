@@ -268,9 +268,8 @@ def test_fields_are_found_by_name_in_any_chain():
 def test_the_plan_has_no_leaves():
     state = PRUNE.init(PARAMS)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
-    assert (
-        len(jax.tree.leaves(state)) == 7
-    )  # count, mask, 2 means, dormant, churn, density
+    # Count, mask, 2 means, dormant, churn, stray, density.
+    assert len(jax.tree.leaves(state)) == 8
 
 
 def test_one_bit_per_weight_and_nothing_else_without_regrowth():
@@ -285,9 +284,49 @@ def test_one_bit_per_weight_and_nothing_else_without_regrowth():
         )
         for regrow in (True, False)
     }
-    per_unit = 2 * 4 * 32 + 3 * 4
+    per_unit = 2 * 4 * 32 + 4 * 4
     assert sizes[False] == 64 * 32 // 8 + per_unit
     assert sizes[True] == sizes[False] + 4 * 64 * 32
+
+
+# The step counter ------------------------------------------------------------------
+LAST = 2**31 - 1
+
+
+@pytest.mark.parametrize(
+    "every, start", [(1, 0), (7, 3), (100, 100), (100, LAST - 250)]
+)
+def test_refreshes_go_on_past_the_last_number_that_int32_holds(every, start):
+    """On schedule: as often, and as far apart, as before."""
+    tx = bb.transform(
+        select(KERNEL), bb.rules.magnitude(), every=every, start=start, density=0.5
+    )
+    first = LAST - 3 * every // 2
+    state = tx.init(PARAMS)._replace(bb_count=jnp.int32(first))
+    moved = iter(np.random.default_rng(0).permutation(10_000))
+
+    def step(state, n):
+        w = jax.random.normal(jax.random.key(n), KERNEL.shape)
+        _, new = tx.update({"w": w}, state, {"w": w})
+        return new, (jnp.any(new.bb_masks["w"] != state.bb_masks["w"]), new.bb_count)
+
+    seeds = jnp.asarray([next(moved) for _ in range(4 * every)])
+    _, (changed, counts) = jax.jit(lambda s: jax.lax.scan(step, s, seeds))(state)
+    at = np.flatnonzero(changed)
+    assert len(at) == 4 and set(np.diff(at)) == {every}
+    assert (first + at[0] - start) % every == 0
+    assert (np.asarray(counts) >= min(start, 2**30)).all()
+
+
+def test_masks_stay_past_the_last_number_where_refreshes_have_an_end():
+    tx = bb.transform(select(KERNEL), bb.rules.magnitude(), start=0, every=1, stop=LAST)
+    state = tx.init(PARAMS)._replace(bb_count=jnp.int32(LAST))
+    step, w = jax.jit(tx.update), jnp.asarray(np.random.normal(size=KERNEL.shape), "f4")
+    for _ in range(2):
+        _, new = step({"w": w}, state, {"w": w})
+        np.testing.assert_array_equal(new.bb_masks["w"], state.bb_masks["w"])
+        assert new.bb_count == LAST
+        state = new
 
 
 def test_dormant_weights_in_half_precision():

@@ -28,7 +28,7 @@ from bbjax.budgets.laws.base import (
     check_clip,
     grid_rate,
 )
-from bbjax.model.numbers import check_number
+from bbjax.model.numbers import are_numbers, check_number
 
 SPREAD = 0.1
 
@@ -111,11 +111,7 @@ def log_odds(
 def _check_spread(spread: Real[ArrayLike, "*stack"]) -> None:
     if isinstance(spread, jax.core.Tracer):
         return
-    try:
-        sound = bool(np.isfinite(np.asarray(spread, np.float64)).all())
-    except (TypeError, ValueError):
-        sound = False
-    if not sound:
+    if not are_numbers(spread) or not np.isfinite(np.asarray(spread, np.float64)).all():
         raise ValueError(
             f"spread: expected finite numbers, got {spread!r}; it is a share of the "
             "mean degree per nat of log-odds, e.g. 0.1"

@@ -123,6 +123,19 @@ class Law:
         return jnp.maximum(jnp.floor(share).astype(jnp.int32), jnp.int32(k_min))
 
 
+def check_law(law: object, example: str) -> None:
+    """Raises an error if something is no law.
+
+    Raises:
+        TypeError: if so.
+    """
+    if not isinstance(law, Law):
+        raise TypeError(
+            f"law: expected one of bb.laws, got {law!r}; call its factory, e.g. "
+            f"bb.laws.{example}()"
+        )
+
+
 def clean_rate(on_rate: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
     """On-rates as float32 in [0, 1]; NaN, a unit never observed, becomes 0.5.
 

@@ -158,7 +158,10 @@ def _check_zones(low: float, high: float, **shares: float) -> None:
     for name, share in shares.items():
         remedy = "it is the density of such a unit, the kept share of its edges"
         check_number(name, share, "(0, 1]", remedy)
-    if not 0 <= low <= high <= 1:
+    remedy = "it is an end of the middle zone"
+    check_number("low", low, "[0, 1]", remedy)
+    check_number("high", high, "[0, 1]", remedy)
+    if low > high:
         raise ValueError(
             f"low, high: expected 0 <= low <= high <= 1, got {low!r} and {high!r}; "
             "they are the ends of the middle zone"
