@@ -10,6 +10,7 @@ churn.png              edges that change at each refresh
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import time
@@ -30,6 +31,7 @@ from bbjax.demo.outcome import Outcome, measure
 from bbjax.demo.progress import Steps, Tick, duration
 from bbjax.demo.results import Results
 from bbjax.demo.train import EMA, LEARNING_RATE, Step, Trainer, together
+from bbjax.files import atomic
 
 SWEEP = (0.3, 0.1, 0.05, 0.035)
 SWEPT = ("magnitude", "activity_only", "bb_in", "bb_out")
@@ -127,7 +129,9 @@ def run(density: float, seeds: int, steps: int, out: Path) -> dict[str, Any]:
         results = Results(main, sweep, law, sizes, times, timing, units)
         with progress.step(f"drawing {len(pictures.NAMES)} pictures", 1):
             for name, figure in pictures.draw_all(results).items():
-                figure.savefig(out / name)
+                picture = io.BytesIO()
+                figure.savefig(picture, format="png")
+                atomic.write(out / name, picture.getvalue())
             seconds = {
                 "wall": time.perf_counter() - wall,
                 "cpu": time.process_time() - cpu,
@@ -135,7 +139,7 @@ def run(density: float, seeds: int, steps: int, out: Path) -> dict[str, Any]:
             settings = _settings(plan, results, data)
             result = tables.report(results, settings, seconds, made)
     text = json.dumps(result, indent=1, allow_nan=False, ensure_ascii=False)
-    (out / "results.json").write_text(text + "\n", encoding="utf-8")
+    atomic.write(out / "results.json", f"{text}\n".encode())
     console.print()
     console.print(tables.table(result, console.width))
     for line in tables.notes(result):

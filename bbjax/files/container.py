@@ -16,22 +16,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import secrets
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from bbjax.files import encoding, masks_v1
+from bbjax.files import atomic, encoding, masks_v1
+from bbjax.files.atomic import File
 from bbjax.files.encoding import CODES, DTYPES, Entry
 from bbjax.model.kernel import Kernel
 from bbjax.model.version import __version__
-
-File = str | os.PathLike[str] | BinaryIO
 
 MODEL, MASKS = "bbjax.params", "bbjax.masks"
 NEWEST = {MODEL: 1, MASKS: 2}
@@ -94,29 +91,12 @@ def write(
 
     Raises:
       FileNotFoundError: the folder of the path is missing.
-      ValueError: two tensors of one name.
+      ValueError: two tensors of one name, or a path that is no regular file.
     """
     header = {"format": form, "version": NEWEST[form], "bbjax": __version__}
     header |= {"extra": extra, "entries": [entry for entry, _ in leaves]}
     data = _assembled({**header, "crc32": _checksum(header)}, _by_name(leaves))
-    if hasattr(file, "write"):
-        file.write(data)
-        return
-    path = Path(file)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"expected a folder at {str(path.parent)!r} for {path.name!r}, got none; "
-            "make it first"
-        )
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with beside.open("xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    atomic.write(file, data)
 
 
 def _by_name(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bbjax.files import container, encoding, matching
-from bbjax.files.container import File
+from bbjax.files.atomic import File
 from bbjax.model.checks import Masks, on_host
 from bbjax.model.units import Units
 

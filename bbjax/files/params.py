@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bbjax.files import container, encoding, matching
-from bbjax.files.container import File, Loaded
+from bbjax.files.atomic import File
+from bbjax.files.container import Loaded
 from bbjax.files.encoding import Entry, describe
 from bbjax.model.checks import Masks, check_values, meant, on_host
 from bbjax.model.units import Units

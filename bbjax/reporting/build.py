@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bbjax.activity.statistics import Activity
+from bbjax.files import atomic
 from bbjax.model.leaves import Leaves
 from bbjax.model.units import Units
 from bbjax.reporting import figures, numbers, sources, words
@@ -41,17 +42,19 @@ class Report(Facts):
         """Writes the page, or its numbers where the name ends in `.json`.
 
         Args:
-          file: a path; what is there is replaced.
+          file: a path; what is there is replaced, once the new file is complete.
 
         Raises:
-          ValueError: a name that ends neither in `.html` (`.htm`) nor in `.json`.
+          FileNotFoundError: the folder of the path is missing.
+          ValueError: a name that ends neither in `.html` (`.htm`) nor in `.json`, or a
+            path that is no regular file.
         """
         path = _page_or_numbers(file)
         if path.suffix.lower() == ".json":
             text = json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
         else:
             text = self.html()
-        path.write_bytes(text.encode("utf-8"))
+        atomic.write(path, text.encode("utf-8"))
 
     def show(
         self, console: Console | None = None, *, details: bool | None = None
