@@ -10,7 +10,7 @@ differences are found before anything is placed on a device or returned.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from bbjax.files.encoding import OTHER, describe
 from bbjax.model.checks import meant
 from bbjax.model.kernel import Kernel
 from bbjax.model.leaves import Leaves, leaves_by_path
+from bbjax.model.text import printable, shortened
 from bbjax.model.units import Units
 
 Facts = dict[str, dict[str, str]]
@@ -30,24 +31,43 @@ Facts = dict[str, dict[str, str]]
 def _refuse_misfits(
     there: Facts, here: Facts, needed: Collection[str], what: str, name: str
 ) -> None:
-    """Refuses a file that does not fit: an error with one line for each path.
+    """Refuses a file that does not fit: an error with one line a path, as far as fits.
 
     A path is listed if it is `needed` and not in the file, if it is only in the file,
     or if a fact differs: the first one, since the next ones may follow from it.
     """
-    found = [f"{path}: missing in the file" for path in needed if path not in there]
+    found = [(path, _MISSING) for path in needed if path not in there]
     for path, facts in there.items():
         if path not in here:
-            found.append(f"{path}: only in the file{meant(path, here)}")
+            found.append((path, _EXTRA))
             continue
         both = [(words, here[path].get(fact, words)) for fact, words in facts.items()]
-        unlike = [f"{path}: {a} in the file, {b} here" for a, b in both if a != b]
+        unlike = [(path, f"{a} in the file, {b} here") for a, b in both if a != b]
         found += unlike[:1]
     if found:
+        lines = _lines(found, here)
         raise ValueError(
             f"expected {what}, got {len(found)} difference{'s' * (len(found) > 1)}; "
-            f"load {name!r} for the model it was saved from:\n  " + "\n  ".join(found)
+            f"load {name!r} for the model it was saved from:\n  " + "\n  ".join(lines)
         )
+
+
+_MISSING, _EXTRA = "missing in the file", "only in the file"
+_ROOM = 1200  # characters of all lines, at most
+_LINE = 300  # of one
+
+
+def _lines(found: Sequence[tuple[str, str]], here: Facts) -> list[str]:
+    """As many differences as there is room for, in words, and how many are left."""
+    lines: list[str] = []
+    for path, words in found:
+        question = meant(path, here) if words == _EXTRA else ""
+        line = printable(f"{shortened(path, _LINE // 2)}: {words}{question}")
+        line = shortened(line, _LINE)
+        if sum(map(len, lines)) + len(line) > _ROOM:
+            return [*lines, f"... and {len(found) - len(lines)} more"]
+        lines.append(line)
+    return lines
 
 
 # Trees ---------------------------------------------------------------------------
@@ -81,7 +101,7 @@ def fit(values: Mapping[str, Any], like: Any, name: str) -> Any:
       name: of the file.
 
     Raises:
-      ValueError: the two differ; all differences are listed.
+      ValueError: the two differ; the differences are listed.
 
     Example:
       >>> fit({"0": np.ones(2)}, (np.zeros(2),), "file")
@@ -130,18 +150,20 @@ def nested(values: Mapping[str, object], name: str) -> Any:
     """
     if list(values) == [""]:
         return values[""]
-    ends = [(path, at) for path in values for at, c in enumerate(path) if c == "/"]
-    if both := sorted({path[:at] for path, at in ends} & values.keys()):
-        raise ValueError(
-            f"expected paths that nest as dicts, got {both} as leaves and as the "
-            f"beginning of others; pass `like` to load {name!r} into its own tree"
-        )
     tree: dict[str, Any] = {}
     for path, value in values.items():
         *parents, last = path.split("/")
         folder = tree
         for key in parents:
             folder = folder.setdefault(key, {})
+            if not isinstance(folder, dict):
+                break
+        if not isinstance(folder, dict) or last in folder:
+            raise ValueError(
+                f"expected paths that nest as dicts, got {shortened(path, 300)!r} and "
+                "another, of which one is a leaf and the beginning of the other; pass "
+                f"`like` to load {name!r} into its own tree"
+            )
         folder[last] = value
     return tree
 
@@ -151,7 +173,7 @@ def fit_masks(found: Loaded, like: Any, name: str) -> None:
     """Refuses masks that are not for `like`: units, masks by path, or parameters.
 
     Raises:
-      ValueError: the two differ; all differences are listed.
+      ValueError: the two differ; the differences are listed.
     """
     there = _facts(found.masks, found.header.kernels, found.header.actuators)
     if isinstance(like, Units):
@@ -168,7 +190,7 @@ def fit_units(found: Loaded, units: Units, name: str) -> None:
 
     Raises:
       ValueError: a kernel is missing or has another shape, or other roles or actuators
-        where the file holds them, or is selected and has no mask; all are listed.
+        where the file holds them, or is selected and has no mask; these are listed.
     """
     kernels = {path: value for path, value in found.params.items() if path in units}
     there = _facts(kernels, found.header.kernels, found.header.actuators)

@@ -12,7 +12,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from bbjax.files import container, encoding, matching
@@ -53,11 +52,14 @@ def save(
     Raises:
       TypeError: masks that are none, a leaf that is no array of numbers, or is traced.
       ValueError: masks or units of other parameters, pruned weights that are not 0, a
-        selected kernel without a mask, `extra` that JSON would change, or two leaves of
-        one name.
+        selected kernel without a mask, `extra` that JSON would change, two leaves of
+        one name, a path of more than 256 levels, or no regular file.
+      FileNotFoundError: the folder of the file is missing.
+      OSError: not all could be written; the old file is still there.
 
     Example:
       >>> import io
+      >>> import jax.numpy as jnp
       >>> file, mask = io.BytesIO(), np.array([[True, False, True]])
       >>> save(
       ...     file, {"w": jnp.array([[1.0, 0.0, 3.0]])}, {"w": mask}, extra={"step": 7}
@@ -136,9 +138,7 @@ def _add_kernel(entry: Entry, units: Units, mask: np.ndarray | None) -> None:
     entry |= {"split": list(kernel.split), "roles": list(kernel.roles)}
     if mask is None:
         return
-    edges = np.asarray(kernel.edge_mask(jnp.asarray(mask)))
-    budget = edges.sum(axis=kernel.axes("group", "in", "out"))
-    entry["budget"] = budget.ravel().tolist()
+    entry["budget"] = encoding.budget_of(kernel, mask)
     if kernel.path in units.budgeted:
         entry["actuators"] = list(units.budgeted[kernel.path])
 
@@ -167,6 +167,7 @@ def load(
     units: Units | None = None,
     *,
     require_masks: bool = False,
+    max_bytes: int | None = None,
 ) -> Loaded:
     """Reads what `save` wrote: all of it, or nothing and an error.
 
@@ -181,14 +182,18 @@ def load(
         the file holds them, roles and actuators; kernels chosen by `select` must have a
         mask.
       require_masks: refuse a file without masks.
+      max_bytes: of memory that all arrays and masks may take. Pruned weights take none
+        in a file, so that a small file may become large. None: 2 GiB, or four times the
+        size of the file where that is more.
 
     Returns:
       `Loaded`. Without `like` the parameters are nested dicts by path, of numpy arrays:
       no device is touched; JAX takes them as they are.
 
     Raises:
-      ValueError: not a file of `save`, a damaged one, one of a newer version, or one
-        that does not fit; the message lists all differences.
+      ValueError: not a file of `save`, a damaged one, one of a newer version, one that
+        would take more than `max_bytes`, or one that does not fit; the message lists
+        the differences. There is no other error for what a file holds.
 
     Example:
       >>> import io
@@ -202,7 +207,7 @@ def load(
         w: float64 (2, 3) in the file, float64 (2, 4) here
     """
     name, found = container.read(
-        file, "a file as bb.save writes it", masks=require_masks
+        file, "a file as bb.save writes it", require_masks, max_bytes
     )
     if found.masks.keys() - found.params.keys():
         raise ValueError(
