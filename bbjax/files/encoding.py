@@ -204,6 +204,8 @@ def unpack(
         return value, None
     size = math.prod(shape)
     bits = _tensor(entry, f"{path}:mask", "uint8", (-(-size // 8),), tensors)
+    if size % 8 and bits[-1] >> (size % 8):
+        raise ValueError(f"{path!r} has bits beyond its {size} weights in its mask")
     flat = np.unpackbits(bits, count=size, bitorder="little").view(bool)
     mask = flat.reshape(shape)
     if (kept := count(mask)) != entry["kept"]:

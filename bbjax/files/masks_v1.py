@@ -43,8 +43,13 @@ def parts(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         if header["version"] != 1:
             raise ValueError(f"a numpy archive of version {header['version']!r}")
         entries, tensors = header["masks"], {}
+        names = {"header.npy"} | {f"mask/{_path(entry)}.npy" for entry in entries}
+        if len(names) != len(entries) + 1 or sorted(names) != sorted(
+            archive.namelist()
+        ):
+            others = sorted(names ^ set(archive.namelist()))[:5]
+            raise ValueError(f"its header and its arrays do not both have {others}")
         for entry in entries:
-            fields.check(entry, _ENTRY, fields.entry_name(entry))
             name = f"{entry['path']}:mask"
             tensors[name] = _vector(archive, f"mask/{entry['path']}")
             entry["crc32"] = {name: zlib.crc32(tensors[name].data)}
@@ -61,6 +66,11 @@ _ENTRY = {
     **{"path": fields.TEXT, "shape": fields.LIST, "kept": fields.SIZE},
     **{"split": fields.LIST.optional, "roles": fields.LIST.optional},
 }
+
+
+def _path(entry: Any) -> str:
+    fields.check(entry, _ENTRY, fields.entry_name(entry))
+    return entry["path"]
 
 
 def _vector(archive: zipfile.ZipFile, name: str) -> np.ndarray:

@@ -23,6 +23,7 @@ from tests.support.files import (
     rewritten,
     saved,
 )
+from tests.support.fixtures import FIXTURES
 
 DATA = saved(PARAMS, MASKS, UNITS.select("."), {"step": 7})
 LONGEST = 2000  # characters of a message
@@ -266,3 +267,26 @@ def test_an_archive_that_counts_its_bytes_several_times_is_refused():
     data[tail + 12 : tail + 16] = (6 * len(directory)).to_bytes(4, "little")
     with pytest.raises(ValueError, match="its arrays are larger than the file"):
         bb.load_masks(io.BytesIO(bytes(data)))
+
+
+def test_a_mask_that_the_header_leaves_out_is_not_lost():
+    data = (FIXTURES / "masks_v1_units.npz").read_bytes()
+    with np.load(io.BytesIO(data)) as found:
+        arrays = dict(found)
+    header = json.loads(arrays["header"].tobytes())
+    header["masks"].pop()
+    arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    with pytest.raises(ValueError, match=r"do not both have \['mask/layers/up.npy'\]"):
+        bb.load_masks(io.BytesIO(file.getvalue()))
+
+
+def test_bits_beyond_the_weights_are_refused():
+    bits = np.packbits(MASKS["mlp/up"], bitorder="little") | np.uint8([0, 128])
+
+    for entry in header_of(DATA)["entries"]:
+        if entry["path"] == "mlp/up":
+            crcs = entry["crc32"] | {"mlp/up:mask": zlib.crc32(bits)}
+    data = rewritten(DATA, UP(crc32=crcs), {"mlp/up:mask": bits})
+    refused(data, "'mlp/up' has bits beyond its 15 weights in its mask")

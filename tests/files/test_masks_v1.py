@@ -41,7 +41,8 @@ def rewritten(save=np.savez, **changes):
 
 def with_mask(path="conv", shape=(3, 2, 5), kept=22, **more):
     entry = {"path": path, "shape": shape, "kept": kept, **more}
-    return rewritten(header={"masks": [entry]})
+    others = dict.fromkeys(("mask/bias", "mask/grouped", "mask/layers/up"))
+    return rewritten(header={"masks": [entry]}, **others)
 
 
 DAMAGED = {
@@ -56,7 +57,7 @@ DAMAGED = {
     ),
     "a mask missing": (
         rewritten(**{"mask/conv": None}),
-        "no item named 'mask/conv.npy'",
+        r"do not both have \['mask/conv.npy'\]",
     ),
     "bits missing": (
         rewritten(**{"mask/conv": np.zeros(1, np.uint8)}),
