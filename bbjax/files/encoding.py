@@ -142,14 +142,14 @@ def pack(
       The entry, ready for JSON, and the tensors by name.
 
     Raises:
-      ValueError: a path of more than `DEPTH` levels.
+      ValueError: a path of more than `DEPTH` levels, or no Unicode.
 
     Example:
       >>> entry, tensors = pack("w", np.array([5, 0, 7]), np.array([True, False, True]))
       >>> {name: tensor.tolist() for name, tensor in tensors.items()}
       {'w:mask': [5], 'w:kept': [5, 7]}
     """
-    check_depth(path)
+    check_path(path)
     entry: Entry = {"path": path, "shape": [], "crc32": {}}
     tensors: dict[str, np.ndarray] = {}
     if mask is not None:
@@ -264,8 +264,8 @@ def _tensor(
 
 
 # Entries -------------------------------------------------------------------------
-def check_depth(path: str) -> None:
-    """Refuses a path of too many levels, which no tree of parameters has.
+def check_path(path: str) -> None:
+    """Refuses a path that no file holds: of too many levels, or no Unicode.
 
     Raises:
       ValueError: if so.
@@ -275,6 +275,13 @@ def check_depth(path: str) -> None:
             f"expected a path of at most {DEPTH} levels, got {levels} in "
             f"{shortened(path, 200)!r}; a tree of parameters has fewer"
         )
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"expected a path that UTF-8 can hold, got {shortened(path, 200)!r} "
+            f"({error.reason}); rename the parameter"
+        ) from None
 
 
 _SHAPE = fields.Field(
@@ -327,7 +334,7 @@ def check_entry(entry: Any) -> None:
       ValueError: they are not; the message names the field and the path.
     """
     fields.check(entry, _FIELDS, fields.entry_name(entry))
-    check_depth(entry["path"])
+    check_path(entry["path"])
     path, has = shortened(entry["path"], 200), entry.keys()
     if not has & {"dtype", "kept"}:
         raise ValueError(f"{path!r} has neither 'dtype' nor 'kept'")

@@ -16,7 +16,7 @@ def table(
 
     Args:
       head: names of the columns.
-      rows: a cell for each column.
+      rows: a cell for each column; control characters are escaped.
       width: longest line; the cells of the widest columns are wrapped.
 
     Example:
@@ -31,13 +31,15 @@ def table(
       layers/0  3x8
       /up
     """
+    head = [printable(cell) for cell in head]
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     while width is not None and sum(widths) + len(_GAP) * (len(widths) - 1) > width:
         widest = widths.index(max(widths))
         if widths[widest] <= len(head[widest]):
             break
         widths[widest] -= 1
-    lines = [head, ["-" * n for n in widths]]
+    lines: list[Sequence[str]] = [head, ["-" * n for n in widths]]
     for row in rows:
         cells = [_wrapped(cell, n) for cell, n in zip(row, widths, strict=True)]
         lines += itertools.zip_longest(*cells, fillvalue="")

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 from bbjax.files import atomic
 from bbjax.model.groups import Group
 from bbjax.model.units import Units
 from bbjax.reporting.charts import label, tag
+from bbjax.reporting.formats import escape
 
 ROW, COLUMN, HEAD, LETTER = 24, 38, 46, 7.3
 _CSS = """

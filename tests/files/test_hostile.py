@@ -85,6 +85,13 @@ def test_the_deepest_path_is_saved_and_loaded_and_one_deeper_is_not_saved(tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_path_that_is_no_unicode_is_not_saved():
+    with pytest.raises(
+        ValueError, match=r"UTF-8 can hold, got 'a\\\\ud800'.*rename the"
+    ):
+        saved({"a\ud800": np.ones(2)})
+
+
 def test_many_differences_are_counted_and_the_first_ones_shown():
     many = saved({f"layer{i}": np.ones(1) for i in range(5000)})
     message = refused(many, "got 5001 differences", like={"w": np.ones(1)})
