@@ -10,6 +10,7 @@ differences are found before anything is placed on a device or returned.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bbjax import adapters
 from bbjax.files.container import Loaded
-from bbjax.files.encoding import OTHER, describe
+from bbjax.files.encoding import OTHER, describe, is_number
 from bbjax.model.checks import meant
 from bbjax.model.kernel import Kernel
 from bbjax.model.leaves import Leaves, leaves_by_path
@@ -29,7 +31,12 @@ Facts = dict[str, dict[str, str]]
 
 
 def _refuse_misfits(
-    there: Facts, here: Facts, needed: Collection[str], what: str, name: str
+    there: Facts,
+    here: Facts,
+    needed: Collection[str],
+    what: str,
+    name: str,
+    remedy: str = "",
 ) -> None:
     """Refuses a file that does not fit: an error with one line a path, as far as fits.
 
@@ -48,7 +55,8 @@ def _refuse_misfits(
         lines = _lines(found, here)
         raise ValueError(
             f"expected {what}, got {len(found)} difference{'s' * (len(found) > 1)}; "
-            f"load {name!r} for the model it was saved from:\n  " + "\n  ".join(lines)
+            f"load {name!r} for the model it was saved from{remedy}:\n  "
+            + "\n  ".join(lines)
         )
 
 
@@ -92,13 +100,17 @@ def named_leaves(tree: Any) -> Leaves:
     return leaves
 
 
-def fit(values: Mapping[str, Any], like: Any, name: str) -> Any:
+def fit(
+    values: Mapping[str, Any], like: Any, name: str, *, shrunk: bool = False
+) -> Any:
     """A tree like another one, with the values of a file.
 
     Args:
       values: by path.
       like: tree of arrays, `ShapeDtypeStruct`s, numbers; other leaves stay.
       name: of the file.
+      shrunk: whether arrays may have fewer entries along their axes. Layers of NNX
+        modules then take the sizes of their arrays.
 
     Raises:
       ValueError: the two differ; the differences are listed.
@@ -106,16 +118,38 @@ def fit(values: Mapping[str, Any], like: Any, name: str) -> Any:
     Example:
       >>> fit({"0": np.ones(2)}, (np.zeros(2),), "file")
       (array([1., 1.]),)
+      >>> fit({"0": np.ones(2)}, (np.zeros(3),), "file", shrunk=True)
+      (array([1., 1.]),)
     """
     tree = named_leaves(like)
     leaves = tree.named()
     there = {path: {"leaf": describe(value)} for path, value in values.items()}
     here = {path: {"leaf": _wanted(leaf)} for path, leaf in leaves.items()}
     needed = [path for path, facts in here.items() if facts["leaf"] != OTHER]
-    _refuse_misfits(there, here, needed, "parameters like these", name)
+    smaller = [p for p in there.keys() & here.keys() if _smaller(values[p], leaves[p])]
+    for path in smaller if shrunk else ():
+        there[path] = here[path]
+    what = "parameters like these" + " or smaller ones" * shrunk
+    remedy = "; pass shrunk=True for a model of bb.shrink" * (not shrunk)
+    _refuse_misfits(there, here, needed, what, name, remedy if smaller else "")
     for path, leaf in leaves.items():
         tree.put_at(path, _placed(values.get(path, leaf), leaf))
-    return tree.tree()
+    nnx = adapters.loaded("nnx")
+    made = tree.tree()
+    if shrunk and nnx is not None:
+        nnx.resize(made)
+    return made
+
+
+def _smaller(value: Any, leaf: Any) -> bool:
+    """Whether an array is of the same kind as a leaf, and smaller."""
+    words = describe(leaf)
+    if words in (OTHER, describe(value)) or words != _wanted(leaf):
+        return False
+    if is_number(value) or is_number(leaf) or value.dtype != leaf.dtype:
+        return False
+    mine, its = tuple(value.shape), tuple(leaf.shape)
+    return len(mine) == len(its) and all(map(operator.le, mine, its))
 
 
 def _wanted(leaf: object) -> str:

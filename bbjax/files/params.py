@@ -167,6 +167,7 @@ def load(
     units: Units | None = None,
     *,
     require_masks: bool = False,
+    shrunk: bool = False,
     max_bytes: int | None = None,
 ) -> Loaded:
     """Reads what `save` wrote: all of it, or nothing and an error.
@@ -182,6 +183,10 @@ def load(
         the file holds them, roles and actuators; kernels chosen by `select` must have a
         mask.
       require_masks: refuse a file without masks.
+      shrunk: `like` is the model before `bb.shrink`, and the file holds the smaller
+        one. Arrays may then be smaller than those of `like`. Layers of NNX modules take
+        the sizes of their arrays. Equinox modules compute with their arrays; functions
+        of linen modules take them within `bb.linen.resized`.
       max_bytes: of memory that all arrays and masks may take. Pruned weights take none
         in a file, so that a small file may become large. None: 2 GiB, or four times the
         size of the file where that is more.
@@ -216,6 +221,11 @@ def load(
         )
     if units is not None:
         matching.fit_units(found, units, name)
+    if shrunk and like is None:
+        raise ValueError(
+            "expected like= with shrunk=True, got None; pass the model before bb.shrink"
+        )
     if like is None:
         return found._replace(params=matching.nested(found.params, name))
-    return found._replace(params=matching.fit(found.params, like, name))
+    params = matching.fit(found.params, like, name, shrunk=shrunk)
+    return found._replace(params=params)

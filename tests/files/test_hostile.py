@@ -87,7 +87,7 @@ def test_the_deepest_path_is_saved_and_loaded_and_one_deeper_is_not_saved(tmp_pa
 
 def test_a_path_that_is_no_unicode_is_not_saved():
     with pytest.raises(
-        ValueError, match=r"UTF-8 can hold, got 'a\\\\ud800'.*rename the"
+        ValueError, match="a path that UTF-8 can hold, got .*ud800.*rename the"
     ):
         saved({"a\ud800": np.ones(2)})
 
