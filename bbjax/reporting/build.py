@@ -16,7 +16,7 @@ from bbjax.activity.statistics import Activity
 from bbjax.files import atomic
 from bbjax.model.leaves import Leaves
 from bbjax.model.units import Units
-from bbjax.reporting import figures, numbers, sources, words
+from bbjax.reporting import figures, forks, numbers, sources, words
 from bbjax.reporting.data import Facts, Given, KernelFacts
 from bbjax.reporting.formats import count, counted
 
@@ -135,6 +135,8 @@ def report(
       TypeError: masks that are not bool, activity or figures of the wrong kind.
       ValueError: no masks, no pruning state, masks of unknown kernels, shapes that
         differ, latencies or sizes below 0, a file of another kind.
+      RuntimeError: in a process that was forked after JAX was used, where JAX would
+        wait for ever.
 
     Example:
       >>> import bbjax as bb
@@ -151,6 +153,7 @@ def report(
         )
     if file is not None:
         _page_or_numbers(file)
+    forks.check()
     found = sources.read(source, units)
     if activity is not None:
         found = sources.with_activity(found, activity)
