@@ -20,10 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from bbjax.demo.interrupt import INTERRUPTED, LINE
+
 FOLDER = "demo-output"
 # What a run writes, also what one of an earlier version wrote.
 RESULTS = ("results.json", "overview.png")
-INTERRUPTED = 130  # as shells report the end by Ctrl-C
 EXTRAS = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "rich": "rich"}
 
 
@@ -167,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         run(args.density, args.seeds, args.steps, out)
     except KeyboardInterrupt:
-        print("bbjax.demo: stopped by Ctrl-C before the end", file=sys.stderr)
+        print(LINE, file=sys.stderr)
         return INTERRUPTED
     return 0
 
