@@ -110,7 +110,8 @@ def write(
 
     Raises:
       FileNotFoundError: the folder of the path is missing.
-      ValueError: two tensors of one name, or a path that is no regular file.
+      ValueError: two tensors of one name, more than `MOST_JSON` bytes of paths and
+        extra, or a path that is no regular file.
     """
     header = {"format": form, "version": NEWEST[form], "bbjax": __version__}
     header |= {"extra": extra, "entries": [entry for entry, _ in leaves]}
@@ -145,6 +146,11 @@ def _assembled(
         place = {"dtype": codes[name], "shape": shape, "data_offsets": (begin, end)}
         layout[name] = place
     text = json.dumps(layout, ensure_ascii=False, separators=(",", ":")).encode()
+    if len(text) > MOST_JSON - 16:
+        raise ValueError(
+            f"expected at most {MOST_JSON:,} bytes of paths and extra, got "
+            f"{len(text):,}; put large values into params, as arrays"
+        )
     text += b" " * (-len(text) % 8)
     return b"".join([len(text).to_bytes(8, "little"), text, *data])
 

@@ -149,6 +149,8 @@ def _checked_extra(
     try:
         same = json.loads(json.dumps(extra, allow_nan=False)) == extra
         reason = "tuples, or keys that are no strings, would change"
+        if not _nests(extra, encoding.DEPTH):
+            same, reason = False, f"more than {encoding.DEPTH} levels"
     except (TypeError, ValueError, RecursionError) as error:
         same, reason = False, str(error)
     if not same or not isinstance(extra, dict | None):
@@ -158,6 +160,14 @@ def _checked_extra(
             "bool and None, and put arrays into params"
         )
     return extra
+
+
+def _nests(value: object, levels: int) -> bool:
+    """Whether a value has at most so many levels, which every reader can follow."""
+    if not isinstance(value, dict | list):
+        return True
+    inside = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_nests(one, levels - 1) for one in inside)
 
 
 # Loading -------------------------------------------------------------------------

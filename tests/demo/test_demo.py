@@ -171,7 +171,7 @@ def assert_ends_in_one_line(process, out):
 @pytest.mark.parametrize(
     "delay",
     [
-        *(0.0, 0.3, 0.9),
+        *(0.0, 0.9),
         *(pytest.param(0.15 * n, marks=pytest.mark.slow) for n in range(1, 40)),
     ],
 )

@@ -85,6 +85,25 @@ def test_the_deepest_path_is_saved_and_loaded_and_one_deeper_is_not_saved(tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_what_no_reader_would_take_is_not_saved(monkeypatch):
+    deepest = chain(encoding.DEPTH - 1)
+    assert loaded(saved(extra=deepest)).extra == deepest
+    for levels in (encoding.DEPTH, 900, 5000):
+        with pytest.raises(ValueError, match="expected extra as a dict .*levels|recur"):
+            saved(extra=chain(levels))
+    monkeypatch.setattr(container, "MOST_JSON", 1000)
+    with pytest.raises(ValueError, match="at most 1,000 bytes of paths and extra, got"):
+        saved(extra={"a": "b" * 1000})
+    refused(DATA, r"its header has \d+ bytes, more than 1000")
+
+
+def chain(levels):
+    found = {}
+    for _ in range(levels):
+        found = {"a": found}
+    return found
+
+
 def test_a_path_that_is_no_unicode_is_not_saved():
     with pytest.raises(
         ValueError, match="a path that UTF-8 can hold, got .*ud800.*rename the"
@@ -93,10 +112,10 @@ def test_a_path_that_is_no_unicode_is_not_saved():
 
 
 def test_many_differences_are_counted_and_the_first_ones_shown():
-    many = saved({f"layer{i}": np.ones(1) for i in range(5000)})
-    message = refused(many, "got 5001 differences", like={"w": np.ones(1)})
+    many = saved({f"layer{i}": np.ones(1) for i in range(500)})
+    message = refused(many, "got 501 differences", like={"w": np.ones(1)})
     assert "w: missing in the file\n" in message
-    assert message.splitlines()[-1].startswith("  ... and 49")
+    assert message.splitlines()[-1].startswith("  ... and 4")
 
 
 # Fields --------------------------------------------------------------------------

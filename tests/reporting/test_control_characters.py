@@ -25,7 +25,12 @@ HOSTILE = {
     "null": "up\x00\x7f\x9b2J",
     "a surrogate": "up\ud800\u2028",
 }
-each_path = pytest.mark.parametrize("path", HOSTILE.values(), ids=HOSTILE)
+FEW = ("a terminal's", "direction")
+CASES = [
+    pytest.param(path, id=name, marks=[] if name in FEW else pytest.mark.slow)
+    for name, path in HOSTILE.items()
+]
+each_path = pytest.mark.parametrize("path", CASES)
 
 
 def net(path):
