@@ -27,7 +27,7 @@ pytest.importorskip("rich")
 from rich.console import Console
 
 from bbjax.demo import __main__ as command
-from bbjax.demo import data, model, outcome, run, smaller, statistics, tables
+from bbjax.demo import data, folders, model, outcome, run, smaller, statistics, tables
 from bbjax.demo.methods import LAW, METHODS, Timing, least_degree
 from bbjax.demo.origin import commit
 from bbjax.demo.progress import Steps
@@ -127,6 +127,21 @@ def test_folder_with_results_is_refused_unless_overwritten(asked, capsys):
     assert "--overwrite" in line and asked == ["mine"]
     assert command.main(["--out", "mine", "--overwrite"]) == 0
     assert asked == ["mine", "mine"]
+
+
+def test_results_that_appear_during_a_run_are_not_overwritten(tmp_path):
+    out, first, second = (
+        tmp_path / "out",
+        {"results.json": b"1"},
+        {"results.json": b"2"},
+    )
+    out.mkdir()
+    assert folders.write_results(out, first, overwrite=False) == out
+    other = folders.write_results(out, second, overwrite=False)
+    assert (other.name, (other / "results.json").read_bytes()) == ("out-2", b"2")
+    assert (out / "results.json").read_bytes() == b"1"
+    assert folders.write_results(out, second, overwrite=True) == out
+    assert (out / "results.json").read_bytes() == b"2"
 
 
 def test_interrupted_run_ends_in_one_line_and_130(asked, capsys, monkeypatch):
