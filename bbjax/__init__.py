@@ -30,8 +30,15 @@ The packages, in the order of the story; each imports only those above it:
 """
 
 import importlib
+import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
+
+# The imports below take seconds, in which a user of the demo may press Ctrl-C.
+if sys.argv[:1] == ["-m"] and "bbjax.demo" in sys.orig_argv:
+    from bbjax.demo.interrupt import end_at_once
+
+    end_at_once()
 
 from bbjax import activity, rules
 from bbjax.activity import on

@@ -14,6 +14,8 @@ paired. Then whole units are removed from the dense nets, which become really sm
     smaller     nets with fewer units, and their time per call
     run         the steps of the demo, one after the other
     progress    says which step it is, and how long it takes
+    folders     where results go, and which folders are free
+    interrupt   ends the demo by Ctrl-C, also while JAX is imported
     results     all that a run found
     statistics  paired t tests, corrected
     tables      the results as JSON and as a table

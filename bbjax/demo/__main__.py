@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import itertools
 import os
 import sys
 import tempfile
@@ -20,10 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-FOLDER = "demo-output"
-# What a run writes, also what one of an earlier version wrote.
-RESULTS = ("results.json", "overview.png")
-INTERRUPTED = 130  # as shells report the end by Ctrl-C
+from bbjax.demo.folders import FOLDER, free_folder, holds_results
+from bbjax.demo.interrupt import INTERRUPTED, LINE
+
 EXTRAS = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "rich": "rich"}
 
 
@@ -105,18 +103,6 @@ def _missing() -> list[str]:
     ]
 
 
-def holds_results(folder: Path) -> bool:
-    """Whether a run of the demo has written into a folder."""
-    return any((folder / name).exists() for name in RESULTS)
-
-
-def free_folder(parent: Path = Path()) -> Path:
-    """The first of demo-output, demo-output-2, ... without results in it."""
-    later = (parent / f"{FOLDER}-{number}" for number in itertools.count(2))
-    folders = itertools.chain([parent / FOLDER], later)
-    return next(folder for folder in folders if not holds_results(folder))
-
-
 def _make_folder(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=out):
@@ -167,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         run(args.density, args.seeds, args.steps, out)
     except KeyboardInterrupt:
-        print("bbjax.demo: stopped by Ctrl-C before the end", file=sys.stderr)
+        print(LINE, file=sys.stderr)
         return INTERRUPTED
     return 0
 

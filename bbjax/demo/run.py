@@ -10,6 +10,7 @@ churn.png              edges that change at each refresh
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import time
@@ -24,6 +25,7 @@ import bbjax as bb
 from bbjax.demo import model, pictures, smaller, tables
 from bbjax.demo.data import BATCH, HELD_OUT, Data, load
 from bbjax.demo.drawing import many
+from bbjax.demo.folders import holds_results, write_results
 from bbjax.demo.methods import LAW, METHODS, Timing, least_degree
 from bbjax.demo.origin import origin
 from bbjax.demo.outcome import Outcome, measure
@@ -101,7 +103,8 @@ def run(density: float, seeds: int, steps: int, out: Path) -> dict[str, Any]:
         density: kept share of the edges of every budgeted kernel.
         seeds: number of seeds, from 0.
         steps: training steps of each.
-        out: folder to write, which exists.
+        out: folder to write, which exists. If it is without results now, but holds
+            those of another run in the end, the next free one is written.
 
     Returns:
         What stands in `results.json`.
@@ -109,6 +112,7 @@ def run(density: float, seeds: int, steps: int, out: Path) -> dict[str, Any]:
     wall, cpu = time.perf_counter(), time.process_time()
     plan, timing = Plan(density, seeds, steps), Timing(steps)
     console, made = _console(), origin()  # at the start: files may change meanwhile
+    free = not holds_results(out)
     with Steps(console, 6) as progress:
         progress.say(
             f"This takes about {duration(plan.seconds)} on two free CPU cores (from an "
@@ -126,8 +130,7 @@ def run(density: float, seeds: int, steps: int, out: Path) -> dict[str, Any]:
         sizes, times = _smaller(progress, plan, params, data)
         results = Results(main, sweep, law, sizes, times, timing, units)
         with progress.step(f"drawing {len(pictures.NAMES)} pictures", 1):
-            for name, figure in pictures.draw_all(results).items():
-                figure.savefig(out / name)
+            files = _drawn(results)
             seconds = {
                 "wall": time.perf_counter() - wall,
                 "cpu": time.process_time() - cpu,
@@ -135,13 +138,24 @@ def run(density: float, seeds: int, steps: int, out: Path) -> dict[str, Any]:
             settings = _settings(plan, results, data)
             result = tables.report(results, settings, seconds, made)
     text = json.dumps(result, indent=1, allow_nan=False, ensure_ascii=False)
-    (out / "results.json").write_text(text + "\n", encoding="utf-8")
+    files = {"results.json": f"{text}\n".encode(), **files}
+    out = write_results(out, files, overwrite=not free)
     console.print()
     console.print(tables.table(result, console.width))
     for line in tables.notes(result):
         console.print(line, highlight=False)
     console.print(_where(seconds, out), highlight=False, soft_wrap=True)
     return result
+
+
+def _drawn(results: Results) -> dict[str, bytes]:
+    """PNG files by name."""
+    files = {}
+    for name, figure in pictures.draw_all(results).items():
+        file = io.BytesIO()
+        figure.savefig(file, format="png")
+        files[name] = file.getvalue()
+    return files
 
 
 def _console() -> Console:

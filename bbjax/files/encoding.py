@@ -16,15 +16,17 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Required, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bbjax.files import fields
 from bbjax.model.checks import count
 from bbjax.model.kernel import Kernel
+from bbjax.model.text import shortened
 
 # dtypes by their names in safetensors, in the order in which their tensors are stored:
 # wide ones first, so that all are aligned. Every release since 0.5 has these.
@@ -38,7 +40,18 @@ DTYPES = {
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 OTHER = "no array"
 _NUMBERS = {kind.__name__: kind for kind in (bool, int, float, complex)}
-_ROLES = {"stack", "group", "in", "out", "spatial"}
+DEPTH = 256  # levels of a path, at most
+_AXES = 64  # of an array, as in numpy
+_LARGEST = 2**63
+# All dtypes by name: those of JAX, and those that numpy alone has (long double).
+_NUMERIC = {
+    dtype.name: dtype
+    for dtype in (
+        *(np.dtype(code) for code in "?bhilqBHILQefdgFDG"),
+        *(getattr(kind, "dtype", None) for kind in vars(jnp).values()),
+    )
+    if isinstance(dtype, np.dtype)
+}
 
 
 class Entry(TypedDict, total=False):
@@ -128,11 +141,15 @@ def pack(
     Returns:
       The entry, ready for JSON, and the tensors by name.
 
+    Raises:
+      ValueError: a path of more than `DEPTH` levels, or no Unicode.
+
     Example:
       >>> entry, tensors = pack("w", np.array([5, 0, 7]), np.array([True, False, True]))
       >>> {name: tensor.tolist() for name, tensor in tensors.items()}
       {'w:mask': [5], 'w:kept': [5, 7]}
     """
+    check_path(path)
     entry: Entry = {"path": path, "shape": [], "crc32": {}}
     tensors: dict[str, np.ndarray] = {}
     if mask is not None:
@@ -167,13 +184,12 @@ def unpack(
     """The leaf and the mask that were packed; None in place of one that was not.
 
     Args:
-      entry: of the leaf.
+      entry: of the leaf, checked.
       tensors: of the file, by name.
 
     Raises:
       ValueError: a tensor is missing, is damaged, or has another dtype or shape than
         the entry says.
-      KeyError, TypeError: `pack` did not make this entry.
     """
     path, shape = entry["path"], tuple(entry["shape"])
     if "key" in entry:
@@ -182,9 +198,14 @@ def unpack(
         array = _tensor(entry, path, entry["dtype"], shape, tensors)
         if "number" not in entry:
             return array, None
-        return _NUMBERS[entry["number"]](array.item()), None
+        value = array.item()
+        if type(value) is not _NUMBERS[entry["number"]]:
+            raise ValueError(f"{path!r} is {value!r}, no {entry['number']}")
+        return value, None
     size = math.prod(shape)
     bits = _tensor(entry, f"{path}:mask", "uint8", (-(-size // 8),), tensors)
+    if size % 8 and bits[-1] >> (size % 8):
+        raise ValueError(f"{path!r} has bits beyond its {size} weights in its mask")
     flat = np.unpackbits(bits, count=size, bitorder="little").view(bool)
     mask = flat.reshape(shape)
     if (kept := count(mask)) != entry["kept"]:
@@ -199,7 +220,16 @@ def unpack(
         array = _tensor(entry, path, entry["dtype"], shape, tensors)
         if others := nonzero(array[~mask]):
             raise ValueError(f"{path!r} has {others} weights that its mask prunes")
+    if "budget" in entry:
+        _check_budget(entry, mask)
     return array, mask
+
+
+def _check_budget(entry: Entry, mask: np.ndarray) -> None:
+    found, said = budget_of(kernel_of(entry), mask), entry["budget"]
+    if found != said:
+        path, found_, said_ = map(fields.short, (entry["path"], found, said))
+        raise ValueError(f"{path} keeps {found_} edges, its header {said_}")
 
 
 def _keys(entry: Entry, tensors: Mapping[str, np.ndarray]) -> jax.Array:
@@ -222,9 +252,7 @@ def _tensor(
     """A tensor of the file, once it is what its entry says."""
     if name not in tensors:
         raise ValueError(f"{name!r} is missing")
-    kind, tensor = np.dtype(dtype), tensors[name]
-    if not _is_numeric(kind):
-        raise ValueError(f"{name!r} has the dtype {dtype} in its header, not a number")
+    kind, tensor = _NUMERIC[dtype], tensors[name]
     stored = f"{dtype} {shape}"
     if dtype not in CODES:
         stored = f"uint8 {(*shape, kind.itemsize)}"
@@ -236,32 +264,137 @@ def _tensor(
 
 
 # Entries -------------------------------------------------------------------------
-def check_entry(entry: Entry) -> None:
-    """Checks that the sizes and names of an entry are numbers and strings.
+def check_path(path: str) -> None:
+    """Refuses a path that no file holds: of too many levels, or no Unicode.
 
     Raises:
-      ValueError: one is not.
-      KeyError, TypeError: this is no entry, or one without path or shape.
+      ValueError: if so.
     """
-    sizes = [*entry["shape"], *entry.get("split", ()), *entry.get("budget", ())]
-    names = [*entry.get("roles", ()), *entry.get("actuators", ())]
-    if not all(type(n) is int and n >= 0 for n in (*sizes, entry.get("kept", 0))):
-        raise ValueError(f"sizes of {entry['path']!r} are not whole numbers")
-    if not all(type(name) is str for name in (*names, entry["path"])):
-        raise ValueError(f"names of {entry['path']!r} are not strings")
+    if (levels := path.count("/") + 1) > DEPTH:
+        raise ValueError(
+            f"expected a path of at most {DEPTH} levels, got {levels} in "
+            f"{shortened(path, 200)!r}; a tree of parameters has fewer"
+        )
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"expected a path that UTF-8 can hold, got {shortened(path, 200)!r} "
+            f"({error.reason}); rename the parameter"
+        ) from None
+
+
+_SHAPE = fields.Field(
+    "the sizes of an array",
+    lambda v: fields.SIZES.fits(v) and len(v) <= _AXES and max(v, default=0) < _LARGEST,
+)
+
+
+def _one_of(names: Collection[str]) -> fields.Field:
+    return fields.Field(
+        f"one of {sorted(names)}", lambda v: type(v) is str and v in names
+    )
+
+
+_FIELDS = {
+    "path": fields.TEXT,
+    "shape": _SHAPE,
+    "crc32": fields.Field(
+        "a CRC-32 for each tensor",
+        lambda v: type(v) is dict and all(map(fields.CHECKSUM.fits, v.values())),
+    ),
+    "dtype": fields.TEXT.optional,
+    "key": fields.TEXT.optional,
+    "number": _one_of(_NUMBERS).optional,
+    "kept": fields.SIZE.optional,
+    "packed": fields.TRUTH.optional,
+    "split": _SHAPE.optional,
+    "roles": fields.list_of(
+        _one_of(("stack", "group", "in", "out", "spatial")), "a list of roles"
+    ).optional,
+    "actuators": fields.list_of(_one_of(("in", "out")), "a list of sides").optional,
+    "budget": fields.SIZES.optional,
+}
+# A field of an entry, and those that come with it: (always, never).
+_TOGETHER = {
+    "packed": (("kept", "dtype"), ()),
+    "split": (("roles",), ()),
+    "roles": (("split",), ()),
+    "actuators": (("roles", "kept", "packed"), ()),
+    "budget": (("roles", "kept", "packed"), ()),
+    "key": (("dtype",), ("kept", "number", "roles")),
+    "number": (("dtype",), ("kept", "roles")),
+}
+
+
+def check_entry(entry: Any) -> None:
+    """Checks that the fields of an entry are there, are of their kinds and go together.
+
+    Raises:
+      ValueError: they are not; the message names the field and the path.
+    """
+    fields.check(entry, _FIELDS, fields.entry_name(entry))
+    check_path(entry["path"])
+    path, has = shortened(entry["path"], 200), entry.keys()
+    if not has & {"dtype", "kept"}:
+        raise ValueError(f"{path!r} has neither 'dtype' nor 'kept'")
+    if {"dtype", "kept"} <= has and "packed" not in has:
+        raise ValueError(f"{path!r} has no 'packed'")
+    for field in (name for name in _TOGETHER if name in has):
+        needed, barred = _TOGETHER[field]
+        if missing := [name for name in needed if name not in has]:
+            raise ValueError(f"{path!r} has {field!r}, but no {missing[0]!r}")
+        if wrong := [name for name in barred if name in has]:
+            raise ValueError(f"{path!r} has both {field!r} and {wrong[0]!r}")
+    if "dtype" in has and "key" not in has and entry["dtype"] not in _NUMERIC:
+        raise ValueError(
+            f"{path!r} has the dtype {fields.short(entry['dtype'])} in its header, "
+            "which is no number"
+        )
+    if entry["crc32"].keys() != (names := _names(entry)):
+        others = sorted(entry["crc32"].keys() ^ names)[:5]
+        raise ValueError(f"{path!r} has others of its tensors in 'crc32': {others}")
+
+
+def _names(entry: Entry) -> set[str]:
+    """Names of the tensors of an entry."""
+    path = entry["path"]
+    names = {f"{path}:mask"} if "kept" in entry else set()
+    if "dtype" in entry:
+        names.add(f"{path}:kept" if entry.get("packed") else path)
+    return names
+
+
+def unpacked_bytes(entry: Entry) -> int:
+    """Bytes of memory of a checked entry's leaf and mask."""
+    dtype = entry.get("dtype", "")
+    size = _NUMERIC[dtype].itemsize if dtype in _NUMERIC else 0
+    return math.prod(entry["shape"]) * (size + ("kept" in entry))
 
 
 def kernel_of(entry: Entry) -> Kernel:
-    """The kernel of an entry, with its shape and axes and nothing else.
+    """The kernel of a checked entry, with its shape and axes and nothing else.
 
     Raises:
       ValueError: no kernel has such axes.
     """
     path, shape = entry["path"], tuple(entry["shape"])
     split, roles = tuple(entry["split"]), tuple(entry["roles"])
-    if len(split) != len(roles) or not _ROLES.issuperset(roles):
-        raise ValueError(f"{path!r} has axes {split} in roles {roles}")
-    if math.prod(split) != math.prod(shape):
-        raise ValueError(f"{path!r} of {shape} has axes {split}")
+    if len(split) != len(roles) or math.prod(split) != math.prod(shape):
+        raise ValueError(f"{path!r} of {shape} has axes {split} in roles {roles}")
     groups = math.prod(n for n, r in zip(split, roles, strict=True) if r == "group")
     return Kernel(path, shape, split=split, roles=roles, groups=groups)
+
+
+def budget_of(kernel: Kernel, mask: np.ndarray) -> list[int]:
+    """Kept edges of each stack slice, row-major.
+
+    Example:
+      >>> kernel = Kernel("w", (2, 3), stack=(0,), fan_in=(1,))
+      >>> budget_of(kernel, np.array([[True, False, True], [True, True, True]]))
+      [2, 3]
+    """
+    window = tuple(i for i, role in enumerate(kernel.roles) if role == "spatial")
+    edges = np.any(mask.reshape(kernel.split), axis=window)
+    counts = edges.sum(axis=kernel.axes("group", "in", "out"), dtype=np.int64)
+    return counts.ravel().tolist()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bbjax.files import container, encoding, matching
-from bbjax.files.container import File
+from bbjax.files.atomic import File
 from bbjax.model.checks import Masks, on_host
 from bbjax.model.units import Units
 
@@ -31,7 +31,10 @@ def save_masks(file: File, masks: Masks, units: Units | None = None) -> None:
 
     Raises:
       TypeError: not masks by path, or not bool.
-      ValueError: no mask, or one of another shape than its kernel in `units`.
+      ValueError: no mask, one of another shape than its kernel in `units`, a path of
+        more than 256 levels, or no regular file.
+      FileNotFoundError: the folder of the file is missing.
+      OSError: not all could be written; the old file is still there.
 
     Example:
       >>> import io
@@ -56,7 +59,9 @@ def save_masks(file: File, masks: Masks, units: Units | None = None) -> None:
     container.write(file, container.MASKS, leaves)
 
 
-def load_masks(file: File, like: Any = None) -> dict[str, np.ndarray]:
+def load_masks(
+    file: File, like: Any = None, *, max_bytes: int | None = None
+) -> dict[str, np.ndarray]:
     """Reads masks from a file that `save_masks` or `save` wrote.
 
     Args:
@@ -68,14 +73,16 @@ def load_masks(file: File, like: Any = None) -> dict[str, np.ndarray]:
         * `bb.Units`: every mask must be of a kernel and have its shape and, where the
           file holds them, its roles; kernels chosen by `select` must have one;
         * other masks: the same paths and shapes.
+      max_bytes: of memory that all arrays and masks may take, as in `load`.
 
     Returns:
       By path, bool arrays of numpy, in order of the path: on the host, so that no
       device is touched; JAX takes them as they are.
 
     Raises:
-      ValueError: not a file with masks, a damaged one, one of a newer version, or masks
-        that do not fit; the message lists all differences.
+      ValueError: not a file with masks, a damaged one, one of a newer version, one that
+        would take more than `max_bytes`, or masks that do not fit; the message lists
+        the differences. There is no other error for what a file holds.
 
     Example:
       >>> import io
@@ -87,7 +94,8 @@ def load_masks(file: File, like: Any = None) -> dict[str, np.ndarray]:
       ValueError: expected masks that fit these parameters, got 1 difference; ...
         w: shape (2, 3) in the file, shape (2, 4) here
     """
-    name, found = container.read(file, "a mask file as bb.save_masks writes it")
+    what = "a mask file as bb.save_masks writes it"
+    name, found = container.read(file, what, max_bytes=max_bytes)
     if like is not None:
         matching.fit_masks(found, like, name)
     return found.masks

@@ -10,44 +10,72 @@ differences are found before anything is placed on a device or returned.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import operator
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bbjax import adapters
 from bbjax.files.container import Loaded
-from bbjax.files.encoding import OTHER, describe
+from bbjax.files.encoding import OTHER, describe, is_number
 from bbjax.model.checks import meant
 from bbjax.model.kernel import Kernel
 from bbjax.model.leaves import Leaves, leaves_by_path
+from bbjax.model.text import printable, shortened
 from bbjax.model.units import Units
 
 Facts = dict[str, dict[str, str]]
 
 
 def _refuse_misfits(
-    there: Facts, here: Facts, needed: Collection[str], what: str, name: str
+    there: Facts,
+    here: Facts,
+    needed: Collection[str],
+    what: str,
+    name: str,
+    remedy: str = "",
 ) -> None:
-    """Refuses a file that does not fit: an error with one line for each path.
+    """Refuses a file that does not fit: an error with one line a path, as far as fits.
 
     A path is listed if it is `needed` and not in the file, if it is only in the file,
     or if a fact differs: the first one, since the next ones may follow from it.
     """
-    found = [f"{path}: missing in the file" for path in needed if path not in there]
+    found = [(path, _MISSING) for path in needed if path not in there]
     for path, facts in there.items():
         if path not in here:
-            found.append(f"{path}: only in the file{meant(path, here)}")
+            found.append((path, _EXTRA))
             continue
         both = [(words, here[path].get(fact, words)) for fact, words in facts.items()]
-        unlike = [f"{path}: {a} in the file, {b} here" for a, b in both if a != b]
+        unlike = [(path, f"{a} in the file, {b} here") for a, b in both if a != b]
         found += unlike[:1]
     if found:
+        lines = _lines(found, here)
         raise ValueError(
             f"expected {what}, got {len(found)} difference{'s' * (len(found) > 1)}; "
-            f"load {name!r} for the model it was saved from:\n  " + "\n  ".join(found)
+            f"load {name!r} for the model it was saved from{remedy}:\n  "
+            + "\n  ".join(lines)
         )
+
+
+_MISSING, _EXTRA = "missing in the file", "only in the file"
+_ROOM = 1200  # characters of all lines, at most
+_LINE = 300  # of one
+
+
+def _lines(found: Sequence[tuple[str, str]], here: Facts) -> list[str]:
+    """As many differences as there is room for, in words, and how many are left."""
+    lines: list[str] = []
+    for path, words in found:
+        question = meant(path, here) if words == _EXTRA else ""
+        line = printable(f"{shortened(path, _LINE // 2)}: {words}{question}")
+        line = shortened(line, _LINE)
+        if sum(map(len, lines)) + len(line) > _ROOM:
+            return [*lines, f"... and {len(found) - len(lines)} more"]
+        lines.append(line)
+    return lines
 
 
 # Trees ---------------------------------------------------------------------------
@@ -72,19 +100,25 @@ def named_leaves(tree: Any) -> Leaves:
     return leaves
 
 
-def fit(values: Mapping[str, Any], like: Any, name: str) -> Any:
+def fit(
+    values: Mapping[str, Any], like: Any, name: str, *, shrunk: bool = False
+) -> Any:
     """A tree like another one, with the values of a file.
 
     Args:
       values: by path.
       like: tree of arrays, `ShapeDtypeStruct`s, numbers; other leaves stay.
       name: of the file.
+      shrunk: whether arrays may have fewer entries along their axes. Layers of NNX
+        modules then take the sizes of their arrays.
 
     Raises:
-      ValueError: the two differ; all differences are listed.
+      ValueError: the two differ; the differences are listed.
 
     Example:
       >>> fit({"0": np.ones(2)}, (np.zeros(2),), "file")
+      (array([1., 1.]),)
+      >>> fit({"0": np.ones(2)}, (np.zeros(3),), "file", shrunk=True)
       (array([1., 1.]),)
     """
     tree = named_leaves(like)
@@ -92,10 +126,30 @@ def fit(values: Mapping[str, Any], like: Any, name: str) -> Any:
     there = {path: {"leaf": describe(value)} for path, value in values.items()}
     here = {path: {"leaf": _wanted(leaf)} for path, leaf in leaves.items()}
     needed = [path for path, facts in here.items() if facts["leaf"] != OTHER]
-    _refuse_misfits(there, here, needed, "parameters like these", name)
+    smaller = [p for p in there.keys() & here.keys() if _smaller(values[p], leaves[p])]
+    for path in smaller if shrunk else ():
+        there[path] = here[path]
+    what = "parameters like these" + " or smaller ones" * shrunk
+    remedy = "; pass shrunk=True for a model of bb.shrink" * (not shrunk)
+    _refuse_misfits(there, here, needed, what, name, remedy if smaller else "")
     for path, leaf in leaves.items():
         tree.put_at(path, _placed(values.get(path, leaf), leaf))
-    return tree.tree()
+    nnx = adapters.loaded("nnx")
+    made = tree.tree()
+    if shrunk and nnx is not None:
+        nnx.resize(made)
+    return made
+
+
+def _smaller(value: Any, leaf: Any) -> bool:
+    """Whether an array is of the same kind as a leaf, and smaller."""
+    words = describe(leaf)
+    if words in (OTHER, describe(value)) or words != _wanted(leaf):
+        return False
+    if is_number(value) or is_number(leaf) or value.dtype != leaf.dtype:
+        return False
+    mine, its = tuple(value.shape), tuple(leaf.shape)
+    return len(mine) == len(its) and all(map(operator.le, mine, its))
 
 
 def _wanted(leaf: object) -> str:
@@ -130,18 +184,20 @@ def nested(values: Mapping[str, object], name: str) -> Any:
     """
     if list(values) == [""]:
         return values[""]
-    ends = [(path, at) for path in values for at, c in enumerate(path) if c == "/"]
-    if both := sorted({path[:at] for path, at in ends} & values.keys()):
-        raise ValueError(
-            f"expected paths that nest as dicts, got {both} as leaves and as the "
-            f"beginning of others; pass `like` to load {name!r} into its own tree"
-        )
     tree: dict[str, Any] = {}
     for path, value in values.items():
         *parents, last = path.split("/")
         folder = tree
         for key in parents:
             folder = folder.setdefault(key, {})
+            if not isinstance(folder, dict):
+                break
+        if not isinstance(folder, dict) or last in folder:
+            raise ValueError(
+                f"expected paths that nest as dicts, got {shortened(path, 300)!r} and "
+                "another, of which one is a leaf and the beginning of the other; pass "
+                f"`like` to load {name!r} into its own tree"
+            )
         folder[last] = value
     return tree
 
@@ -151,7 +207,7 @@ def fit_masks(found: Loaded, like: Any, name: str) -> None:
     """Refuses masks that are not for `like`: units, masks by path, or parameters.
 
     Raises:
-      ValueError: the two differ; all differences are listed.
+      ValueError: the two differ; the differences are listed.
     """
     there = _facts(found.masks, found.header.kernels, found.header.actuators)
     if isinstance(like, Units):
@@ -168,7 +224,7 @@ def fit_units(found: Loaded, units: Units, name: str) -> None:
 
     Raises:
       ValueError: a kernel is missing or has another shape, or other roles or actuators
-        where the file holds them, or is selected and has no mask; all are listed.
+        where the file holds them, or is selected and has no mask; these are listed.
     """
     kernels = {path: value for path, value in found.params.items() if path in units}
     there = _facts(kernels, found.header.kernels, found.header.actuators)

@@ -12,11 +12,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from bbjax.files import container, encoding, matching
-from bbjax.files.container import File, Loaded
+from bbjax.files.atomic import File
+from bbjax.files.container import Loaded
 from bbjax.files.encoding import Entry, describe
 from bbjax.model.checks import Masks, check_values, meant, on_host, refuse_stray
 from bbjax.model.units import Units
@@ -52,11 +52,14 @@ def save(
     Raises:
       TypeError: masks that are none, a leaf that is no array of numbers, or is traced.
       ValueError: masks or units of other parameters, pruned weights that are not 0, a
-        selected kernel without a mask, `extra` that JSON would change, or two leaves of
-        one name.
+        selected kernel without a mask, `extra` that JSON would change, two leaves of
+        one name, a path of more than 256 levels, or no regular file.
+      FileNotFoundError: the folder of the file is missing.
+      OSError: not all could be written; the old file is still there.
 
     Example:
       >>> import io
+      >>> import jax.numpy as jnp
       >>> file, mask = io.BytesIO(), np.array([[True, False, True]])
       >>> save(
       ...     file, {"w": jnp.array([[1.0, 0.0, 3.0]])}, {"w": mask}, extra={"step": 7}
@@ -130,9 +133,7 @@ def _add_kernel(entry: Entry, units: Units, mask: np.ndarray | None) -> None:
     entry |= {"split": list(kernel.split), "roles": list(kernel.roles)}
     if mask is None:
         return
-    edges = np.asarray(kernel.edge_mask(jnp.asarray(mask)))
-    budget = edges.sum(axis=kernel.axes("group", "in", "out"))
-    entry["budget"] = budget.ravel().tolist()
+    entry["budget"] = encoding.budget_of(kernel, mask)
     if kernel.path in units.budgeted:
         entry["actuators"] = list(units.budgeted[kernel.path])
 
@@ -143,6 +144,8 @@ def _checked_extra(
     try:
         same = json.loads(json.dumps(extra, allow_nan=False)) == extra
         reason = "tuples, or keys that are no strings, would change"
+        if not _nests(extra, encoding.DEPTH):
+            same, reason = False, f"more than {encoding.DEPTH} levels"
     except (TypeError, ValueError, RecursionError) as error:
         same, reason = False, str(error)
     if not same or not isinstance(extra, dict | None):
@@ -154,6 +157,14 @@ def _checked_extra(
     return extra
 
 
+def _nests(value: object, levels: int) -> bool:
+    """Whether a value has at most so many levels, which every reader can follow."""
+    if not isinstance(value, dict | list):
+        return True
+    inside = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_nests(one, levels - 1) for one in inside)
+
+
 # Loading -------------------------------------------------------------------------
 def load(
     file: File,
@@ -161,6 +172,8 @@ def load(
     units: Units | None = None,
     *,
     require_masks: bool = False,
+    shrunk: bool = False,
+    max_bytes: int | None = None,
 ) -> Loaded:
     """Reads what `save` wrote: all of it, or nothing and an error.
 
@@ -175,14 +188,22 @@ def load(
         the file holds them, roles and actuators; kernels chosen by `select` must have a
         mask.
       require_masks: refuse a file without masks.
+      shrunk: `like` is the model before `bb.shrink`, and the file holds the smaller
+        one. Arrays may then be smaller than those of `like`. Layers of NNX modules take
+        the sizes of their arrays. Equinox modules compute with their arrays; functions
+        of linen modules take them within `bb.linen.resized`.
+      max_bytes: of memory that all arrays and masks may take. Pruned weights take none
+        in a file, so that a small file may become large. None: 2 GiB, or four times the
+        size of the file where that is more.
 
     Returns:
       `Loaded`. Without `like` the parameters are nested dicts by path, of numpy arrays:
       no device is touched; JAX takes them as they are.
 
     Raises:
-      ValueError: not a file of `save`, a damaged one, one of a newer version, or one
-        that does not fit; the message lists all differences.
+      ValueError: not a file of `save`, a damaged one, one of a newer version, one that
+        would take more than `max_bytes`, or one that does not fit; the message lists
+        the differences. There is no other error for what a file holds.
 
     Example:
       >>> import io
@@ -196,7 +217,7 @@ def load(
         w: float64 (2, 3) in the file, float64 (2, 4) here
     """
     name, found = container.read(
-        file, "a file as bb.save writes it", masks=require_masks
+        file, "a file as bb.save writes it", require_masks, max_bytes
     )
     if found.masks.keys() - found.params.keys():
         raise ValueError(
@@ -205,6 +226,11 @@ def load(
         )
     if units is not None:
         matching.fit_units(found, units, name)
+    if shrunk and like is None:
+        raise ValueError(
+            "expected like= with shrunk=True, got None; pass the model before bb.shrink"
+        )
     if like is None:
         return found._replace(params=matching.nested(found.params, name))
-    return found._replace(params=matching.fit(found.params, like, name))
+    params = matching.fit(found.params, like, name, shrunk=shrunk)
+    return found._replace(params=params)

@@ -123,9 +123,9 @@ def meant(path: str, known: Iterable[str]) -> str:
       >>> meant("scale", ["params/Conv_0/kernel"])
       ''
     """
-    known = list(known)
+    known, plain = list(known), _unnumbered(path)
     near = _ending_alike(path, known)
-    others = [k for k in known if _unnumbered(k) != _unnumbered(path)]
+    others = [k for k in known if _unnumbered(k) != plain]
     near = near or difflib.get_close_matches(path, others, n=1, cutoff=0.8)
     return f" (did you mean {near[0]!r}?)" if near else ""
 

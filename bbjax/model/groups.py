@@ -25,7 +25,7 @@ from typing import Literal
 
 import numpy as np
 
-from bbjax.model.text import table
+from bbjax.model.text import printable, table
 
 WIDTH = 120  # of the table
 SHOWN = 2  # members of a role, if there are many
@@ -207,7 +207,8 @@ class Graph:
     def __str__(self) -> str:
         head = ("group", "units", "made by", "beside", "read by", "can shrink")
         rows = [_row(n, group) for n, group in enumerate(self.groups)]
-        return "\n".join(filter(None, (table(head, rows, WIDTH), self.note)))
+        note = map(printable, self.note.splitlines())
+        return "\n".join((table(head, rows, WIDTH), *note))
 
 
 def on_axes(values: np.ndarray, axes: Sequence[int], rank: int) -> np.ndarray:

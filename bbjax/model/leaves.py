@@ -141,5 +141,10 @@ def leaves_by_path(
 
 
 def _path(key_path: tuple[Any, ...]) -> str:
-    names = [jax.tree_util.keystr((key,), simple=True) for key in key_path]
-    return "/".join(name.lstrip(".") for name in names)
+    return "/".join(map(_name, key_path))
+
+
+def _name(key: Any) -> str:
+    """A key of a dict as it is; attributes may be shown with a dot before them."""
+    name = jax.tree_util.keystr((key,), simple=True)
+    return name if isinstance(key, jax.tree_util.DictKey) else name.lstrip(".")

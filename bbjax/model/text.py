@@ -1,4 +1,4 @@
-"""Plain text: tables in columns, and shapes as words."""
+"""Plain text: tables in columns, shapes as words, foreign text made safe to show."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def table(
 
     Args:
       head: names of the columns.
-      rows: a cell for each column.
+      rows: a cell for each column; control characters are escaped.
       width: longest line; the cells of the widest columns are wrapped.
 
     Example:
@@ -31,13 +31,15 @@ def table(
       layers/0  3x8
       /up
     """
+    head = [printable(cell) for cell in head]
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     while width is not None and sum(widths) + len(_GAP) * (len(widths) - 1) > width:
         widest = widths.index(max(widths))
         if widths[widest] <= len(head[widest]):
             break
         widths[widest] -= 1
-    lines = [head, ["-" * n for n in widths]]
+    lines: list[Sequence[str]] = [head, ["-" * n for n in widths]]
     for row in rows:
         cells = [_wrapped(cell, n) for cell, n in zip(row, widths, strict=True)]
         lines += itertools.zip_longest(*cells, fillvalue="")
@@ -62,6 +64,43 @@ def _wrapped(text: str, width: int) -> list[str]:
             else:
                 lines[-1] += space + part
     return lines
+
+
+def printable(text: str) -> str:
+    r"""Text with its control characters escaped, as Python shows them.
+
+    Paths, titles and names may come from anywhere. A terminal obeys some characters, a
+    newline breaks a table, and others turn the direction of writing around.
+
+    Example:
+      >>> print(printable("up\x1b[2J\nü"))
+      up\x1b[2J\nü
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def shortened(text: str, most: int) -> str:
+    """Text of at most so many characters: its beginning and its end.
+
+    Args:
+      text: of any length.
+      most: at least 50 characters.
+
+    Example:
+      >>> shortened("layers/" * 1000, 60)
+      'layers/layer [... 6,976 characters ...] yers/layers/'
+    """
+    if len(text) <= most:
+        return text
+    left = (most - 36) // 2
+    gap = f" [... {len(text) - 2 * left:,} characters ...] "
+    return text[:left] + gap + text[-left:]
 
 
 def size(shape: tuple[int, ...]) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 
 from bbjax.model.groups import Graph
 from bbjax.model.kernel import Actuator, Kernel, Side
-from bbjax.model.text import size, table
+from bbjax.model.text import printable, size, table
 
 __all__ = ["Actuator", "Kernel", "Selected", "Side", "Units"]
 
@@ -198,8 +198,9 @@ class Units:
         head = ("kernel", "shape", "units in -> out", "budget", "outputs measured")
         rows = [_row(k, chosen.get(k.path, ())) for k in self.kernels]
         lines = [table(head, rows)]
-        lines += [f"cannot be used: {p}: {why}" for p, why in self.problems]
-        lines += [f"no kernel: {p}: {why}" for p, why in self.others]
+        notes = [f"cannot be used: {p}: {why}" for p, why in self.problems]
+        notes += [f"no kernel: {p}: {why}" for p, why in self.others]
+        lines += map(printable, notes)
         return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@
     numbers    figures -> JSON
     page       figures -> one HTML file, with charts (SVG), masks (PNG) and page.css
     terminal   figures -> a terminal, with rich
+    forks      refuses forked processes in which JAX hangs
     build      all of it together: `bb.report`, and its result `Report`
     compare    sets of masks side by side, without figures
     groups     a drawing of the unit graph

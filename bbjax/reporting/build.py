@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bbjax.activity.statistics import Activity
+from bbjax.files import atomic
 from bbjax.model.checks import APPLY_MASKS
 from bbjax.model.leaves import Leaves
 from bbjax.model.units import Units
-from bbjax.reporting import figures, numbers, sources, words
+from bbjax.reporting import figures, forks, numbers, sources, words
 from bbjax.reporting.data import Facts, Given, KernelFacts
 from bbjax.reporting.formats import counted
 
@@ -42,17 +43,19 @@ class Report(Facts):
         """Writes the page, or its numbers where the name ends in `.json`.
 
         Args:
-          file: a path; what is there is replaced.
+          file: a path; what is there is replaced, once the new file is complete.
 
         Raises:
-          ValueError: a name that ends neither in `.html` (`.htm`) nor in `.json`.
+          FileNotFoundError: the folder of the path is missing.
+          ValueError: a name that ends neither in `.html` (`.htm`) nor in `.json`, or a
+            path that is no regular file.
         """
         path = _page_or_numbers(file)
         if path.suffix.lower() == ".json":
             text = json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
         else:
             text = self.html()
-        path.write_bytes(text.encode("utf-8"))
+        atomic.write(path, text.encode("utf-8"))
 
     def show(
         self, console: Console | None = None, *, details: bool | None = None
@@ -134,6 +137,8 @@ def report(
       ValueError: pruned weights in `params` that are not 0, no masks, no pruning state,
         masks of unknown kernels, shapes that differ, latencies or sizes below 0, a file
         of another kind.
+      RuntimeError: in a process that was forked after JAX was used, where JAX would
+        wait for ever.
 
     Example:
       >>> import bbjax as bb
@@ -150,6 +155,7 @@ def report(
         )
     if file is not None:
         _page_or_numbers(file)
+    forks.check()
     found = sources.read(source, units)
     if activity is not None:
         found = sources.with_activity(found, activity)

@@ -15,13 +15,12 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from html import escape
 from typing import NamedTuple
 
 import numpy as np
 
 from bbjax.reporting.data import Histogram, Measures, SideFacts
-from bbjax.reporting.formats import count, counted, number
+from bbjax.reporting.formats import count, counted, escape, number
 from bbjax.reporting.words import MEANING
 from bbjax.reporting.words import degrees as min_mean_max
 from bbjax.training.metrics import DEAD

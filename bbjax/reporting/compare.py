@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bbjax.model.checks import Masks, count, on_host
-from bbjax.model.text import size, table
+from bbjax.model.text import printable, size, table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,7 +278,9 @@ def _overlaps(a: Masks, b: Masks, names: str) -> Overlaps:
         raise ValueError(
             f"expected masks of the same parameters, got {names} that differ; compare "
             "masks of one model:\n  "
-            + "\n  ".join(f"{row.path}: {row.problem}" for row in rows if row.problem)
+            + "\n  ".join(
+                printable(f"{row.path}: {row.problem}") for row in rows if row.problem
+            )
         )
     counts = {path: _counts(mask, theirs[path]) for path, mask in mine.items()}
     total = _Counts(*(sum(column) for column in zip(*counts.values(), strict=True)))

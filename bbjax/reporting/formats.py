@@ -6,10 +6,26 @@ powers of 1000, and an en dash for what is not known.
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Sequence
 
+from bbjax.model.text import printable
+
 NONE = "–"
+
+
+def escape(text: str) -> str:
+    r"""Text for HTML and SVG, in elements and attributes.
+
+    Control characters are escaped as well: XML has none, and some of them change how
+    the text around them is shown.
+
+    Example:
+      >>> escape("a<b> \x1b[2J")
+      'a&lt;b&gt; \\x1b[2J'
+    """
+    return html.escape(printable(text))
 
 
 def count(number: int | None) -> str:

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
+from bbjax.files import atomic
 from bbjax.model.groups import Group
 from bbjax.model.units import Units
 from bbjax.reporting.charts import label, tag
+from bbjax.reporting.formats import escape
 
 ROW, COLUMN, HEAD, LETTER = 24, 38, 46, 7.3
 _CSS = """
@@ -44,13 +45,16 @@ def draw_graph(units: Units, file: str | os.PathLike[str] | None = None) -> str:
 
     Args:
       units: from `bb.trace`.
-      file: where to write the picture; `.svg` is the custom.
+      file: where to write the picture, a name that ends in `.svg`; what is there is
+        replaced, once the new file is complete.
 
     Returns:
       The picture, an SVG document.
 
     Raises:
-      ValueError: no group of units that a kernel makes or reads.
+      FileNotFoundError: the folder of the file is missing.
+      ValueError: no group of units that a kernel makes or reads; a file of another
+        name, or a path that is no regular file.
 
     Example:
       >>> import bbjax as bb, jax, jax.numpy as jnp
@@ -60,6 +64,11 @@ def draw_graph(units: Units, file: str | os.PathLike[str] | None = None) -> str:
       >>> draw_graph(bb.trace(net, params, jnp.ones((5, 3))))[:4]
       '<svg'
     """
+    if file is not None and Path(file).suffix.lower() != ".svg":
+        raise ValueError(
+            f"expected a file of a drawing to end in .svg, got {os.fspath(file)!r}; "
+            "the drawing is an SVG picture, which other programs convert"
+        )
     rows = [k.path for k in units.kernels]
     groups = [g for g in units.graph if _places(g, rows)]
     if not groups:
@@ -92,7 +101,7 @@ def draw_graph(units: Units, file: str | os.PathLike[str] | None = None) -> str:
         aria_label="groups of units",
     )
     if file is not None:
-        Path(file).write_text(picture, encoding="utf-8")
+        atomic.write(file, picture.encode("utf-8"))
     return picture
 
 

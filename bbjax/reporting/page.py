@@ -10,8 +10,8 @@ contains neither the time nor anything about the machine.
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
 
 from bbjax.model.version import __version__
@@ -19,7 +19,7 @@ from bbjax.reporting import charts, masks, words
 from bbjax.reporting.charts import Chart, tag
 from bbjax.reporting.data import Facts, KernelFacts, Picture, SideFacts
 from bbjax.reporting.figures import LAYERS, MANY, evenly
-from bbjax.reporting.formats import count, counted, percent
+from bbjax.reporting.formats import count, counted, escape, percent
 from bbjax.reporting.words import MEANING, Table
 
 OPEN = 12  # kernels up to which all sections are open
@@ -53,13 +53,19 @@ def page(facts: Facts) -> str:
 
 
 def notebook(facts: Facts) -> str:
-    """The page in a frame, so that its style does not change the notebook."""
-    return tag(
+    """The page in a frame, so that its style does not change the notebook.
+
+    The frame is a sandbox: nothing in it can run, send anything, or reach the notebook.
+    """
+    frame = tag(
         "iframe",
-        srcdoc=page(facts),
+        sandbox="",
         title=facts.title,
         style="width:100%;height:720px;border:0",
     )
+    # The lines of the page stay lines; its texts are escaped already.
+    srcdoc = f' srcdoc="{html.escape(page(facts))}">'
+    return frame.replace(">", srcdoc, 1)
 
 
 def _cards(facts: Facts) -> str:

@@ -19,6 +19,7 @@ from rich.console import (
     ConsoleOptions,
     Group,
     JustifyMethod,
+    OverflowMethod,
     RenderableType,
 )
 from rich.padding import Padding
@@ -26,6 +27,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from bbjax.model.text import printable
 from bbjax.reporting import masks, words
 from bbjax.reporting.data import Facts, KernelFacts, SideFacts
 from bbjax.reporting.formats import count, counted, number
@@ -47,6 +49,11 @@ def console() -> Console:
     return Console()
 
 
+def _text(text: str, style: str = "", overflow: OverflowMethod | None = None) -> Text:
+    """Text whose control characters are shown; a terminal would obey them."""
+    return Text(printable(text), style, overflow=overflow)
+
+
 def render(facts: Facts, details: bool | None = None) -> RenderableType:
     """Everything, for rich to print.
 
@@ -55,9 +62,9 @@ def render(facts: Facts, details: bool | None = None) -> RenderableType:
       details: whether every kernel has a section; None for up to eight kernels.
     """
     parts: list[RenderableType] = [
-        Text(facts.title, "bold"),
-        Text(words.headline(facts)),
-        *(Text(f"! {note}", "yellow") for note in facts.notes),
+        _text(facts.title, "bold"),
+        _text(words.headline(facts)),
+        *(_text(f"! {note}", "yellow") for note in facts.notes),
         Text(),
         _grid(words.cards(facts), "bold"),
         _KernelsTable(words.kernels_table(facts)),
@@ -80,8 +87,8 @@ def _grid(rows: Iterable[Sequence[str]], style: str = "") -> Table:
     """Names, texts in a style of their own, and remarks."""
     drawn = Table.grid(padding=(0, 2))
     for name, text, *remarks in rows:
-        rest = (Text(remark, "dim") for remark in remarks)
-        drawn.add_row(Text(name, "dim"), Text(text, style), *rest)
+        rest = (_text(remark, "dim") for remark in remarks)
+        drawn.add_row(_text(name, "dim"), _text(text, style), *rest)
     return drawn
 
 
@@ -89,7 +96,8 @@ class _KernelsTable:
     """The table of kernels; where the terminal is narrow, with fewer columns."""
 
     def __init__(self, table: words.Table) -> None:
-        self._table = table
+        rows = [[printable(cell) for cell in row] for row in table.rows]
+        self._table = table._replace(rows=rows)
 
     def __rich_console__(
         self, console: Console, options: ConsoleOptions
@@ -123,12 +131,12 @@ def _headed(name: str) -> str:
 def _table(table: words.Table) -> Table:
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     if table.title:
-        drawn.title, drawn.title_justify = Text(table.title, "bold"), "left"
+        drawn.title, drawn.title_justify = _text(table.title, "bold"), "left"
     for i, name in enumerate(table.head):
         side: JustifyMethod = "left" if i < table.left else "right"
         drawn.add_column(Text(name), justify=side, overflow="fold")
     for row in table.rows:
-        drawn.add_row(*map(Text, row))
+        drawn.add_row(*map(_text, row))
     return drawn
 
 
@@ -136,7 +144,7 @@ def _table(table: words.Table) -> Table:
 def _kernel(kernel: KernelFacts, since: str) -> Iterator[RenderableType]:
     yield Text()
     yield Rule()
-    yield Text(kernel.path, "bold", overflow="fold")
+    yield _text(kernel.path, "bold", overflow="fold")
     lines = words.kernel_lines(kernel, since)
     for side in kernel.main:
         name = f"fitted line, {MEANING[side.side][0]}"

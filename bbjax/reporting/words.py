@@ -291,4 +291,5 @@ def text(facts: Facts) -> str:
     notes = [f"note: {note}" for note in facts.notes]
     table = kernels_table(facts)
     body = plain.table(table.head, table.rows)
-    return "\n".join([facts.title, headline(facts), *notes, "", body])
+    lines = map(plain.printable, (facts.title, headline(facts), *notes, ""))
+    return "\n".join([*lines, body])

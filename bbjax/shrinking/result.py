@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bbjax.model.leaves import Leaves
+from bbjax.model.text import printable
 from bbjax.model.units import Units
 from bbjax.shrinking.cut import Cuts, Shapes, cut
 from bbjax.shrinking.states import cut_state
@@ -86,7 +87,7 @@ class ShrinkReport:
                 lines[-1] += f", {change.idle} idle ones stay: {change.why}"
         if self.draws:
             lines.append(f"other random numbers are drawn for {', '.join(self.draws)}")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def _share(before: int, after: int) -> str:

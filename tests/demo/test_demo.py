@@ -12,6 +12,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +27,7 @@ pytest.importorskip("rich")
 from rich.console import Console
 
 from bbjax.demo import __main__ as command
-from bbjax.demo import data, model, outcome, run, smaller, statistics, tables
+from bbjax.demo import data, folders, model, outcome, run, smaller, statistics, tables
 from bbjax.demo.methods import LAW, METHODS, Timing, least_degree
 from bbjax.demo.origin import commit
 from bbjax.demo.progress import Steps
@@ -128,6 +129,21 @@ def test_folder_with_results_is_refused_unless_overwritten(asked, capsys):
     assert asked == ["mine", "mine"]
 
 
+def test_results_that_appear_during_a_run_are_not_overwritten(tmp_path):
+    out, first, second = (
+        tmp_path / "out",
+        {"results.json": b"1"},
+        {"results.json": b"2"},
+    )
+    out.mkdir()
+    assert folders.write_results(out, first, overwrite=False) == out
+    other = folders.write_results(out, second, overwrite=False)
+    assert (other.name, (other / "results.json").read_bytes()) == ("out-2", b"2")
+    assert (out / "results.json").read_bytes() == b"1"
+    assert folders.write_results(out, second, overwrite=True) == out
+    assert (out / "results.json").read_bytes() == b"2"
+
+
 def test_interrupted_run_ends_in_one_line_and_130(asked, capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -138,10 +154,10 @@ def test_interrupted_run_ends_in_one_line_and_130(asked, capsys, monkeypatch):
     assert shown == "bbjax.demo: stopped by Ctrl-C before the end\n"
 
 
-@pytest.mark.slow
-def test_interrupt_while_compiling_ends_in_130(tmp_path):
-    words = ["-m", "bbjax.demo", "--seeds", "1", "--steps", "9", "--out", tmp_path]
-    process = subprocess.Popen(
+def started(out):
+    """The demo as a process of its own."""
+    words = ["-m", "bbjax.demo", "--seeds", "1", "--steps", "9", "--out", out]
+    return subprocess.Popen(
         [sys.executable, *map(str, words)],
         cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
@@ -149,12 +165,72 @@ def test_interrupt_while_compiling_ends_in_130(tmp_path):
         text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )
-    assert any(line.startswith("2 of ") for line in process.stdout)
+
+
+def wait_until_loaded(process, library):
+    """Waits until a process has loaded a file of a library."""
+    while library not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert process.poll() is None
+        time.sleep(0.005)
+
+
+def assert_ends_in_one_line(process, out):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
     assert errors == "bbjax.demo: stopped by Ctrl-C before the end\n"
-    assert list(tmp_path.iterdir()) == []
+    assert process.returncode == 130
+    assert not out.exists() or list(out.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+@pytest.mark.parametrize(
+    "delay",
+    [
+        *(0.0, 0.9),
+        *(pytest.param(0.15 * n, marks=pytest.mark.slow) for n in range(1, 40)),
+    ],
+)
+def test_interrupt_while_libraries_are_loaded_ends_in_130(tmp_path, delay):
+    process = started(tmp_path / "out")
+    wait_until_loaded(process, "numpy")
+    time.sleep(delay)
+    assert_ends_in_one_line(process, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "bbjax demo:",
+        *(pytest.param(f"{n} of 6", marks=pytest.mark.slow) for n in (1, 2, 3, 5)),
+    ],
+)
+def test_interrupt_at_any_step_ends_in_130(tmp_path, line):
+    process = started(tmp_path / "out")
+    assert any(shown.startswith(line) for shown in process.stdout)
+    assert_ends_in_one_line(process, tmp_path / "out")
+
+
+def test_interrupt_in_a_terminal_shows_the_cursor_again(tmp_path):
+    """Bars hide it."""
+    pty = pytest.importorskip("pty")
+    program = "from bbjax.demo import interrupt; interrupt._end(2, None)"
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=theirs)
+    assert process.wait() == 130
+    assert os.read(ours, 100).startswith(b"\x1b[?25h")
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_an_ignored_interrupt_stays_ignored(monkeypatch):
+    from bbjax.demo import interrupt
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        interrupt.end_at_once()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # Parts ---------------------------------------------------------------------------

@@ -69,11 +69,11 @@ DAMAGED = {
     "data too long": (DATA + b"\0", "its tensors end at byte"),
     "another file of safetensors": (
         safetensors.numpy.save({"w": np.ones(3)}, {"format": "np"}),
-        r"that bbjax did not write, with metadata \['format'\]; safetensors.numpy.load",
+        "bbjax did not write, with metadata {'format': 'np'}; safetensors.numpy.load",
     ),
     "one without metadata": (
         safetensors.numpy.save({"w": np.ones(3)}),
-        r"that bbjax did not write, with metadata \[\]",
+        "that bbjax did not write, with metadata {}",
     ),
     "another format": (
         rewritten(DATA, lambda h: h.update(format="x")),
@@ -82,7 +82,10 @@ DAMAGED = {
     "no format": (rewritten(DATA, lambda h: h.pop("format")), "'format'"),
     "no version": (rewritten(DATA, lambda h: h.pop("version")), "'version'"),
     "no JSON": (safetensors.numpy.save({}, {"bbjax": "{"}), "Expecting"),
-    "no object": (safetensors.numpy.save({}, {"bbjax": "[1]"}), "list indices"),
+    "no object": (
+        safetensors.numpy.save({}, {"bbjax": "[1]"}),
+        "no object with",
+    ),
     "deep JSON": (safetensors.numpy.save({}, {"bbjax": "[" * 10**5}), "recursion"),
     "another extra": (
         rewritten(DATA, lambda h: h["extra"].update(step=8), seal=False),
@@ -110,7 +113,7 @@ DAMAGED = {
     ),
     "a tensor of another entry": (
         rewritten(DATA, UP(path="other")),
-        "'other:mask' is missing",
+        "'other' has others of its tensors in 'crc32': .*'other:mask'",
     ),
     "another dtype": (
         rewritten(DATA, UP(dtype="int32")),
@@ -118,11 +121,14 @@ DAMAGED = {
     ),
     "a dtype that is none": (
         rewritten(DATA, UP(dtype="O")),
-        "'mlp/up:kept' has the dtype O in its header",
+        "'mlp/up' has the dtype 'O' in its header",
     ),
     "an unknown dtype": (rewritten(DATA, UP(dtype="float3")), "float3"),
     "another shape": (rewritten(DATA, UP(shape=[3, 6])), "its header says .* \\(3,\\)"),
-    "a huge shape": (rewritten(DATA, UP(shape=[10**30])), "its header says"),
+    "a huge shape": (
+        rewritten(DATA, UP(shape=[10**30])),
+        "as 'shape', not the sizes of",
+    ),
     "another count": (rewritten(DATA, UP(kept=7)), "keeps 8 weights, its header 7"),
     "keys of another kind": (
         rewritten(saved({"k": jax.random.key(0)}), entry_of("k")(dtype="key<rbg>")),
@@ -143,27 +149,31 @@ META = {"__metadata__": {"bbjax": "{}"}}
 LAYOUTS = {
     "no JSON": (b"{", "Expecting property name"),
     "no UTF-8": (b'{"\xff": 1}', "codec can't decode"),
-    "no object": (b"[]", "expected at most 1 argument|takes"),
-    "no number": (b"3", "no attribute"),
-    "metadata that are none": ({"__metadata__": None}, "not iterable"),
+    "no object": (b"[]", r"its layout is \[\], no object"),
+    "no number": (b"3", "its layout is 3, no object"),
+    "metadata that are none": ({"__metadata__": None}, "with metadata None"),
     "a header of ours that is no text": (
         {"__metadata__": {"bbjax": 3}, "w": U8},
-        "JSON object",
+        "its header is 3, no text",
     ),
     "deep JSON": (b'{"__metadata__":' + b"[" * 10**5, "recursion"),
     "a gap": ({**META, "w": U8 | {"data_offsets": [1, 2]}}, "'w' has bytes .*not from"),
     "an overlap": ({**META, "v": U8, "w": U8}, "'w' has bytes .* to .*, not from"),
     "a negative place": (
         {**META, "w": U8 | {"data_offsets": [-1, 1]}},
-        "'w' has bytes",
+        r"'w' has \[-1, 1\] as 'data_offsets'",
     ),
-    "backwards": ({**META, "w": U8 | {"data_offsets": [0, -1]}}, "'w' has bytes"),
+    "backwards": ({**META, "w": U8 | {"data_offsets": [1, 0]}}, "'w' has bytes"),
+    "a negative end": ({**META, "w": U8 | {"data_offsets": [0, -1]}}, "data_offsets"),
     "beyond the end": ({**META, "w": U8 | {"data_offsets": [0, 10**30]}}, "has bytes"),
-    "broken places": ({**META, "w": U8 | {"data_offsets": [0.0, 2.0]}}, "integer"),
-    "one place": ({**META, "w": U8 | {"data_offsets": [0]}}, "not enough values"),
+    "broken places": ({**META, "w": U8 | {"data_offsets": [0.0, 2.0]}}, "data_offsets"),
+    "one place": ({**META, "w": U8 | {"data_offsets": [0]}}, "data_offsets"),
     "no place": ({**META, "w": {"dtype": "U8", "shape": [2]}}, "'data_offsets'"),
-    "no tensor": ({**META, "w": 3}, "not subscriptable"),
-    "an unknown dtype": ({**META, "w": U8 | {"dtype": "F3"}}, "unknown dtype 'F3'"),
+    "no tensor": ({**META, "w": 3}, "the tensor 'w' is 3, no object"),
+    "an unknown dtype": (
+        {**META, "w": U8 | {"dtype": "F3"}},
+        "'w' has 'F3' as 'dtype'",
+    ),
     "a shape too large": ({**META, "w": U8 | {"shape": [3]}}, "cannot reshape"),
     "a huge shape": ({**META, "w": U8 | {"shape": [10**30]}}, "Maximum allowed dim"),
     "a dtype too wide": ({**META, "w": U8 | {"dtype": "F32"}}, "buffer size"),
@@ -201,7 +211,7 @@ def test_a_layout_that_is_accepted_is_one_for_safetensors(places, size):
         safetensors.numpy.load(data)
         reason = "'format'"  # that is next
     except safetensors.SafetensorError:
-        reason = "byte|reshape|buffer"
+        reason = "byte|reshape|buffer|data_offsets"
     with pytest.raises(ValueError, match=f"something else .*({reason})"):
         loaded(data)
 
@@ -376,11 +386,11 @@ def test_a_refused_file_leaves_the_module_as_it_was():
 
 
 def test_paths_that_do_not_nest_need_a_tree():
-    tree = {"a": np.ones(1), "a/b": np.ones(2)}
-    data = saved(tree)
-    with pytest.raises(ValueError, match=r"nest as dicts, got \['a'\] .* pass `like`"):
-        loaded(data)
-    assert_same(loaded(data, like=tree).params, tree)
+    for tree in ({"a": np.ones(1), "a/b": np.ones(2)}, {"a+": 1.0, "a+/b/c": 2.0}):
+        data = saved(tree)
+        with pytest.raises(ValueError, match="nest as dicts, got 'a.*and.*pass `like`"):
+            loaded(data)
+        assert_same(loaded(data, like=tree).params, tree)
 
 
 @pytest.mark.parametrize("params", [{"name": "net"}, jax.nn.relu])

@@ -30,7 +30,7 @@ from bbjax.activity.observe import Where
 from bbjax.activity.statistics import Activity
 from bbjax.model.kernel import Kernel
 from bbjax.model.removal import remove_units, sweep
-from bbjax.model.text import table
+from bbjax.model.text import printable, table
 from bbjax.model.units import Units
 from bbjax.oneshot.nnrelief.residual import Residual, ResidualCut, residual_cuts
 from bbjax.oneshot.prune import Masks, apply_masks, both, prune
@@ -72,8 +72,9 @@ class ReliefReport:
         rows.append(("all together", str(total), f"{self.density:.4f}", "", ""))
         head = ("kernel", "kept", "density", "dead units", "swept units")
         lines = [table(head, rows)]
-        lines += [str(cut) for cut in self.residuals]
-        lines += [f"stays dense: {path}: {why}" for path, why in self.left_out]
+        notes = [str(cut) for cut in self.residuals]
+        notes += [f"stays dense: {path}: {why}" for path, why in self.left_out]
+        lines += map(printable, notes)
         return "\n".join(lines)
 
     def _units(self, path: str) -> tuple[str, str]:

@@ -26,6 +26,7 @@ from bbjax.activity.calibrate import Meter
 from bbjax.activity.observe import Where
 from bbjax.activity.on import positive
 from bbjax.model.kernel import Kernel, Side
+from bbjax.model.text import printable
 from bbjax.model.units import Units
 
 
@@ -100,7 +101,7 @@ class ResidualCut(NamedTuple):
     def __str__(self) -> str:
         done = "cut" if self.block.projection else "negligible, left as they are"
         return (
-            f"residual {self.block.branch}: {(~self.branch).sum()} of "
+            f"residual {printable(self.block.branch)}: {(~self.branch).sum()} of "
             f"{self.branch.size} channels of the branch cut, "
             f"{(~self.shortcut).sum()} of the shortcut {done}"
         )
