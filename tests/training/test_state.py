@@ -268,9 +268,8 @@ def test_fields_are_found_by_name_in_any_chain():
 def test_the_plan_has_no_leaves():
     state = PRUNE.init(PARAMS)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
-    assert (
-        len(jax.tree.leaves(state)) == 7
-    )  # count, mask, 2 means, dormant, churn, density
+    # count, mask, 2 means, dormant, churn, density, k_min
+    assert len(jax.tree.leaves(state)) == 8
 
 
 def test_one_bit_per_weight_and_nothing_else_without_regrowth():
@@ -285,7 +284,7 @@ def test_one_bit_per_weight_and_nothing_else_without_regrowth():
         )
         for regrow in (True, False)
     }
-    per_unit = 2 * 4 * 32 + 3 * 4
+    per_unit = 2 * 4 * 32 + 4 * 4
     assert sizes[False] == 64 * 32 // 8 + per_unit
     assert sizes[True] == sizes[False] + 4 * 64 * 32
 
