@@ -25,6 +25,7 @@ from bbjax.training.state import (
     full_mask,
     is_pruning,
     pack,
+    without_wrappers,
 )
 
 Held = dict[str, tuple[PruneState, Kernel]]  # old state and kernel, by path
@@ -80,7 +81,8 @@ def adopt(state: Any, tx: Any, params: Any) -> Any:
     """
     find(state)  # raises an error if there is none
     fresh = tx.init(params)
-    old, _ = leaves_by_path(state, is_pruning)
+    nodes, _ = leaves_by_path(state, is_pruning)
+    old = [(path, without_wrappers(x) if is_pruning(x) else x) for path, x in nodes]
     new, structure = leaves_by_path(fresh, is_pruning)
     _check_rest(old, new)
     held = {
@@ -89,11 +91,9 @@ def adopt(state: Any, tx: Any, params: Any) -> Any:
         if is_pruning(part)
         for kernel, _ in part.bb_plan.kernels
     }
-    nodes = [
-        _carried(before, after, held) if is_pruning(after) else before
-        for (_, before), (_, after) in zip(old, new, strict=True)
-    ]
-    return jax.tree_util.tree_unflatten(structure, nodes)
+    both = zip(old, new, strict=True)
+    carried = [_carried(b, a, held) if is_pruning(a) else b for (_, b), (_, a) in both]
+    return jax.tree_util.tree_unflatten(structure, carried)
 
 
 def _check_rest(old: list[tuple[str, Any]], new: list[tuple[str, Any]]) -> None:
@@ -104,7 +104,10 @@ def _check_rest(old: list[tuple[str, Any]], new: list[tuple[str, Any]]) -> None:
     )
     odd = [p for p in before | after if before.get(p) != after.get(p)]
     if odd or list(before) != list(after):
-        shown = [f"{p!r}: {before.get(p)} -> {after.get(p)}" for p in odd[:4]]
+        shown = [
+            f"{path!r}: {before.get(path, 'none')} -> {after.get(path, 'none')}"
+            for path in odd[:4]
+        ]
         raise ValueError(
             "expected the state of the same optimizer around the pruning transform, "
             f"got one that differs (shapes, state -> tx): {'; '.join(shown) or 'order'}"

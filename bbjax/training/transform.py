@@ -100,7 +100,9 @@ def transform(
     Raises:
       TypeError: an argument of the wrong kind.
       ValueError: a value out of range, no kernel to prune, a density that `k_min`
-        does not allow, activity or gradients that a rule needs and did not get.
+        does not allow; in `update`, activity or gradients that a rule needs and did
+        not get, or a state of other kernels, actuators, rule or `rescale` (see
+        `bb.adopt`).
 
     Example:
       >>> import bbjax as bb

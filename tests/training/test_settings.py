@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import bbjax as bb
 
@@ -341,6 +342,78 @@ def test_a_long_list_of_differences_is_cut():
     with pytest.raises(ValueError, match="'w1', 'w2', 'w3', 'w4' and 94 more") as info:
         new.update(params, old.init(params), params)
     assert len(str(info.value)) < 2000
+
+
+@pytest.mark.slow
+def test_an_nnx_optimizer_is_made_anew_and_filled():
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.up = nnx.Linear(8, 16, rngs=rngs)
+            self.down = nnx.Linear(16, 4, rngs=rngs)
+
+        def __call__(self, x):
+            return self.down(nnx.relu(self.up(x)))
+
+    def loss(model, x):
+        return jnp.mean(model(x) ** 2)
+
+    def step(optimizer, units):
+        _, grads, activity = bb.value_and_grad(loss, units)(model, X)
+        optimizer.update(model, grads, activity=activity)
+
+    def made(units, **settings):
+        tx = bb.transform(units, density=0.5, start=0, every=2, **settings)
+        return nnx.Optimizer(model, optax.chain(optax.sgd(0.1), tx), wrt=nnx.Param)
+
+    model = Model(nnx.Rngs(0))
+    units = bb.trace(loss, model, X).select("up")
+    more = units + units.select("down", "out")
+    old, new = made(units), made(more, rescale=True)
+    step(old, units)
+    old.tx = new.tx
+    with pytest.raises(ValueError, match="kernels that only the transform has: 'down"):
+        step(old, more)
+    state = nnx.state(model, nnx.Param)
+    adopted = bb.adopt(old.opt_state, new.tx, state)
+    nnx.update(new.opt_state, nnx.state(adopted))
+    np.testing.assert_array_equal(
+        bb.masks(new.opt_state)["up/kernel"], bb.masks(old.opt_state)["up/kernel"]
+    )
+    for _ in range(2):
+        step(new, more)
+    assert {p: float(m.mean()) for p, m in bb.masks(new.opt_state).items()} == {
+        "up/kernel": 0.5,
+        "down/kernel": 0.5,
+    }
+
+
+def test_states_that_adopt_refuses():
+    params = first_params()
+    units, masks = UNITS.select("up"), {"up": np.ones((8, 16), bool)}
+    state = bb.transform(units, density=0.5).init(params)
+    chained = optax.chain(optax.adam(0.1), bb.transform(units))
+    with pytest.raises(ValueError, match="without one; pass the state that tx.init or"):
+        bb.adopt(optax.sgd(0.1).init(params), chained, params)
+    with pytest.raises(ValueError, match="same optimizer .*'0/0/mu/up': none -> "):
+        bb.adopt((optax.EmptyState(), state), chained, params)
+    with pytest.raises(ValueError, match="expected masks= that are those of the state"):
+        bb.adopt(state, bb.hold({"up": masks["up"] & (np.arange(16) > 3)}), params)
+    hold = bb.hold({"up": np.arange(16)[None] * np.ones((8, 1)) > 3})
+    with pytest.raises(ValueError, match="call bb.adopt outside of jax.jit"):
+        jax.jit(lambda s: bb.adopt(s, hold, params))(state)
+
+
+def test_masks_of_training_are_held():
+    params, state = before("density")
+    masks = bb.masks(state)
+    tx = optax.chain(optax.sgd(0.1, momentum=0.9), bb.hold(masks))
+    with pytest.raises(ValueError, match="rule 'budgeted_broadcast' -> 'hold'"):
+        tx.update(params, state, params)
+    held = bb.adopt(state, tx, params)
+    updates, held = tx.update(params, held, params)
+    chex.assert_trees_all_equal(bb.masks(held), masks)
+    new = optax.apply_updates(params, updates)
+    assert all(not np.asarray(new[p])[~np.asarray(m)].any() for p, m in masks.items())
 
 
 # Rescaling -----------------------------------------------------------------------
