@@ -25,7 +25,13 @@ from bbjax.rules.base import side_in
 from bbjax.training.options import Options
 from bbjax.training.plan import Plan
 from bbjax.training.refresh import stored
-from bbjax.training.state import PruneState, first_dormant, leading, packed_shape
+from bbjax.training.state import (
+    PruneState,
+    first_dormant,
+    is_pruning,
+    leading,
+    packed_shape,
+)
 
 SHOWN = 4  # differences and paths that a message lists
 
@@ -53,9 +59,16 @@ def check(state: PruneState, plan: Plan, contents: Iterable[Contents]) -> None:
       contents: what the transform keeps of each of its kernels.
 
     Raises:
+      TypeError: it is no pruning state.
       ValueError: it is a state of other settings, with what differs; or it has leading
         axes.
     """
+    if not is_pruning(state):
+        raise TypeError(
+            f"expected the state of a pruning transform, got {type(state).__name__}; "
+            "restore checkpoints into the tree of a fresh state, as tx.init(params) "
+            "makes it"
+        )
     if axes := leading(state):
         raise ValueError(
             f"expected the state of one model, got one with leading axes {axes}; map "

@@ -105,8 +105,14 @@ class Pruner:
         """A state with the settings of this transform, which count from now on.
 
         Raises:
-          ValueError: it is a state that cannot be continued (`bbjax.training.adopt`).
+          TypeError: it is no pruning state.
+          ValueError: no parameters, or a state that cannot be continued.
         """
+        if params is None:
+            raise ValueError(
+                "expected params, got None; call tx.update(grads, opt_state, params, "
+                "activity=activity)"
+            )
         continuation.check(state, self.plan, self._contents)
         state = jax.tree.map(jnp.asarray, state)  # files give arrays of numpy
         kernels = [kernel for kernel, _ in self.budgeted]
@@ -129,13 +135,8 @@ class Pruner:
     ) -> tuple[Any, PruneState]:
         """The update after which pruned weights are 0, and the new state."""
         del extra
-        if params is None:
-            raise ValueError(
-                "expected params, got None; call tx.update(grads, opt_state, params, "
-                "activity=activity)"
-            )
-        observations.check_needs(self.options.rule, activity, grads)
         state = self.continued(state, params)
+        observations.check_needs(self.options.rule, activity, grads)
         weights, wanted = Leaves.of(params), Leaves.of(updates)
         new = self._take_activity(state, activity)
         due, arrivals = None, dict[str, jax.Array]()
@@ -337,7 +338,9 @@ class _Held(NamedTuple):
 
 def _ratio(new: jax.Array | None, old: jax.Array | None) -> jax.Array | None:
     """By what the scale of each output unit changes; exactly 1 where it does not."""
-    return None if new is None or old is None else new / old
+    if new is None or old is None:
+        return None
+    return jnp.where(new == old, 1.0, new / old)
 
 
 def _unpacked(

@@ -324,6 +324,19 @@ def test_arrays_of_another_shape_are_refused():
         tx.update(params, odd, params, activity={})
 
 
+def test_what_is_no_state_is_refused():
+    """As checkpoints are that were restored without a target."""
+    tx, params = bb.transform(UNITS.select("up"), density=0.5), first_params()
+    with pytest.raises(TypeError, match="got dict; restore checkpoints into the tree"):
+        tx.update(params, tx.init(params)._asdict(), params, activity={})
+
+
+def test_parameters_are_needed_by_wrap_as_well():
+    tx, params = bb.wrap(optax.sgd(0.1), UNITS.select("up")), first_params()
+    with pytest.raises(ValueError, match="expected params, got None; call tx.update"):
+        tx.update(params, tx.init(params), activity={})
+
+
 def test_other_roles_of_the_axes_are_refused():
     kernels = [bb.Kernel("w", (6, 6), fan_in=(i,), fan_out=(1 - i,)) for i in range(2)]
     old, new = (bb.transform(bb.Units((k,)).select("w"), density=0.5) for k in kernels)
