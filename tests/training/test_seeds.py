@@ -44,7 +44,9 @@ TRACED = bb.trace(loss, first_params(KEYS[0]), X)
 UNITS = TRACED.select("up", "in") + TRACED.select("mid", "out")
 TX = optax.chain(
     optax.sgd(0.1, momentum=0.9),
-    bb.transform(UNITS, density=0.4, start=1, every=2, rescale=True),
+    bb.transform(
+        UNITS, bb.rules.magnitude(), density=0.4, start=1, every=2, rescale=True
+    ),
 )
 
 
