@@ -67,6 +67,7 @@ from bbjax.reporting.compare import diff_masks, overlap, overlap_table
 from bbjax.rules.patterns import n_m
 from bbjax.shrinking import shrink, shrink_rounds, unitwise, unstack
 from bbjax.tracing.trace import trace
+from bbjax.training.adopt import adopt
 from bbjax.training.metrics import metrics
 from bbjax.training.moments import moment_paths, reset_moments
 from bbjax.training.resume import restore_target
@@ -82,6 +83,7 @@ __all__ = [
     "Residual",
     "Units",
     "activity",
+    "adopt",
     "apply_masks",
     "calibrate",
     "degrees",

@@ -199,6 +199,30 @@ class Kernel:
         """The inverse of `edges`: `split -> shape`."""
         return edges if edges.shape == self.shape else jnp.reshape(edges, self.shape)
 
+    def behind(self, sizes: tuple[int, ...]) -> Kernel:
+        """The kernel with more stack axes in front, as for several seeds.
+
+        Example:
+          >>> kernel = Kernel("w", (3, 4), fan_in=(0,), fan_out=(1,)).behind((2,))
+          >>> kernel.shape, kernel.roles, kernel.edge_count
+          ((2, 3, 4), ('stack', 'in', 'out'), 12)
+        """
+        lead = len(sizes)
+
+        def moved(axes: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(axis + lead for axis in axes)
+
+        return dataclasses.replace(
+            self,
+            shape=sizes + self.shape,
+            fan_in=moved(self.fan_in),
+            fan_out=moved(self.fan_out),
+            spatial=moved(self.spatial),
+            stack=(*range(lead), *moved(self.stack)),
+            split=sizes + self.split,
+            roles=("stack",) * lead + self.roles,
+        )
+
     def sum_spatial(self, edges: jax.Array) -> jax.Array:
         """Sums a `split`-shaped array over its window: one number per edge."""
         axes = self._spatial_axes

@@ -80,7 +80,7 @@ class Leaves:
         """
         if not kernel.bias or kernel.bias not in self.by_path:
             return None
-        leaf = self.at(kernel.bias)
+        leaf = jnp.asarray(self.at(kernel.bias))
         shape = kernel.per_unit_shape("outputs")
         if math.prod(jnp.shape(leaf)) != math.prod(shape):
             return None

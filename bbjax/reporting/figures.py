@@ -313,12 +313,14 @@ def block_sizes(shape: Sequence[int], block: tuple[int, int]) -> np.ndarray:
 def without_path(units: Units, kernels: Sequence[MaskedKernel]) -> dict[str, int]:
     """Output units with incoming edges but no path over kept edges to the output.
 
+    Of several seeds or replicas (stack axes that the kernels in `units` do not have),
+    each is a model of its own.
+
     Returns:
       Their number by path, for masked kernels whose readers are all known and masked.
     """
     readers = removal.consumers(units)
 
-    @jax.jit  # one program, not one for every small operation
     def counts(masks: dict[str, jax.Array]) -> dict[str, jax.Array]:
         swept = removal.sweep(units, masks)
         found = {}
@@ -334,8 +336,14 @@ def without_path(units: Units, kernels: Sequence[MaskedKernel]) -> dict[str, int
         return found
 
     known = [masked for masked in kernels if masked.kernel.path in units]
-    found = counts({masked.kernel.path: masked.mask() for masked in known})
-    return {path: int(count) for path, count in found.items()}
+    masks = {masked.kernel.path: masked.mask() for masked in known}
+    leads = {mask.ndim - len(units[path].shape) for path, mask in masks.items()}
+    if len(leads) != 1:
+        return {}
+    for _ in range(leads.pop()):
+        counts = jax.vmap(counts)
+    found = jax.jit(counts)(masks)  # one program, not one for every small operation
+    return {path: int(np.sum(count)) for path, count in found.items()}
 
 
 def model_size(params: Leaves, kernels: Sequence[KernelFacts]) -> ModelSize:

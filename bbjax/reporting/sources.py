@@ -2,7 +2,8 @@
 
 Each kind of source becomes a `Source`, which has one `MaskedKernel` for each kernel.
 Masks are fetched one at a time (`MaskedKernel.mask`), so that a report on a large model
-never holds all of them with a byte per weight. What a source does not contain is None
+never holds all of them with a byte per weight. Leading axes of a state (seeds,
+replicas) are stack axes of its kernels. What a source does not contain is None
 or empty: masks alone come without on-rates, density asked for, or churn.
 """
 
@@ -149,9 +150,10 @@ def _from_masks(
     chosen = {} if units is None else units.budgeted
     masked = []
     for path, kernel in found.items():
-        _check_shape(path, masks[path].shape, kernel)
+        lead = _check_shape(path, masks[path].shape, kernel)
         fetch = functools.partial(np.asarray, masks[path])
-        masked.append(MaskedKernel(kernel, chosen.get(path, ()), fetch))
+        entry = MaskedKernel(kernel.behind(lead), chosen.get(path, ()), fetch)
+        masked.append(entry)
     others = tuple(_other(p, mask) for p, mask in masks.items() if p not in found)
     why = "masks alone carry no on-rates; pass activity= (see bb.calibrate)"
     return Source(origin, tuple(masked), others, None, why)
@@ -161,11 +163,22 @@ def _other(path: str, mask: np.ndarray) -> tuple[str, int, int]:
     return path, mask.size, int(np.count_nonzero(mask))
 
 
-def _check_shape(path: str, shape: tuple[int, ...], kernel: Kernel) -> None:
-    if shape != kernel.shape:
+def _check_shape(path: str, shape: tuple[int, ...], kernel: Kernel) -> tuple[int, ...]:
+    """Sizes of the axes in front of those of the kernel: of seeds, usually none."""
+    lead = max(len(shape) - len(kernel.shape), 0)
+    if shape[lead:] != kernel.shape:
         raise ValueError(
             f"expected {path!r} of shape {kernel.shape}, got {shape}; use masks and "
             "the trace of one model"
+        )
+    return shape[:lead]
+
+
+def _check_same(old: Kernel, new: Kernel) -> None:
+    if old.shape != new.shape:
+        raise ValueError(
+            f"expected {new.path!r} of shape {new.shape}, got {old.shape}; use masks "
+            "of one model and of as many seeds"
         )
 
 
@@ -183,24 +196,12 @@ def _from_state(opt_state: Any, units: Units | None) -> Source:
         )
     masked, others = [], []
     for held, kernel, actuators in entries:
-        fetch = functools.partial(_unpacked, kernel, held.bb_masks[kernel.path])
         if not actuators:  # held masks that no budget counts, so without units
-            others.append(_other(kernel.path, fetch()))
+            others.append(_other(kernel.path, _unpacked(held, kernel)))
             continue
+        entry = _of_state(held, kernel, actuators)
         if units is not None and kernel.path in units:
-            _check_shape(kernel.path, kernel.shape, units[kernel.path])
-        churn = _number(held.bb_churn[kernel.path])
-        edges = math.prod(kernel.edge_shape)
-        entry = MaskedKernel(
-            kernel=kernel,
-            actuators=actuators,
-            mask=fetch,
-            rates=_observed(held.bb_means[kernel.path]),
-            asked=_number(held.bb_density[kernel.path]),
-            flipped=None if churn is None else round(churn * edges),
-            k_min=held.bb_plan.k_min,
-            stray=_number(held.bb_stray[kernel.path]),
-        )
+            _check_shape(kernel.path, entry.kernel.shape, units[kernel.path])
         masked.append(entry)
     if not masked:
         raise ValueError(
@@ -208,26 +209,45 @@ def _from_state(opt_state: Any, units: Units | None) -> Source:
             f"{[path for path, *_ in others][:5]}; give bb.hold units, or pass "
             "bb.masks(opt_state) and units"
         )
-    updates = max(int(held.bb_count) for held in states)
+    updates = max(int(np.max(np.asarray(held.bb_count))) for held in states)
     origin = f"an optimizer state after {counted(updates, 'updates')}"
     why = "no update was given activity="
     return Source(origin, tuple(masked), tuple(others), updates, why)
 
 
-def _unpacked(kernel: Kernel, packed: jax.Array) -> np.ndarray:
-    return np.asarray(state.full_mask(kernel, packed))
+def _of_state(
+    held: state.PruneState, kernel: Kernel, actuators: tuple[Actuator, ...]
+) -> MaskedKernel:
+    path, whole = kernel.path, kernel.behind(state.leading(held))
+    churn, edges = _number(held.bb_churn[path]), math.prod(whole.edge_shape)
+    return MaskedKernel(
+        kernel=whole,
+        actuators=actuators,
+        mask=functools.partial(_unpacked, held, kernel),
+        rates=_observed(held, kernel),
+        asked=_number(held.bb_density[path]),
+        flipped=None if churn is None else round(churn * edges),
+        k_min=int(np.max(np.asarray(held.bb_k_min))),
+        stray=_number(held.bb_stray[path]),
+    )
 
 
-def _number(value: jax.Array) -> float | None:
-    """A float32 as it was written, 0.1 for 0.1; None where it is an outcome (NaN)."""
-    number = np.float32(value)
+def _unpacked(held: state.PruneState, kernel: Kernel) -> np.ndarray:
+    full = state.mapped(held, functools.partial(state.full_mask, kernel))
+    return np.asarray(full(held.bb_masks[kernel.path]))
+
+
+def _number(values: jax.Array) -> float | None:
+    """The mean of float32 as it was written, 0.1 for 0.1; None for an outcome (NaN)."""
+    number = np.float32(np.mean(np.asarray(values), dtype=np.float64))
     return float(str(number)) if math.isfinite(number) else None
 
 
-def _observed(means: Mapping[str, jax.Array]) -> Rates:
+def _observed(held: state.PruneState, kernel: Kernel) -> Rates:
+    means = held.bb_means[kernel.path]
     return {
         side: _where_seen(
-            np.asarray(state.read_mean(means, f"{side}.on_rate")),
+            np.asarray(state.mean_of(held, kernel, f"{side}.on_rate")),
             np.asarray(means[f"{side}.weight"]),
         )
         for side in SIDES
@@ -262,7 +282,7 @@ def with_previous(source: Source, previous: Any, units: Units | None) -> Source:
     found = []
     for masked in source.kernels:
         old = earlier[masked.kernel.path]
-        _check_shape(masked.kernel.path, old.kernel.shape, masked.kernel)
+        _check_same(old.kernel, masked.kernel)
         flipped = int(np.count_nonzero(masked.edges() ^ old.edges()))
         found.append(dataclasses.replace(masked, flipped=flipped))
     return dataclasses.replace(source, kernels=tuple(found), since="the previous masks")

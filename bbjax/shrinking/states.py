@@ -20,7 +20,8 @@ from bbjax.model.units import Units
 from bbjax.rules.base import side_in
 from bbjax.shrinking.cut import Cut, Cuts, Shapes, cut
 from bbjax.training.owners import Owners
-from bbjax.training.state import Plan, PruneState, full_mask, pack, without_wrappers
+from bbjax.training.plan import Plan
+from bbjax.training.state import PruneState, full_mask, pack, without_wrappers
 
 
 def cut_state(state: Any, cuts: Cuts, shapes: Shapes, units: Units) -> Any:
@@ -101,7 +102,7 @@ def _cut_pruning(
     state: PruneState, cuts: Cuts, shapes: Shapes, units: Units, owners: Owners
 ) -> PruneState:
     """A pruning state for smaller kernels."""
-    masks, means, dormant, kernels = {}, {}, {}, []
+    masks, means, dormant, scale, kernels = {}, {}, {}, {}, []
     names = [kernel.path for kernel, _ in state.bb_plan.kernels]
     root = owners.root(names)
     if root is None:
@@ -126,12 +127,16 @@ def _cut_pruning(
         }
         if path in state.bb_dormant:
             dormant[path] = cut(state.bb_dormant[path], mine)
+        if path in state.bb_scale:
+            factors = state.bb_scale[path]
+            scale[path] = _of_units(kernel, small, mine, "outputs", factors)
         kernels.append((small, actuators))
     return state._replace(
         bb_masks=masks,
         bb_means=means,
         bb_dormant=dormant,
-        bb_plan=Plan(tuple(kernels), state.bb_plan.k_min),
+        bb_scale=scale,
+        bb_plan=Plan.of(state.bb_plan.rule, kernels),
     )
 
 

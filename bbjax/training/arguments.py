@@ -31,8 +31,8 @@ from bbjax.model.units import Actuator, Kernel, Units
 from bbjax.rules.base import Rule
 from bbjax.rules.patterns import Pattern, check_pattern, groups_per_unit
 from bbjax.training.options import Options
+from bbjax.training.plan import Budgeted
 
-Budgeted = tuple[tuple[Kernel, tuple[Actuator, ...]], ...]
 FOREVER = 2**30  # a step after which no schedule changes any more
 
 

@@ -13,7 +13,16 @@ import jax.numpy as jnp
 
 from bbjax.model.units import Actuator, Kernel
 from bbjax.rules.base import side_of
-from bbjax.training.state import PruneState, budgeted, find, names, read_mean, unpack
+from bbjax.training.state import (
+    PruneState,
+    budgeted,
+    find,
+    leading,
+    mapped,
+    names,
+    read_mean,
+    unpack,
+)
 
 DEAD = 1e-3
 SATURATED = 1e-2  # where the default law clips on-rates
@@ -50,10 +59,11 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
     Returns:
       float32 scalars by `"<path>/<name>"` (`"<path>:<actuator>/<name>"` for a kernel
       with both actuators) and `"overall/<name>"`. Before activity was observed on-rates
-      are 0.5. A line that cannot be fitted has slope and R2 NaN.
+      are 0.5. A line that cannot be fitted has slope and R2 NaN. Of a state with
+      leading axes (`jax.vmap(tx.init)`), arrays of these axes.
 
     Raises:
-      ValueError: no pruning state inside.
+      ValueError: no pruning state inside, or several with other leading axes.
 
     Example:
       >>> import bbjax as bb
@@ -62,10 +72,22 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
       >>> float(bb.metrics(tx.init({"w": jnp.ones((2, 3))}))["overall/density_got"])
       1.0
     """
-    return _all(find(opt_state))
+    states = find(opt_state)
+    axes = list(dict.fromkeys(leading(state) for state in states))
+    if len(axes) > 1:
+        raise ValueError(
+            f"expected pruning states of the same leading axes, got {axes}; measure "
+            "each of them by itself"
+        )
+    return _mapped(states)
 
 
 @jax.jit  # outside jit, too: small operations one by one compile for seconds
+def _mapped(states: tuple[PruneState, ...]) -> dict[str, jax.Array]:
+    found: dict[str, jax.Array] = mapped(states[0], _all)(states)
+    return found
+
+
 def _all(states: tuple[PruneState, ...]) -> dict[str, jax.Array]:
     result: dict[str, jax.Array] = {}
     parts = []
@@ -88,7 +110,7 @@ def _measure(
     mask = unpack(kernel, state.bb_masks[kernel.path]).astype(jnp.int32)
     degree = kernel.gather(mask, side).astype(jnp.float32).ravel()
     rate = read_mean(state.bb_means[kernel.path], f"{side}.on_rate").ravel()
-    low, high = state.bb_plan.k_min, kernel.fan(actuator)
+    low, high = state.bb_k_min.astype(jnp.float32), kernel.fan(actuator)
     edges = jnp.full((1,), float(mask.size), jnp.float32)
     return {
         "degree": degree,
@@ -101,7 +123,7 @@ def _measure(
     }
 
 
-def off_bounds(degree: Any, rate: Any, low: int, high: int) -> Any:
+def off_bounds(degree: Any, rate: Any, low: Any, high: int) -> Any:
     """Which units sit on no bound, neither of degree nor of on-rate."""
     inside = (degree > low) & (degree < high)
     return inside & (rate > SATURATED) & (rate < 1 - SATURATED)

@@ -15,7 +15,7 @@ from bbjax.rules.patterns import Pattern
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Settings of `bb.transform`, where each is explained.
+    """Settings of `bb.transform`, where each is explained, with its defaults.
 
     Attributes:
       rule: chooses the edges.
@@ -35,13 +35,13 @@ class Options:
     """
 
     rule: Rule
-    density: Density
-    every: int = 1
-    start: int | None = None
+    density: Density = None
+    every: int = 100
+    start: int | None = 100
     stop: int | None = None
-    regrow: bool = False
+    regrow: bool = True
     rescale: bool | None = None
-    k_min: int = 0
+    k_min: int = 1
     ema: float | jax.Array = 0.99
     dormant_dtype: Any = None
     pattern: Pattern | None = None

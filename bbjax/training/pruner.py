@@ -23,8 +23,10 @@ from bbjax.budgets.allocation import Budgets, budgets
 from bbjax.model.leaves import Leaves
 from bbjax.model.units import Kernel
 from bbjax.rules.base import Candidates, Choice, Group, as_choice, tracked
-from bbjax.training import arguments, observations
+from bbjax.training import arguments, continuation, observations
+from bbjax.training.continuation import Contents
 from bbjax.training.options import Options
+from bbjax.training.plan import Budgeted, Plan
 from bbjax.training.refresh import (
     Refreshed,
     RefreshInput,
@@ -33,11 +35,12 @@ from bbjax.training.refresh import (
     prepare,
 )
 from bbjax.training.state import (
-    Plan,
     PruneState,
     first_dormant,
     first_mask,
     first_means,
+    first_scale,
+    mean_names,
     pack,
     read_mean,
     unpack,
@@ -52,24 +55,40 @@ HELD = 100  # updates between looks at held masks, which no refresh changes
 class Pruner:
     """`init` and `update` of the transform."""
 
-    plan: Plan
+    budgeted: Budgeted
     options: Options
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """What a state of this transform belongs to."""
+        return Plan.of(self.options.rule.name, self.budgeted)
+
+    @functools.cached_property
+    def _contents(self) -> tuple[Contents, ...]:
+        """What a state of this transform holds of each kernel."""
+        rule, rescale = self.options.rule, bool(self.options.rescale)
+        return tuple(
+            Contents(k, mean_names(tracked(rule, acts)), rescale and "in" in acts)
+            for k, acts in self.budgeted
+        )
 
     def init(self, params: Any) -> PruneState:
         """The state before the first update: everything kept, nothing observed."""
         options, tree = self.options, Leaves.of(params)
-        masks, means, dormant, churn, stray, asked = {}, {}, {}, {}, {}, {}
-        for kernel, actuators in self.plan.kernels:
+        masks, means, dormant, churn = {}, {}, {}, {}
+        stray, asked, scale = {}, {}, {}
+        for kernel, names, rescale in self._contents:
             # `optax.tree.map_params` calls init with a tree of no leaves.
             weights = tree.get(kernel, "parameter") if tree.leaves else None
             packed = first_mask(kernel, weights, options.masks)
             masks[kernel.path] = packed
-            names = tracked(options.rule, actuators)
             means[kernel.path] = first_means(kernel, names, weights)
             churn[kernel.path] = sharding.like(jnp.float32(0), weights, ())
             stray[kernel.path] = sharding.like(jnp.float32(0), weights, ())
             first = jnp.float32(math.nan if options.start is None else 1)
             asked[kernel.path] = sharding.like(first, weights, ())
+            if rescale:
+                scale[kernel.path] = first_scale(kernel, weights)
             if options.dormant:
                 pruned = packed if options.masks is not None else None
                 dormant[kernel.path] = first_dormant(
@@ -83,8 +102,32 @@ class Pruner:
             bb_churn=churn,
             bb_stray=stray,
             bb_density=asked,
+            bb_scale=scale,
+            bb_k_min=sharding.like(jnp.int32(options.k_min), weights, ()),
             bb_plan=self.plan,
         )
+
+    def continued(self, state: PruneState, params: Any) -> PruneState:
+        """A state with the settings of this transform, which count from now on.
+
+        Raises:
+          TypeError: it is no pruning state.
+          ValueError: no parameters, or a state that cannot be continued.
+        """
+        if params is None:
+            raise ValueError(
+                "expected params, got None; call tx.update(grads, opt_state, params, "
+                "activity=activity)"
+            )
+        continuation.check(state, self.plan, self._contents)
+        state = jax.tree.map(jnp.asarray, state)  # files give arrays of numpy
+        kernels = [kernel for kernel, _ in self.budgeted]
+        dormant = continuation.dormant_as(
+            state.bb_dormant, kernels, self.options, Leaves.of(params)
+        )
+        # Computed from the old value, so that its buffer is used again (donation).
+        least = jnp.where(state.bb_k_min < 0, state.bb_k_min, self.options.k_min)
+        return state._replace(bb_dormant=dormant, bb_k_min=least)
 
     def update(
         self,
@@ -98,32 +141,28 @@ class Pruner:
     ) -> tuple[Any, PruneState]:
         """The update after which pruned weights are 0, and the new state."""
         del extra
-        if params is None:
-            raise ValueError(
-                "expected params, got None; call tx.update(grads, opt_state, params, "
-                "activity=activity)"
-            )
+        state = self.continued(state, params)
         observations.check_needs(self.options.rule, activity, grads)
         weights, wanted = Leaves.of(params), Leaves.of(updates)
         new = self._take_activity(state, activity)
         due, looks = self._due(state.bb_count), self._looks(state.bb_count)
         if due is None:
-            new, changes = self._look_if(looks, new, weights), _Changes({}, {})
+            new, arrivals = self._look_if(looks, new, weights), dict[str, jax.Array]()
         else:
-            new, changes = self._refresh_if(due, looks, new, weights, grads)
+            new, arrivals = self._refresh_if(due, looks, new, weights, grads)
         observations.warn_of_stray(looks, new.bb_stray)
-        for kernel, _ in self.plan.kernels:
+        for kernel, _ in self.budgeted:
             path = kernel.path
-            p = weights.get(kernel, "parameter")
+            p = jnp.asarray(weights.get(kernel, "parameter"))
             masked = apply_mask(
                 kernel,
                 wanted.get(kernel, "update"),
                 p,
                 keep=unpack(kernel, new.bb_masks[path], p),
-                arrivals=_unpacked(kernel, changes.arrivals, p),
+                arrivals=_unpacked(kernel, arrivals, p),
                 dormant=new.bb_dormant.get(path),
                 due=due,
-                ratio=changes.ratios.get(path),
+                ratio=_ratio(new.bb_scale.get(path), state.bb_scale.get(path)),
             )
             wanted.put(kernel, masked)
         return wanted.tree(), new._replace(bb_count=self._next(state.bb_count))
@@ -164,7 +203,7 @@ class Pruner:
         if activity is None:
             return state
         means = {}
-        for kernel, _ in self.plan.kernels:
+        for kernel, _ in self.budgeted:
             old = state.bb_means[kernel.path]
             if not old:  # held masks that no budget counts
                 means[kernel.path] = old
@@ -180,14 +219,19 @@ class Pruner:
         state: PruneState,
         weights: Leaves,
         grads: Any,
-    ) -> tuple[PruneState, _Changes]:
-        """The state after a refresh, if one is due, and what it changed."""
+    ) -> tuple[PruneState, dict[str, jax.Array]]:
+        """The state after a refresh, if one is due, and the edges that come back."""
         gradients = Leaves.of(grads) if "grads" in self.options.rule.needs else None
-        kernels = [kernel for kernel, _ in self.plan.kernels]
-        least = arguments.least_edges(self.plan.kernels, self.plan.k_min)
+        kernels = [kernel for kernel, _ in self.budgeted]
+        least = arguments.least_edges(self.budgeted, self.options.k_min)
         spend = budgets(self.options.density, kernels, state.bb_count, least)
+        arrivals = {
+            path: jnp.zeros_like(mask)
+            for path, mask in state.bb_masks.items()
+            if self.options.regrow
+        }
         held = _Held(
-            state.bb_masks, state.bb_dormant, state.bb_churn, self._no_changes(state)
+            state.bb_masks, state.bb_dormant, state.bb_churn, state.bb_scale, arrivals
         )
 
         def refresh(which: Sequence[int], old: _Held) -> _Held:
@@ -223,8 +267,9 @@ class Pruner:
             bb_churn=held.churn,
             bb_stray=stray,
             bb_density=asked,
+            bb_scale=held.scale,
         )
-        return new, held.changes
+        return new, held.arrivals
 
     def _look_if(
         self, looks: jax.Array, state: PruneState, weights: Leaves
@@ -242,7 +287,7 @@ class Pruner:
     ) -> _Shares:
         """By path, the share of the edges that are pruned and whose weight is not 0."""
         found = {}
-        for kernel, _ in self.plan.kernels:
+        for kernel, _ in self.budgeted:
             mask, old = masks[kernel.path], before[kernel.path]
             acts = kernel.edge_mask(weights.get(kernel, "parameter") != 0)
             acts = sharding.match(pack(kernel, acts, mask), mask)
@@ -267,21 +312,6 @@ class Pruner:
         for given, choice in zip(together, rule.choose(group), strict=True):
             yield given._replace(finite=finite), choice
 
-    def _no_changes(self, state: PruneState) -> _Changes:
-        kernels = self.plan.kernels
-        return _Changes(
-            arrivals={
-                k.path: jnp.zeros_like(state.bb_masks[k.path])
-                for k, _ in kernels
-                if self.options.regrow
-            },
-            ratios={
-                k.path: jnp.ones(k.per_unit_shape("outputs"), jnp.float32)
-                for k, actuators in kernels
-                if self.options.rescale and "in" in actuators
-            },
-        )
-
     def _prepared(
         self,
         index: int,
@@ -292,7 +322,7 @@ class Pruner:
         spend: Budgets,
     ) -> RefreshInput:
         options = self.options
-        kernel, actuators = self.plan.kernels[index]
+        kernel, actuators = self.budgeted[index]
         means = state.bb_means[kernel.path]
         names = [name for name in means if not name.endswith(".weight")]
         w = lax.stop_gradient(weights.get(kernel, "parameter"))
@@ -306,7 +336,7 @@ class Pruner:
             mask=unpack(kernel, held.masks[kernel.path], w),
             statistics={name: read_mean(means, name) for name in names},
             budget=spend.edges[index],
-            k_min=self.plan.k_min,
+            k_min=options.k_min,
             regrow=options.regrow,
             step=state.bb_count,
             grads=grads,
@@ -315,38 +345,30 @@ class Pruner:
             pattern=options.pattern,
             hysteresis=options.hysteresis,
         )
-        rescale = bool(options.rescale) and "in" in actuators
-        return prepare(candidates, held.dormant.get(kernel.path), rescale=rescale)
-
-
-class _Changes(NamedTuple):
-    """What a refresh changed, for the update that follows it.
-
-    Attributes:
-      arrivals: by path, edges that come back, as bits; all 0 without a refresh.
-      ratios: by path, factor on the kept weights of each output unit.
-    """
-
-    arrivals: dict[str, jax.Array]
-    ratios: dict[str, jax.Array]
-
-    def copy(self) -> _Changes:
-        """A copy whose dicts may be changed."""
-        return _Changes(dict(self.arrivals), dict(self.ratios))
+        path = kernel.path
+        return prepare(candidates, held.dormant.get(path), held.scale.get(path))
 
 
 class _Held(NamedTuple):
-    """What the loop of a refresh carries: parts of the state, by path, and changes."""
+    """What the loop of a refresh carries: by path, parts of the state, and arrivals.
+
+    Attributes:
+      masks: kept edges, as bits.
+      dormant: values of pruned weights.
+      churn: shares of the edges that flipped.
+      scale: factors on kept weights.
+      arrivals: edges that come back, as bits; all 0 without a refresh.
+    """
 
     masks: dict[str, jax.Array]
     dormant: dict[str, jax.Array]
     churn: dict[str, jax.Array]
-    changes: _Changes
+    scale: dict[str, jax.Array]
+    arrivals: dict[str, jax.Array]
 
     def copy(self) -> _Held:
         """A copy whose dicts may be changed."""
-        masks, dormant, churn = (dict(part) for part in self[:3])
-        return _Held(masks, dormant, churn, self.changes.copy())
+        return _Held(*(dict(part) for part in self))
 
     def take(self, kernel: Kernel, done: Refreshed) -> None:
         """Takes in the refresh of one kernel."""
@@ -357,29 +379,18 @@ class _Held(NamedTuple):
         self.churn[path] = _share_of(kernel, new ^ old)
         if done.dormant is not None:
             self.dormant[path] = done.dormant
-        if path in self.changes.arrivals:
-            self.changes.arrivals[path] = new & ~old
-        if path in self.changes.ratios:
-            self.changes.ratios[path] = done.ratio
+        if done.scale is not None:
+            self.scale[path] = sharding.whole(done.scale)
+        if path in self.arrivals:
+            self.arrivals[path] = new & ~old
 
     def only(self, paths: Sequence[str]) -> _Held:
         """The part of some kernels."""
-
-        def of(part: dict[str, jax.Array]) -> dict[str, jax.Array]:
-            return {path: part[path] for path in paths if path in part}
-
-        masks, dormant, churn, changes = self
-        changes = _Changes(of(changes.arrivals), of(changes.ratios))
-        return _Held(of(masks), of(dormant), of(churn), changes)
+        return _Held(*({p: part[p] for p in paths if p in part} for part in self))
 
     def joined(self, part: _Held) -> _Held:
         """The same with the values of some kernels replaced."""
-        whole = self.copy()
-        for mine, theirs in zip(
-            (*whole[:3], *whole.changes), (*part[:3], *part.changes), strict=True
-        ):
-            mine.update(theirs)
-        return whole
+        return _Held(*(mine | theirs for mine, theirs in zip(self, part, strict=True)))
 
     def matched(self, old: _Held) -> _Held:
         """The same with the shardings of `old`, as a loop wants it."""
@@ -391,6 +402,13 @@ def _share_of(kernel: Kernel, packed: jax.Array) -> jax.Array:
     # Counts of a slice are exact in int32, those of a whole stack may not be.
     counts = bits.count(packed, kernel.axes("group", "in", "out"))
     return jnp.sum(counts.astype(jnp.float32)) / float(math.prod(kernel.edge_shape))
+
+
+def _ratio(new: jax.Array | None, old: jax.Array | None) -> jax.Array | None:
+    """By what the scale of each output unit changes; exactly 1 where it does not."""
+    if new is None or old is None:
+        return None
+    return jnp.where(new == old, 1.0, new / old)
 
 
 def _unpacked(

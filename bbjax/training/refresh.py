@@ -5,10 +5,12 @@ Pure arrays, no schedule and no Optax. In the code's names, per kernel:
     latent  = where(mask, weights / scale, dormant)     weights without mask and scale
     keep    = rule(latent, ...)                         exactly the budget
     dormant = where(keep & mask, 0, latent)             of pruned and returning weights
-    ratio   = scale(keep) / scale(mask)                 variance-preserving rescale
+    ratio   = scale(keep) / scale                       variance-preserving rescale
 
-`scale = sqrt(fan_in / kept fan_in)` per output unit where rescaling is on, else 1; it
-is folded into the weights, never into biases, and dormant weights are kept without it.
+`scale(keep) = sqrt(fan_in / kept fan_in)` per output unit where rescaling is on, else
+1; it is folded into the weights, never into biases, and dormant weights are kept
+without it. The state holds the `scale` that the weights have: 1 before the first
+refresh.
 A kernel with a weight that is not finite keeps its mask and its dormant weights.
 """
 
@@ -32,12 +34,13 @@ class Refreshed(NamedTuple):
       mask: kept edges, per edge.
       dormant: value of every weight that is pruned or comes back now, `kernel.shape`;
         None without regrowth.
-      ratio: factor on the kept weights of each output unit, `stack + units`.
+      scale: rescaling of the kept weights of each output unit, `stack + units`; None
+        without rescaling.
     """
 
     mask: jax.Array
     dormant: jax.Array | None
-    ratio: jax.Array
+    scale: jax.Array | None
 
 
 class RefreshInput(NamedTuple):
@@ -55,17 +58,16 @@ class RefreshInput(NamedTuple):
 
 
 def prepare(
-    candidates: Candidates, dormant: jax.Array | None, *, rescale: bool
+    candidates: Candidates, dormant: jax.Array | None, scale: jax.Array | None
 ) -> RefreshInput:
     """Replaces the weights as they are by latent ones.
 
     Args:
       candidates: with the parameter array, 0 where pruned, as weights.
       dormant: values of pruned weights, `kernel.shape`, or None.
-      rescale: whether kept weights are scaled to preserve variance.
+      scale: rescaling of the weights so far, `stack + units`; None without rescaling.
     """
     kernel, mask, weights = candidates.kernel, candidates.mask, candidates.weights
-    scale = scale_of(kernel, mask) if rescale else None
     finite = _finite(weights, candidates.grads)
     latent = _latent(kernel, mask, weights, dormant, scale)
     return RefreshInput(dataclasses.replace(candidates, weights=latent), scale, finite)
@@ -83,18 +85,16 @@ def finish(given: RefreshInput, keep: jax.Array, dtype: Any) -> Refreshed:
     latent = given.candidates.weights
     keep = sharding.match(keep, old)  # rules need not care about shardings
     keep = jnp.where(given.finite, keep, old)
-    ratio = jnp.ones(kernel.per_unit_shape("outputs"), jnp.float32)
-    values, dormant = latent, None
+    values, dormant, scale = latent, None, None
     if given.scale is not None:
-        after = scale_of(kernel, keep)
-        ratio = after / given.scale
+        scale = jnp.where(given.finite, scale_of(kernel, keep), given.scale)
         comes_back = kernel.over_spatial(keep & ~old)
-        values = jnp.where(comes_back, _scaled(latent, _factor(kernel, after)), latent)
+        values = jnp.where(comes_back, _scaled(latent, _factor(kernel, scale)), latent)
     if dtype is not None:
         stays = kernel.over_spatial(keep & old)
         pruned = jnp.where(stays, jnp.zeros_like(values), values)
-        dormant = _stored(kernel.weights(pruned), dtype)
-    return Refreshed(keep, dormant, ratio)
+        dormant = stored(kernel.weights(pruned), dtype)
+    return Refreshed(keep, dormant, scale)
 
 
 def scale_of(kernel: Kernel, mask: jax.Array) -> jax.Array:
@@ -129,7 +129,7 @@ def _latent(
     return jnp.where(kernel.over_spatial(mask), edges, pruned)
 
 
-def _stored(values: jax.Array, dtype: Any) -> jax.Array:
+def stored(values: jax.Array, dtype: Any) -> jax.Array:
     """Values in the dtype of dormant weights, finite also where that is narrower."""
     most = jnp.finfo(dtype).max
     if most < jnp.finfo(values.dtype).max:

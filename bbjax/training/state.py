@@ -4,8 +4,11 @@ The state is one NamedTuple in the optimizer state, so that checkpoints, shardin
 donation and replication need no code here. Masks are bits, one per edge, packed along
 one axis of the kernel's edge view (`Kernel.edge_shape`); they follow the sharding of
 the weights. Field names start with `bb_`, so that `optax.tree.get(state, "bb_masks")`
-is unambiguous in any chain. What does not change (kernels, actuators) is static data
-without leaves.
+is unambiguous in any chain. What does not change (kernels, actuators, the name of the
+rule) is static data without leaves (`bbjax.training.plan`).
+
+A state may have leading axes (seeds, replicas: `jax.vmap(tx.init)`). What reads a state
+is then mapped over them, and its results have the same axes first.
 
 A running mean over the updates in which a unit was observed, free of start-up bias:
 
@@ -14,32 +17,19 @@ A running mean over the updates in which a unit was observed, free of start-up b
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from bbjax.arrays import bits, sharding
-from bbjax.model.units import Actuator, Kernel
+from bbjax.model.units import Actuator, Kernel, Side
 from bbjax.rules.base import side_in, side_of
+from bbjax.training.plan import Plan
 
 UNOBSERVED = 0.5
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What the transform was built for: static, without leaves.
-
-    Attributes:
-      kernels: the budgeted kernels with their actuators.
-      k_min: least degree of a unit.
-    """
-
-    kernels: tuple[tuple[Kernel, tuple[Actuator, ...]], ...]
-    k_min: int
 
 
 class PruneState(NamedTuple):
@@ -56,6 +46,9 @@ class PruneState(NamedTuple):
         parameters when last counted, float32; see `bb.metrics`.
       bb_density: density of each kernel asked for at the last refresh, float32; 1
         before the first, NaN where it is an outcome.
+      bb_scale: factor on the kept weights of each output unit by kernel, float32,
+        `stack + units`; empty without rescaling.
+      bb_k_min: least degree of a unit at the last update, int32.
       bb_plan: what the transform was built for.
     """
 
@@ -66,6 +59,8 @@ class PruneState(NamedTuple):
     bb_churn: dict[str, jax.Array]
     bb_stray: dict[str, jax.Array]
     bb_density: dict[str, jax.Array]
+    bb_scale: dict[str, jax.Array]
+    bb_k_min: jax.Array
     bb_plan: Plan
 
 
@@ -82,6 +77,13 @@ def packed_axis(kernel: Kernel) -> int:
         range(len(sizes)),
         key=lambda a: (-(-sizes[a] // 8) * 8 / sizes[a], a == last, -sizes[a]),
     )
+
+
+def packed_shape(kernel: Kernel) -> tuple[int, ...]:
+    """The shape of a mask as bits."""
+    sizes, axis = list(kernel.edge_shape), packed_axis(kernel)
+    sizes[axis] = -(-sizes[axis] // 8)
+    return tuple(sizes)
 
 
 def pack(kernel: Kernel, mask: jax.Array, old: jax.Array) -> jax.Array:
@@ -124,18 +126,33 @@ def first_mask(
 ) -> jax.Array:
     """The first mask of a kernel, as bits."""
     if masks is None or kernel.path not in masks:
-        return _all_kept(kernel, weights)
+        return all_kept(kernel, weights)
     kept = kernel.edge_mask(jnp.asarray(masks[kernel.path]))
     packed = bits.pack(kept, packed_axis(kernel))
     return sharding.like(packed, weights, _parameter_axes(kernel))
+
+
+def mean_names(statistics: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of running means: the statistics, and the weight of each side.
+
+    Example:
+      >>> mean_names(("inputs.on_rate",))
+      ('inputs.on_rate', 'inputs.weight')
+    """
+    sides = {f"{name.split('.')[0]}.weight" for name in statistics}
+    return tuple(sorted({*statistics} | sides))
 
 
 def first_means(
     kernel: Kernel, names: tuple[str, ...], weights: Any
 ) -> dict[str, jax.Array]:
     """No running mean yet, and no weight of the observations of a side."""
-    sides = {f"{name.split('.')[0]}.weight" for name in names}
-    return {name: _no_mean(kernel, name, weights) for name in sorted({*names} | sides)}
+    return {name: _per_unit(kernel, side_in(name), weights, 0.0) for name in names}
+
+
+def first_scale(kernel: Kernel, weights: Any) -> jax.Array:
+    """No factor on the weights of any output unit yet."""
+    return _per_unit(kernel, "outputs", weights, 1.0)
 
 
 def first_dormant(
@@ -157,7 +174,8 @@ def first_dormant(
     return sharding.like(values, weights, tuple(range(len(kernel.shape))))
 
 
-def _all_kept(kernel: Kernel, weights: Any) -> jax.Array:
+def all_kept(kernel: Kernel, weights: Any) -> jax.Array:
+    """A mask that keeps every edge, as bits."""
     shape = list(kernel.edge_shape)
     axis = packed_axis(kernel)
     size = shape[axis]
@@ -177,9 +195,10 @@ def _parameter_axes(kernel: Kernel) -> tuple[int | None, ...]:
     return tuple(i for i, r in enumerate(kernel.roles) if r != "spatial")
 
 
-def _no_mean(kernel: Kernel, name: str, weights: Any) -> jax.Array:
-    zeros = jnp.zeros(kernel.per_unit_shape(side_in(name)), jnp.float32)
-    return sharding.like(zeros, weights, (None,) * zeros.ndim)
+def _per_unit(kernel: Kernel, side: Side, weights: Any, value: float) -> jax.Array:
+    """One number for each unit of a side, whole on every device."""
+    full = jnp.full(kernel.per_unit_shape(side), value, jnp.float32)
+    return sharding.like(full, weights, (None,) * full.ndim)
 
 
 # Running means -------------------------------------------------------------------
@@ -294,6 +313,18 @@ def budgeted(
             yield state, kernel, actuators
 
 
+def leading(state: PruneState) -> tuple[int, ...]:
+    """Sizes of the leading axes of a state: of seeds or replicas, usually none."""
+    return jnp.shape(state.bb_count)
+
+
+def mapped(state: PruneState, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of parts of a state, mapped over the leading axes of the state."""
+    for _ in leading(state):
+        fn = jax.vmap(fn)
+    return fn
+
+
 def masks(opt_state: Any) -> dict[str, jax.Array]:
     """The masks: which weights of each budgeted kernel are kept.
 
@@ -301,7 +332,8 @@ def masks(opt_state: Any) -> dict[str, jax.Array]:
       opt_state: optimizer state with `bb.transform` or `bb.wrap` at any depth.
 
     Returns:
-      By path, a bool array of the kernel's shape, True where kept.
+      By path, a bool array of the kernel's shape, True where kept. Leading axes of the
+      state (`jax.vmap(tx.init)`) come first.
 
     Raises:
       ValueError: no pruning state inside.
@@ -313,7 +345,10 @@ def masks(opt_state: Any) -> dict[str, jax.Array]:
       >>> bb.masks(tx.init({"w": jnp.ones((2, 3))}))["w"].all().item()
       True
     """
-    return {k.path: full_mask(k, s.bb_masks[k.path]) for s, k, _ in budgeted(opt_state)}
+    return {
+        k.path: mapped(s, functools.partial(full_mask, k))(s.bb_masks[k.path])
+        for s, k, _ in budgeted(opt_state)
+    }
 
 
 def names(kernel: Kernel, actuators: tuple[Actuator, ...]) -> dict[Actuator, str]:
@@ -332,7 +367,7 @@ def degrees_of(opt_state: Any) -> dict[str, jax.Array]:
     Returns:
       By path, int32 of shape `stack + units`: fan-in of the output units for actuator
       "in", fan-out of the input units for "out". A kernel with both actuators has two
-      entries, `path:in` and `path:out`.
+      entries, `path:in` and `path:out`. Leading axes of the state come first.
 
     Raises:
       ValueError: no pruning state inside.
@@ -344,12 +379,16 @@ def degrees_of(opt_state: Any) -> dict[str, jax.Array]:
       >>> bb.degrees_of(tx.init({"w": jnp.ones((2, 3))}))["w"].tolist()
       [2, 2, 2]
     """
-    found = {}
-    for state, kernel, actuators in budgeted(opt_state):
-        mask = unpack(kernel, state.bb_masks[kernel.path]).astype(jnp.int32)
-        for actuator, name in names(kernel, actuators).items():
-            found[name] = kernel.gather(mask, side_of(actuator))
-    return found
+    return {
+        name: mapped(s, functools.partial(_degrees, k, a))(s.bb_masks[k.path])
+        for s, k, actuators in budgeted(opt_state)
+        for a, name in names(k, actuators).items()
+    }
+
+
+def _degrees(kernel: Kernel, actuator: Actuator, packed: jax.Array) -> jax.Array:
+    mask = unpack(kernel, packed).astype(jnp.int32)
+    return kernel.gather(mask, side_of(actuator))
 
 
 def on_rates(opt_state: Any) -> dict[str, jax.Array]:
@@ -360,7 +399,7 @@ def on_rates(opt_state: Any) -> dict[str, jax.Array]:
 
     Returns:
       By path, float32 of shape `stack + units`, 0.5 where nothing was observed; keys
-      as those of `degrees_of`.
+      and leading axes as those of `degrees_of`.
 
     Raises:
       ValueError: no pruning state inside.
@@ -373,7 +412,13 @@ def on_rates(opt_state: Any) -> dict[str, jax.Array]:
       [0.5, 0.5, 0.5]
     """
     return {
-        name: read_mean(s.bb_means[k.path], f"{side_of(a)}.on_rate")
+        name: mean_of(s, k, f"{side_of(a)}.on_rate")
         for s, k, actuators in budgeted(opt_state)
         for a, name in names(k, actuators).items()
     }
+
+
+def mean_of(state: PruneState, kernel: Kernel, name: str) -> jax.Array:
+    """A running mean of a state, as `read_mean` gives it."""
+    read = functools.partial(read_mean, name=name)
+    return mapped(state, read)(state.bb_means[kernel.path])

@@ -15,6 +15,7 @@ only this file uses Optax.
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -34,7 +35,7 @@ from bbjax.training import arguments
 from bbjax.training.moments import reset_moments
 from bbjax.training.options import Options
 from bbjax.training.pruner import Pruner
-from bbjax.training.state import Plan, PruneState, full_mask, unpack
+from bbjax.training.state import PruneState, full_mask, is_pruning, unpack
 
 
 def transform(
@@ -107,7 +108,9 @@ def transform(
     Raises:
       TypeError: an argument of the wrong kind.
       ValueError: a value out of range, no kernel to prune, a density that `k_min`
-        does not allow, activity or gradients that a rule needs and did not get.
+        does not allow; in `update`, activity or gradients that a rule needs and did
+        not get, or a state of other kernels, actuators, rule or `rescale` (see
+        `bb.adopt`).
 
     Example:
       >>> import bbjax as bb
@@ -122,8 +125,9 @@ def transform(
       >>> int((optax.apply_updates(params, updates)["up"] != 0).sum())
       16
     """
-    asked = Options(
-        rule=budgeted_broadcast() if rule is None else rule,
+    pruner = _pruner(
+        units,
+        rule,
         density=density,
         every=every,
         start=start,
@@ -137,8 +141,12 @@ def transform(
         masks=masks,
         hysteresis=hysteresis,
     )
-    budgeted, options = arguments.check(units, asked)
-    return _made(Pruner(Plan(budgeted, options.k_min), options))
+    return _made(pruner)
+
+
+def _pruner(units: Units, rule: Rule | None, **settings: Any) -> Pruner:
+    rule = budgeted_broadcast() if rule is None else rule
+    return Pruner(*arguments.check(units, Options(rule, **settings)))
 
 
 def hold(
@@ -177,7 +185,8 @@ def hold(
         for path, mask in masks.items()
     )
     rule = Rule("hold", operator.attrgetter("mask"))
-    return _made(Pruner(Plan(kernels, 0), Options(rule, density=1.0, masks=masks)))
+    options = Options(rule, density=1.0, start=None, regrow=False, k_min=0, masks=masks)
+    return _made(Pruner(kernels, options))
 
 
 def _made(pruner: Pruner) -> optax.GradientTransformationExtraArgs:
@@ -205,6 +214,12 @@ def wrap(
     (RigL, SET, SRigL), their moments begin anew as well; see `bb.reset_moments` for the
     few optimizers whose moments belong to no single weight.
 
+    `activity=` and `grads=` are for pruning: the inner optimizer does not get them,
+    unless a part of it prunes, too. All other arguments (`value=`, `grad=`,
+    `value_fn=`, `grad_fn=`, ...) are passed on. In `optax.chain` every link gets every
+    argument, and some refuse those that they do not know (`optax.contrib.sam`): there
+    `bb.wrap(optimizer, ...)` works, and `chain(optimizer, bb.transform(...))` fails.
+
     Args:
       optimizer: any optax optimizer.
       units: as for `bb.transform`.
@@ -212,10 +227,10 @@ def wrap(
       **settings_: the other arguments of `bb.transform`.
 
     Returns:
-      A transformation; extra arguments go to both parts.
+      A transformation with the arguments of `bb.transform`, and those of the optimizer.
 
     Raises:
-      TypeError: as `bb.transform`.
+      TypeError: as `bb.transform`; a setting that it does not have.
       ValueError: as `bb.transform`.
 
     Example:
@@ -227,23 +242,45 @@ def wrap(
       'WrapState'
     """
     arguments.check_optimizer(optimizer)
+    known = [field.name for field in dataclasses.fields(Options)][1:]
+    if unknown := [name for name in settings_ if name not in known]:
+        raise TypeError(
+            f"expected settings of bb.transform ({', '.join(known)}), got "
+            f"{', '.join(map(repr, unknown))}; correct the name"
+        )
     inner = optax.with_extra_args_support(optimizer)
-    outer = transform(units, rule, **settings_)
-    afresh = rule is not None and rule.revive == "zero"
+    pruner = _pruner(units, rule, **settings_)
+    afresh = pruner.options.rule.revive == "zero"
 
     def init(params):
-        return WrapState(inner.init(params), outer.init(params))
+        return WrapState(inner.init(params), pruner.init(params))
 
     def update(updates, state, params=None, **extra):
+        old = pruner.continued(state.prune, params)
+        hidden = _mask_gradients(updates, old)
+        passed = _passed_on(extra, state.inner)
+        wanted, inner_state = inner.update(hidden, state.inner, params, **passed)
         dense = {"grads": updates} | extra
-        hidden = _mask_gradients(updates, state.prune)
-        wanted, inner_state = inner.update(hidden, state.inner, params, **extra)
-        masked, prune = outer.update(wanted, state.prune, params, **dense)
+        masked, new = pruner.update(wanted, old, params, **dense)
         if afresh:
-            inner_state = _renewed(inner, inner_state, params, state.prune, prune)
-        return masked, WrapState(inner_state, prune)
+            inner_state = _renewed(inner, inner_state, params, old, new)
+        return masked, WrapState(inner_state, new)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+_OWN = ("activity", "grads")  # arguments of an update that pruning reads
+
+
+def _passed_on(extra: Mapping[str, Any], inner: Any) -> dict[str, Any]:
+    """The arguments of an update that the inner optimizer gets.
+
+    Optimizers may refuse arguments that they do not know. So those for pruning are left
+    out, unless a part of the inner optimizer prunes, too.
+    """
+    nodes = jax.tree_util.tree_leaves(inner, is_leaf=is_pruning)
+    own = () if any(map(is_pruning, nodes)) else _OWN
+    return {name: value for name, value in extra.items() if name not in own}
 
 
 def _renewed(

@@ -174,6 +174,15 @@ def test_a_checkpoint_of_other_kernels_is_refused(half, manager):
         restore(manager, fresh(mesh(2, 2), ROWS, UNITS.select("down")))
 
 
+def test_a_checkpoint_of_weights_that_were_never_scaled_is_refused(half, manager):
+    """Whether weights are scaled is in the arrays, not in the target alone."""
+    save(manager, half)
+    made = fresh(mesh(2, 2), ROWS)
+    tx = optax.chain(optax.adamw(1e-2), bb.transform(UNITS, rescale=True))
+    with pytest.raises(ValueError, match="bb_scale"):
+        restore(manager, made.replace(opt_state=tx.init(made.params)))
+
+
 def test_a_checkpoint_restored_without_target_asks_for_one(half, manager):
     save(manager, half)
     with pytest.raises(ValueError, match="restored checkpoints need a target tree"):

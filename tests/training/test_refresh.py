@@ -1,6 +1,7 @@
 """One refresh of one kernel: dormant values, values that come back, and scaling."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,20 @@ GROUPED = bb.Kernel(
 
 @functools.partial(jax.jit, static_argnames=("kernel", "rescale"))
 def _run(kernel, keep, mask, w, dormant, rescale):
-    given = prepare(candidates(kernel, w, 0, mask=mask), dormant, rescale=rescale)
-    return finish(given, keep, None if dormant is None else dormant.dtype)
+    scale = scale_of(kernel, mask) if rescale else None
+    given = prepare(candidates(kernel, w, 0, mask=mask), dormant, scale)
+    done = finish(given, keep, None if dormant is None else dormant.dtype)
+    units = kernel.per_unit_shape("outputs")
+    ratio = done.scale / scale if rescale else jnp.ones(units, jnp.float32)
+    return Done(done.mask, done.dormant, ratio)
+
+
+class Done(NamedTuple):
+    """A refresh, with the factor on the kept weights of each output unit."""
+
+    mask: jax.Array
+    dormant: jax.Array | None
+    ratio: jax.Array
 
 
 def run(kernel, keep, mask, w, dormant, rescale=False):
@@ -62,8 +75,9 @@ def test_the_rule_sees_latent_weights(example):
     """Weights where kept, their dormant values where pruned, both without the scale."""
     mask, _, w, dormant = example
     view = candidates(KERNEL, jnp.asarray(w), 0, mask=jnp.asarray(mask))
-    rest = [(jnp.asarray(dormant), False), (jnp.asarray(dormant), True), (None, False)]
-    seen = [prepare(view, d, rescale=r).candidates for d, r in rest]
+    scaled = scale_of(KERNEL, jnp.asarray(mask))
+    rest = [(jnp.asarray(dormant), None), (jnp.asarray(dormant), scaled), (None, None)]
+    seen = [prepare(view, d, s).candidates for d, s in rest]
     plain, unscaled, without = [np.asarray(v.weights) for v in seen]
     np.testing.assert_array_equal(plain, np.where(mask, w, dormant))
     scale = np.sqrt(6 / mask.sum(0))

@@ -268,8 +268,8 @@ def test_fields_are_found_by_name_in_any_chain():
 def test_the_plan_has_no_leaves():
     state = PRUNE.init(PARAMS)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
-    # Count, mask, 2 means, dormant, churn, stray, density.
-    assert len(jax.tree.leaves(state)) == 8
+    # Count, mask, 2 means, dormant, churn, stray, density, k_min.
+    assert len(jax.tree.leaves(state)) == 9
 
 
 def test_one_bit_per_weight_and_nothing_else_without_regrowth():
