@@ -157,7 +157,9 @@ def test_interrupted_run_ends_in_one_line_and_130(asked, capsys, monkeypatch):
 def started(out):
     """The demo as a process of its own."""
     words = ["-m", "bbjax.demo", "--seeds", "1", "--steps", "9", "--out", out]
-    return subprocess.Popen(
+    # Jobs in the background of a shell ignore Ctrl-C, and so would their children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(
         [sys.executable, *map(str, words)],
         cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
@@ -165,6 +167,8 @@ def started(out):
         text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )
+    signal.signal(signal.SIGINT, before)
+    return process
 
 
 def wait_until_loaded(process, library):

@@ -54,7 +54,7 @@ def reported(path):
     return bb.report(
         {**masks, other: np.ones(2, bool)},
         units.select("^up", actuator="in"),
-        params={**params, path: jnp.ones((3, 8))},  # with weights that are not pruned
+        params=bb.apply_masks(params, masks),
         latency={path: 1.0},
         shrunk={path: (2.0, 1.0)},
         title=path,
@@ -169,6 +169,7 @@ def errors(path):
         "units": lambda: units[f"{path}x"],
         "report": lambda: bb.report({path: mask}),
         "report's shape": lambda: bb.report({path: other}, units),
+        "report, not pruned": lambda: bb.report({path: ~mask}, units, params=params),
         "overlap": lambda: bb.overlap({path: mask}, {path: other}),
         "overlap's paths": lambda: bb.overlap({path: mask}, {"b": mask}),
         "load, missing": lambda: load(like={f"a{path}": np.ones(2)}),
