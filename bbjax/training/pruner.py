@@ -289,7 +289,7 @@ class Pruner:
         found = {}
         for kernel, _ in self.budgeted:
             mask, old = masks[kernel.path], before[kernel.path]
-            acts = kernel.edge_mask(weights.get(kernel, "parameter") != 0)
+            acts = kernel.edge_mask(jnp.asarray(weights.get(kernel, "parameter")) != 0)
             acts = sharding.match(pack(kernel, acts, mask), mask)
             share = jnp.where(looks, _share_of(kernel, acts & ~mask), old)
             found[kernel.path] = sharding.match(share, old)

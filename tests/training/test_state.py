@@ -284,7 +284,7 @@ def test_one_bit_per_weight_and_nothing_else_without_regrowth():
         )
         for regrow in (True, False)
     }
-    per_unit = 2 * 4 * 32 + 4 * 4
+    per_unit = 2 * 4 * 32 + 5 * 4  # and count, churn, stray, density, k_min
     assert sizes[False] == 64 * 32 // 8 + per_unit
     assert sizes[True] == sizes[False] + 4 * 64 * 32
 
