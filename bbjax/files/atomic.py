@@ -62,10 +62,10 @@ def write(file: File, data: bytes) -> None:
     target, before = _target(Path(file))
     _remove_left(target)
     with _temporary(target) as (stream, beside):
+        if before is not None:  # before it holds anything that others may not read
+            _keep_access(beside, before)
         stream.write(data)  # buffered: continues short writes
         stream.flush()
-        if before is not None:
-            _keep_access(beside, before)
         os.fsync(stream.fileno())
         if fcntl is None:  # Windows moves no open file
             stream.close()

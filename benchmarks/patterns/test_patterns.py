@@ -113,6 +113,7 @@ def test_ways_by_backend():
     assert ways.ways(16, "gpu") == ["dense", "unpacked", "bcoo", "pallas"]
 
 
+@pytest.mark.slow
 def test_a_small_run(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "benchmarks.patterns", "--small", "--out", tmp_path],

@@ -18,7 +18,11 @@ gloo = pytest.mark.skipif(
 @pytest.mark.parametrize(
     "options, layouts",
     [
-        (["--layouts", "fsdp", "--steps", "5", "--width", "32"], 1),
+        pytest.param(
+            ["--layouts", "fsdp", "--steps", "5", "--width", "32"],
+            1,
+            marks=pytest.mark.slow,
+        ),
         pytest.param([], 2, marks=pytest.mark.slow),
     ],
 )
