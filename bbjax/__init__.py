@@ -19,7 +19,7 @@ The packages, in the order of the story; each imports only those above it:
     adapters    Flax linen and NNX             linen, nnx
     tracing     where units are                trace
     activity    when units are on              value_and_grad, calibrate, observe, on
-    budgets     how many edges a unit keeps    degrees, laws, ramp, erk
+    budgets     how many edges a unit keeps    degrees, laws, ramp, erk, owl
     rules       which edges                    rules, n_m
     training    when masks are chosen          transform, wrap, hold, masks, metrics
     oneshot     pruning a trained network      prune, reconstruct, relieve, personalise
@@ -49,6 +49,7 @@ from bbjax.arrays.topk import top_k_mask
 from bbjax.budgets import laws
 from bbjax.budgets.allocation import erk
 from bbjax.budgets.degrees import degrees
+from bbjax.budgets.outliers import owl
 from bbjax.budgets.schedules import ramp
 from bbjax.files.masks import load_masks, save_masks
 from bbjax.files.params import load, save
@@ -107,6 +108,7 @@ __all__ = [
     "on_rates",
     "overlap",
     "overlap_table",
+    "owl",
     "personalise",
     "prune",
     "prune_in_order",
