@@ -57,7 +57,7 @@ def reconstruct(
     start: Any = None,
     damp: Number = 0.1,
     rounds: int = 20,
-    limit: float = 1e13,
+    limit: float = 1e12,
 ) -> tuple[Any, dict[str, OutputError]]:
     """Gives kept weights new values, so that each kernel's outputs stay close.
 
@@ -85,7 +85,8 @@ def reconstruct(
       damp: pull of the kept weights to their old values, as a share of each input's
         mean square, at least 0; may be traced. Larger values suit fewer samples.
       rounds: of ADMM, at least 1.
-      limit: the most operations that least squares may take for a kernel.
+      limit: the most operations that least squares may take for a kernel; a CPU core
+        does about 1e9 of them in a second.
 
     Returns:
       The parameters, pruned entries exactly 0, each kernel in its dtype (computed in
@@ -168,7 +169,7 @@ def _check_settings(
         )
     check_number("damp", damp, "[0, inf)", "it is a share, e.g. 0.1")
     check_int("rounds", rounds, 1, INT32, "20 are enough for most kernels")
-    check_number("limit", limit, "(0, inf)", "it is a number of operations, e.g. 1e13")
+    check_number("limit", limit, "(0, inf)", "it is a number of operations, e.g. 1e12")
 
 
 def _kernels(units: Units, masks: Any, tree: Leaves) -> list[Kernel]:
