@@ -19,10 +19,10 @@ The packages, in the order of the story; each imports only those above it:
     adapters    Flax linen and NNX             linen, nnx
     tracing     where units are                trace
     activity    when units are on              value_and_grad, calibrate, observe, on
-    budgets     how many edges a unit keeps    degrees, laws, ramp, erk
+    budgets     how many edges a unit keeps    degrees, laws, ramp, erk, owl
     rules       which edges                    rules, n_m
     training    when masks are chosen          transform, wrap, hold, masks, metrics
-    oneshot     pruning a trained network      prune, relieve, personalise, saliency
+    oneshot     pruning a trained network      prune, reconstruct, relieve, personalise
     shrinking   smaller arrays                 shrink, unitwise
     files       masks and models on disk       save, load, save_masks, load_masks
     reporting   what pruning did               report, diff_masks, overlap
@@ -49,6 +49,7 @@ from bbjax.arrays.topk import top_k_mask
 from bbjax.budgets import laws
 from bbjax.budgets.allocation import erk
 from bbjax.budgets.degrees import degrees
+from bbjax.budgets.outliers import owl
 from bbjax.budgets.schedules import ramp
 from bbjax.files.masks import load_masks, save_masks
 from bbjax.files.params import load, save
@@ -61,6 +62,7 @@ from bbjax.oneshot.nnrelief.relieve import relieve
 from bbjax.oneshot.nnrelief.residual import Residual
 from bbjax.oneshot.nnrelief.rounds import densities_of, relieve_and_train
 from bbjax.oneshot.prune import apply_masks, prune, prune_in_order
+from bbjax.oneshot.reconstruct import reconstruct
 from bbjax.oneshot.spreads import spreads
 from bbjax.reporting import report
 from bbjax.reporting.compare import diff_masks, overlap, overlap_table
@@ -106,10 +108,12 @@ __all__ = [
     "on_rates",
     "overlap",
     "overlap_table",
+    "owl",
     "personalise",
     "prune",
     "prune_in_order",
     "ramp",
+    "reconstruct",
     "relieve",
     "relieve_and_train",
     "report",

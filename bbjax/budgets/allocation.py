@@ -3,6 +3,8 @@
     a number, a schedule      the same share of every kernel and stack slice
     {pattern: density, ...}   a share for the kernels whose path matches
     erk(density)              wide kernels sparser, small ones denser, one total
+    owl(density, ...)         layers with more outliers denser, one total
+                              (`bbjax.budgets.outliers`)
 
 Erdos-Renyi-Kernel: the density of a kernel falls with the size of its array,
 
@@ -43,6 +45,20 @@ class Erk:
     density: Plain
 
 
+@dataclasses.dataclass(frozen=True)
+class Owl:
+    """A density over all kernels, shared out by their outliers; made by `owl`.
+
+    Attributes:
+      density: of all kernels together.
+      raised: path of each kernel, and for each of its slices how far its density is
+        above that of the layer with the fewest outliers.
+    """
+
+    density: Plain
+    raised: tuple[tuple[str, tuple[float, ...]], ...]
+
+
 def erk(density: Plain) -> Erk:
     """Shares one budget out over kernels: Erdos-Renyi-Kernel.
 
@@ -64,7 +80,8 @@ def erk(density: Plain) -> Erk:
     return Erk(density)
 
 
-Density = Plain | Mapping[str, Plain] | Erk | None
+Together = Erk | Owl  # one budget of all kernels, shared out over layers
+Density = Plain | Mapping[str, Plain] | Together | None
 
 
 class Budgets(NamedTuple):
@@ -88,14 +105,15 @@ def budgets(
     """The budget of every kernel at a step.
 
     Args:
-      density: number, schedule, mapping from path patterns, or `erk(...)`; None keeps
-        everything, for rules whose density is an outcome.
+      density: number, schedule, mapping from path patterns, `erk(...)` or `owl(...)`;
+        None keeps everything, for rules whose density is an outcome.
       kernels: the budgeted kernels.
       step: int32, for schedules.
-      k_min: for each kernel the least number of edges of a slice, for `erk`.
+      k_min: for each kernel the least number of edges of a slice, for `erk` and
+        `owl`.
     """
-    if isinstance(density, Erk):
-        return _shared_out(at(density.density, step), kernels, k_min)
+    if isinstance(density, Together):
+        return _shared_out(density, at(density.density, step), kernels, k_min)
     if density is None:
         edges = tuple(_everywhere(k, k.edge_count) for k in kernels)
         asked = tuple(jnp.float32(math.nan) for _ in kernels)
@@ -171,20 +189,23 @@ def all_edges(kernel: Kernel) -> int:
     return math.prod(kernel.edge_shape)
 
 
-def _shared_out(density: Number, kernels: Sequence[Kernel], k_min: Any) -> Budgets:
+def _shared_out(
+    how: Together, density: Number, kernels: Sequence[Kernel], k_min: Any
+) -> Budgets:
     """Every stack slice is a layer of its own."""
     counts = [math.prod(k.stack_shape) for k in kernels]
     sizes = [k.edge_count for k in kernels]
     least = k_min if isinstance(k_min, Sequence) else [k_min] * len(kernels)
     layers = [
-        (_erdos_renyi(k) * size, size, low)
-        for k, n, size, low in zip(kernels, counts, sizes, least, strict=True)
+        (size, low)
+        for n, size, low in zip(counts, sizes, least, strict=True)
         for _ in range(n)
     ]
-    weight, cap, floor = (jnp.asarray(column) for column in zip(*layers, strict=True))
-    total = exact_budget(density, sum(size for _, size, _ in layers))
+    cap, floor = (jnp.asarray(column) for column in zip(*layers, strict=True))
+    weight = _weights(how, density, kernels)
+    total = exact_budget(density, sum(size for size, _ in layers))
     same = jnp.full(weight.shape, 0.5, jnp.float32)
-    shares = solve(weight.astype(jnp.float32), "scale", total, cap, floor, same)
+    shares = solve(weight, "scale", total, cap, floor, same)
     ends = [sum(counts[: i + 1]) for i in range(len(counts))]
     edges = tuple(
         jnp.reshape(shares[end - n : end], k.stack_shape)
@@ -195,6 +216,35 @@ def _shared_out(density: Number, kernels: Sequence[Kernel], k_min: Any) -> Budge
         for e, size in zip(edges, sizes, strict=True)
     )
     return Budgets(edges, asked, _sum_of(edges))
+
+
+def _weights(
+    how: Together, density: Number, kernels: Sequence[Kernel]
+) -> Float[Array, " layers"]:
+    """Edges of each layer, up to a factor of all of them."""
+    sizes = [
+        (k, k.edge_count) for k in kernels for _ in range(math.prod(k.stack_shape))
+    ]
+    if isinstance(how, Erk):
+        return jnp.asarray([_erdos_renyi(k) * n for k, n in sizes], jnp.float32)
+    raised = [share for k in kernels for share in _raised(how, k)]
+    edges = [n for _, n in sizes]
+    mean = math.fsum(r * n for r, n in zip(raised, edges, strict=True)) / sum(edges)
+    above = jnp.asarray([r - mean for r in raised], jnp.float32)
+    share = jnp.asarray(density).astype(jnp.float32) + above
+    return jnp.asarray(edges, jnp.float32) * jnp.clip(share, 0.0, 1.0)
+
+
+def _raised(how: Owl, kernel: Kernel) -> tuple[float, ...]:
+    """What `owl` measured of a kernel."""
+    found = dict(how.raised).get(kernel.path, ())
+    if len(found) != math.prod(kernel.stack_shape):
+        got = f"{len(found)} slices" if found else f"only {list(dict(how.raised))}"
+        raise ValueError(
+            f"expected outliers of {math.prod(kernel.stack_shape)} slices of "
+            f"{kernel.path!r}, got {got}; call bb.owl with the units that are pruned"
+        )
+    return found
 
 
 def _erdos_renyi(kernel: Kernel) -> float:

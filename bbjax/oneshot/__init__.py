@@ -2,6 +2,7 @@
 
 prune         `bb.prune`, `bb.prune_in_order`, `bb.apply_masks`
 unseen        stack slices that no calibration sample reached
+reconstruct   updates of kept weights after any rule
 saliency      scores of edges from gradients
 rounds        prunes, trains and scores in turn
 spreads       slopes of the balance, chosen from calibration data

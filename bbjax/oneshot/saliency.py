@@ -17,13 +17,14 @@ arXiv 2006.05467; Pearlmutter, 1994 (H g).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from bbjax.budgets.allocation import Erk, erk
+from bbjax.budgets.allocation import Together
 from bbjax.model.leaves import leaves_by_path
 from bbjax.model.numbers import check_int
 from bbjax.model.units import Units
@@ -126,7 +127,7 @@ def prune_by_flow(
       units: as for `bb.prune`; select the output layer as well, and not only the hidden
         ones, to prune what the paper prunes.
       density: final share of the edges of all selected kernels together, in (0, 1];
-        also a mapping from path patterns, or `bb.erk(...)`.
+        also a mapping from path patterns, `bb.erk(...)` or `bb.owl(...)`.
       inputs: as for `synaptic_flow`.
       rounds: number of rounds, at least 1; the paper takes 100.
       k_min: least number of edges of a unit; 0 gives the published rule.
@@ -169,8 +170,9 @@ def _powered(density: Any, power: float) -> Any:
     """A density, or the densities of a mapping, to a power."""
     if isinstance(density, Mapping):
         return {pattern: _powered(one, power) for pattern, one in density.items()}
-    if isinstance(density, Erk):
-        return erk(_powered(density.density, power))
+    if isinstance(density, Together):
+        whole = _powered(density.density, power)
+        return dataclasses.replace(density, density=whole)
     if callable(density):
         raise TypeError(
             f"expected a density as a number, got the schedule {density!r}; "

@@ -15,6 +15,7 @@ from bbjax.rules.nnrelief import nnrelief
 from bbjax.rules.parts.selection import select_by_law
 from bbjax.rules.priced import priced
 from bbjax.rules.random import random
+from bbjax.rules.ria import ria
 from bbjax.rules.rigl import rigl
 from bbjax.rules.set_ import set_
 from bbjax.rules.snip import snip
@@ -40,6 +41,7 @@ __all__ = [
     "nnrelief",
     "priced",
     "random",
+    "ria",
     "rigl",
     "select_by_law",
     "set_",

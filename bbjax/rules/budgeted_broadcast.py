@@ -67,7 +67,8 @@ def budgeted_broadcast(
         budgets then move at every refresh, and `hysteresis` holds edges, not degrees.
       score: what an edge is worth: `"magnitude"`, |w|; `"wanda"`, |w| times the root
         mean square of its input; `"scaled"`, |w| times the square root of that where
-        inputs are raw, |w| elsewhere. See `bbjax.rules.parts.scores`.
+        inputs are raw, |w| elsewhere; `"ria"`, that of `bb.rules.ria()`. See
+        `bbjax.rules.parts.scores`.
 
     Returns:
       A rule that needs the on-rate of the budgeted units, and what the score reads.

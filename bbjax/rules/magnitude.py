@@ -45,7 +45,7 @@ def magnitude(*, scope: Scope = "unit", score: Name = "magnitude") -> Rule:
         (the first match counts), and a kernel that none matches is a layer.
       score: what an edge is worth: `"magnitude"`, |w|; `"wanda"`, |w| times the root
         mean square of its input; `"scaled"`, |w| times the square root of that where
-        inputs are raw, |w| elsewhere.
+        inputs are raw, |w| elsewhere; `"ria"`, that of `bb.rules.ria()`.
 
     Returns:
       A rule that needs no activity, but for what the score reads.

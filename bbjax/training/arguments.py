@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bbjax.activity.statistics import SIDED
-from bbjax.budgets.allocation import Density, Erk, all_edges, per_kernel
+from bbjax.budgets.allocation import Density, Together, all_edges, per_kernel
 from bbjax.budgets.exact import check_density
 from bbjax.model.checks import meant
 from bbjax.model.numbers import (
@@ -316,10 +316,10 @@ def check_densities(
     """Refuses densities that are none, or that `k_min` does not allow."""
     if density is None:
         return
-    plain = density.density if isinstance(density, Erk) else density
+    plain = density.density if isinstance(density, Together) else density
     shares = per_kernel(plain, [kernel for kernel, _ in budgeted])
     checked = [_values(one, steps) for one in shares]
-    together = isinstance(density, Erk) or rule.joint
+    together = isinstance(density, Together) or rule.joint
     for values, (kernel, actuators) in zip(checked, budgeted, strict=True):
         for when, value in values:
             try:

@@ -119,6 +119,9 @@ RULES = {
     ),
     "snip": Row(bb.rules.snip, budget="pool", scratch=3.5),
     "wanda": Row(bb.rules.wanda),
+    "ria": Row(
+        lambda exponent=0.5: bb.rules.ria(exponent=exponent), {"exponent": (0.5, 2.0)}
+    ),
     "activation_topk": Row(bb.rules.activation_topk, budget="units", without=("both",)),
     "apoz": Row(bb.rules.apoz, budget="free"),
     "fine_units": Row(

@@ -315,7 +315,7 @@ def test_traced_numbers_are_taken_on_trust():
             lambda: bb.rules.budgeted_broadcast(scope="unit"),
         ),
         (
-            'expected score "magnitude" or "wanda" or "scaled", got .size.; it is what',
+            'expected score "magnitude" or "wanda" or "scaled" or "ria", got .size.;',
             lambda: bb.rules.budgeted_broadcast(score="size"),
         ),
         (
