@@ -221,3 +221,119 @@ def test_the_whole_model_reads_wikitext():
     fn = jax.jit(functools.partial(model.nats, config=loaded.config))
     nats = fn(loaded.params, jnp.asarray(text.windows(tokens, 4)))
     assert 20 < float(jnp.exp(jnp.mean(nats))) < 45
+
+
+# Methods and cells -----------------------------------------------------------------
+FAST = ("magnitude", "Wanda", "BB, gate > 0")
+
+
+@functools.cache
+def bench():
+    random = np.random.default_rng(0)
+    tokens = random.integers(0, CONFIG.vocabulary, (2, 500))
+    made = language("bench").Bench
+    params = small()[1]
+    return made(CONFIG, params, tokens[0, :32].reshape(2, 16), tokens[1], 2)
+
+
+def cell(method, **other):
+    made = language("store").Cell(method, "all", 0.5, 0, 2, 2, CONFIG.layers)
+    return made._replace(**other)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
+        for name in language("methods").METHODS
+    ],
+)
+def test_every_method_keeps_what_it_is_asked_to(method):
+    for scope in ("ffn", "all") if method == "Wanda" else ("all",):
+        found = bench().run(cell(method, scope=scope, density=0.4))
+        np.testing.assert_allclose(found["kept"], 0.4, atol=1e-3)
+        assert np.isfinite(found["perplexities"]["all"]["perplexity"])
+
+
+def test_the_dense_model_is_left_as_it_is():
+    found = bench().run(cell("dense", scope="none", density=1.0))
+    nats = model.nats(small()[1], jnp.asarray(bench().windows), CONFIG)
+    assert found["kept"] == 1
+    np.testing.assert_allclose(
+        found["perplexities"]["all"]["nats"], jnp.mean(nats), rtol=1e-5
+    )
+
+
+def test_the_sign_of_the_law_shows_in_degrees():
+    methods = language("methods")
+    rates = model.gates_on(small()[1], TOKENS, CONFIG)
+    measured = bench()._stats(0, methods.METHODS["BB, gate > 0"], bb.rules.wanda())[0]
+    stats = language("bench").with_rates(measured, rates)
+    slopes = []
+    for name in ("law alone, gate > 0", "reversed, gate > 0"):
+        (names, rule), _ = methods.METHODS[name].parts("ffn")
+        units = small()[2].select(language("bench").pattern(names))
+        masks = bb.prune(small()[1], units, rule, 0.5, stats=stats)[1]
+        degrees = masks["layers/gate/kernel"].sum(axis=1)
+        slopes.append(np.corrcoef(degrees[0], rates[0])[0, 1])
+    assert slopes[0] < -0.5 and slopes[1] > 0.5
+
+
+def test_a_graded_count_by_hand():
+    found = language("methods").soft(jnp.array([0.0, 1.0, 3.0]))  # mean square 10 / 3
+    np.testing.assert_allclose(found, [0, 3 / 13, 27 / 37], rtol=1e-6)
+
+
+def test_names_of_files_differ():
+    names = [cell(name).name for name in language("methods").METHODS]
+    assert len(set(names)) == len(names)
+
+
+def test_a_stopped_benchmark_goes_on(tmp_path):
+    main, stored = language("__main__"), language("store")
+    args = main.parsed(["--data", str(tmp_path), "--draws", "2", "--densities", "0.5"])
+    args.only, args.scopes = "dense|magnitude|Wanda", ["ffn"]
+    wanted = main.cells(args)
+    # What reads no data has one draw.
+    assert [(c.method, c.draw) for c in wanted] == [
+        *(("dense", 0), ("magnitude", 0), ("Wanda", 0), ("Wanda", 1)),
+    ]
+
+    class Stub:
+        done = []
+
+        def run(self, cell):
+            if len(self.done) == 2:
+                raise KeyboardInterrupt
+            self.done.append(cell)
+            one = {"perplexity": 2.0 + cell.draw, "nats": 0.7, "targets": 3}
+            return {
+                "perplexities": {"all": one},
+                "kept": cell.density,
+                "seconds": {"evaluate": 1.0},
+                "peak_mb": 7,
+            }
+
+    console = main.Console(quiet=True)
+    store = stored.Store(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        main.work(wanted, 0, Stub(), store, console)
+    # A file that was not whole never had its name.
+    (tmp_path / "half.new").write_text("{")
+    store = stored.Store(tmp_path)
+    assert list(store.cells) == sorted(wanted[:2], key=lambda c: c.name)
+    left = [c for c in wanted if c not in store.cells]
+    Stub.done = []
+    main.work(left, 2, Stub(), store, console)
+    assert Stub.done == wanted[2:]
+    page = language("page")
+    rows = page.report(stored.Store(tmp_path))["settings"][0]["rows"]
+    assert [row["method"] for row in rows] == ["dense", "magnitude", "Wanda"]
+    assert rows[2]["perplexity"]["all"]["mean"] == 2.5 and rows[2]["draws"] == 2
+    assert "Wanda" in page.results(page.report(store))
+
+
+def test_what_is_asked_for_is_there(tmp_path):
+    main = language("__main__")
+    with pytest.raises(SystemExit, match="expected --only to match a method"):
+        main.cells(main.parsed(["--data", str(tmp_path), "--only", "nothing"]))
