@@ -26,6 +26,7 @@ from benchmarks.language.methods import DENSE, METHODS, SCOPES
 from benchmarks.language.store import Cell, Store
 
 DENSITIES = (0.5, 0.7, 0.6, 0.4, 0.3)
+LAYERS = 30  # all of them
 STOPPED = 130  # as shells have it for Ctrl-C
 
 
@@ -104,12 +105,14 @@ def parsed(given: list[str] | None = None) -> Any:
     add("--scopes", nargs="+", choices=list(SCOPES), default=list(SCOPES))
     add("--windows", type=int, default=32, help="of 512 tokens, to measure on")
     add("--sequences", type=int, default=16, help="of 512 tokens, to calibrate on")
-    add("--layers", type=int, default=30, help="only the first layers, for a trial")
+    add("--layers", type=int, default=LAYERS, help="only the first, for a trial")
     add("--report", action="store_true", help="tables from what is there, no runs")
     add("--out", type=Path, default=RESULTS)
     args = parser.parse_args(given)
     if not args.report and args.data is None:
         parser.error("expected --data, the folder that holds text_lm/")
+    if args.layers != LAYERS and args.out == RESULTS:
+        parser.error("expected --out with --layers: its numbers are not results")
     return args
 
 
@@ -123,7 +126,9 @@ def main(given: list[str] | None = None) -> None:
         try:
             if left:
                 known = len(wanted) - len(left)
-                work(left, known, bench_of(args), store, console)
+                with console.status("reading weights and text"):
+                    bench = bench_of(args)
+                work(left, known, bench, store, console)
         except KeyboardInterrupt:
             console.print("stopped; the same command goes on from here")
             raise SystemExit(STOPPED) from None

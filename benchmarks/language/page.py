@@ -73,24 +73,19 @@ def _row(found: Found, cells: list[Cell]) -> dict[str, Any]:
 
 
 def _gaps(found: Found, cells: list[Cell]) -> list[float]:
-    """Nats above the reference on the same draw; data-free methods meet each draw."""
-    if cells[0].method in (REFERENCE, DENSE):
+    """Nats above the reference on the same draw; what reads no data, on each draw."""
+    first = cells[0]
+    if first.method in (REFERENCE, DENSE):
         return []
     gaps = []
     for other in found:
-        if (other.method, other.scope, other.density) != (
-            *(REFERENCE, cells[0].scope, cells[0].density),
-        ):
+        same = other.method == REFERENCE and other[1:3] == first[1:3]
+        if not same or first.sequences not in (0, other.sequences):
             continue
-        twin = (
-            cells[0]
-            if not cells[0].sequences
-            else other._replace(method=cells[0].method)
-        )
+        twin = other._replace(method=first.method) if first.sequences else first
         if twin in found:
-            nats = (found[c]["perplexities"]["all"]["nats"] for c in (twin, other))
-            one, reference = nats
-            gaps.append(one - reference)
+            nats = [found[c]["perplexities"]["all"]["nats"] for c in (twin, other)]
+            gaps.append(nats[0] - nats[1])
     return gaps
 
 

@@ -1,6 +1,7 @@
 """The language benchmark: its model, its text, its methods, and resuming."""
 
 import functools
+import json
 from pathlib import Path
 
 import jax
@@ -337,3 +338,22 @@ def test_what_is_asked_for_is_there(tmp_path):
     main = language("__main__")
     with pytest.raises(SystemExit, match="expected --only to match a method"):
         main.cells(main.parsed(["--data", str(tmp_path), "--only", "nothing"]))
+    for options in ([], ["--data", str(tmp_path), "--layers", "2"]):
+        with pytest.raises(SystemExit):
+            main.parsed(options)
+
+
+@needs_model
+@needs_data
+@pytest.mark.slow
+def test_the_command_on_two_layers(tmp_path):
+    small = ["--layers", "2", "--windows", "2", "--sequences", "2", "--draws", "1"]
+    cells = ["--only", "^Wanda$", "--densities", "0.5", "--scopes", "ffn"]
+    given = ["--data", str(DATA), "--out", str(tmp_path), *small, *cells]
+    language("__main__").main(given)
+    report = json.loads((tmp_path / "language.json").read_text())
+    assert report["machine"]["jax"]
+    rows = report["settings"][0]["rows"]
+    assert [row["method"] for row in rows] == ["dense", "Wanda"]
+    assert abs(rows[1]["kept"] - 0.5) < 1e-3
+    assert len(list((tmp_path / "language").iterdir())) == 2
