@@ -88,7 +88,8 @@ def bench_of(args: Any) -> Bench:
     test = text.read(args.data, "test", loaded.tokenizer)
     valid = text.read(args.data, "valid", loaded.tokenizer)
     windows = text.windows(test, args.windows)
-    return Bench(loaded.config, loaded.params, windows, valid, args.sequences)
+    about = weights.versions(args.model)
+    return Bench(loaded.config, loaded.params, windows, valid, args.sequences, about)
 
 
 def parsed(given: list[str] | None = None) -> Any:

@@ -38,6 +38,7 @@ class Bench:
         windows: np.ndarray,
         calibration: np.ndarray,
         sequences: int,
+        about: dict[str, str] | None = None,
     ) -> None:
         """Traces the model.
 
@@ -45,7 +46,9 @@ class Bench:
           windows: (count, length), what is measured on.
           calibration: tokens, in order.
           sequences: of the length of a window, drawn for calibration.
+          about: versions of the packages that the model comes from.
         """
+        self.about = about or {}
         self.params, self.windows = params, windows
         self.calibration, self.sequences = calibration, sequences
         self.forward = functools.partial(model.hidden, config=config)
@@ -70,6 +73,7 @@ class Bench:
             "kept": kept,
             "seconds": {name: round(s, 2) for name, s in seconds.items()},
             "peak_mb": round(peak_mb()),
+            "packages": self.about,
         }
 
     def perplexities(self, params: Params) -> dict[str, Any]:

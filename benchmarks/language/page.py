@@ -134,7 +134,7 @@ def _line(row: dict[str, Any]) -> tuple[str, ...]:
 def _value(value: dict[str, float] | None, form: str) -> str:
     if value is None:
         return ""
-    error = f" ± {value['sd']:{form.strip('+')}}" if value["count"] > 1 else ""
+    error = f" ± {value['sd']:.2g}" if value["count"] > 1 else ""
     return f"{value['mean']:{form}}".rstrip(".") + error
 
 

