@@ -1,0 +1,1 @@
+"""Pruning a pretrained language model in one shot."""
