@@ -235,5 +235,5 @@ def test_scores_have_names_and_needs():
     assert rule.name == "magnitude[global, scaled]" and rule.joint
     assert rule.needs == ("inputs.mean_square",)
     assert bb.rules.magnitude(score="wanda").name == "magnitude[wanda]"
-    with pytest.raises(ValueError, match="expected score .* or .scaled., got 'size'"):
+    with pytest.raises(ValueError, match="expected score .* or .ria., got 'size'"):
         bb.rules.magnitude(score="size")
