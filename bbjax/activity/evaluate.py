@@ -40,7 +40,7 @@ from bbjax.tracing import interpreter, jaxprs
 from bbjax.tracing.flow.kernels import Tap
 from bbjax.tracing.flow.order import Order
 from bbjax.tracing.flow.walk import Scope
-from bbjax.tracing.interpreter import Body, Call
+from bbjax.tracing.interpreter import Body, NestedCall
 from bbjax.tracing.primitives import REMAT
 
 Sides = dict[tuple[str, Side], Raw]
@@ -240,7 +240,7 @@ class Probe:
 
         return run
 
-    def _scan(self, call: Call, eqn: Any, args: Sequence[Any], scope: Scope):
+    def _scan(self, call: NestedCall, eqn: Any, args: Sequence[Any], scope: Scope):
         (body,) = call.bodies
         given: dict[str, list[Any]] = {"held": [], "carried": [], "sliced": []}
         for operand, way in body.entries:

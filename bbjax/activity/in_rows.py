@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Shaped
 
 from bbjax.tracing import jaxprs
 from bbjax.tracing.flow.kernels import Rows, Tap
-from bbjax.tracing.flow.order import Move, Order
+from bbjax.tracing.flow.order import Order, RowMove
 
 Read = Callable[[Any], Shaped[Array, "..."]]
 
@@ -90,7 +90,7 @@ def _fits(where: Shaped[Array, "..."], shape: tuple[int, ...]) -> bool:
 
 
 def _moved(
-    mask: Bool[Array, "..."], move: Move, jaxpr: Any, read: Read
+    mask: Bool[Array, "..."], move: RowMove, jaxpr: Any, read: Read
 ) -> Bool[Array, "..."]:
     """A mask moved as the values were."""
     eqn = move.eqn

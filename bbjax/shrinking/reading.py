@@ -20,7 +20,7 @@ from bbjax.shrinking.constants import NOTHING, Known, Parameter, Tag, UnitValues
 from bbjax.tracing import interpreter, jaxprs
 from bbjax.tracing.axes.extents import Dims
 from bbjax.tracing.axes.program import Frame, Program
-from bbjax.tracing.interpreter import Body, Call
+from bbjax.tracing.interpreter import Body, NestedCall
 from bbjax.tracing.primitives import (
     CONTRACTIONS,
     ELEMENTWISE,
@@ -72,12 +72,12 @@ def read(program: Program, parameters: Sequence[Parameter]) -> list[Sum]:
     args = [Known(parameter=p, tag=("leaf", i)) for i, p in enumerate(parameters)]
     args += [NOTHING] * (len(program.top.jaxpr.invars) - len(args))
     top = program.top
-    results = reading.body(top.jaxpr, top.consts, args, Place(top, ()))
+    results = reading.body(top.jaxpr, top.consts, args, Occurrence(top, ()))
     reading.use("a result", results)
     return [found._replace(bias=reading.bias(found)) for found in reading.sums]
 
 
-class Place(NamedTuple):
+class Occurrence(NamedTuple):
     """An occurrence of a jaxpr, in one layer of each scan over parameters."""
 
     frame: Frame
@@ -85,7 +85,7 @@ class Place(NamedTuple):
 
 
 @dataclasses.dataclass
-class _Reading(interpreter.Interpreter[Known, Place]):
+class _Reading(interpreter.Interpreter[Known, Occurrence]):
     program: Program
     sums: list[Sum] = dataclasses.field(default_factory=list)
     trials: int = 0  # above 0 while a scan is read to find what its carry is
@@ -140,12 +140,12 @@ class _Reading(interpreter.Interpreter[Known, Place]):
             return None
         return known.tag
 
-    def constant(self, value: Any, var: Any, at: Place) -> Known:
+    def constant(self, value: Any, var: Any, at: Occurrence) -> Known:
         """What is known of a constant."""
         return NOTHING if value is None else constants.constant(value)
 
     def step(
-        self, eqn: Any, index: int, ins: Sequence[Known], at: Place
+        self, eqn: Any, index: int, ins: Sequence[Known], at: Occurrence
     ) -> list[Known]:
         """What is known of the results of an operation."""
         name, frame = eqn.primitive.name, at.frame
@@ -274,7 +274,12 @@ class _Reading(interpreter.Interpreter[Known, Place]):
 
     # Calls -----------------------------------------------------------------------
     def call(
-        self, call: Call, eqn: Any, index: int, ins: Sequence[Known], at: Place
+        self,
+        call: NestedCall,
+        eqn: Any,
+        index: int,
+        ins: Sequence[Known],
+        at: Occurrence,
     ) -> list[Known]:
         """What is known of the results of a call."""
         if call.kind == "opaque":
@@ -299,7 +304,7 @@ class _Reading(interpreter.Interpreter[Known, Place]):
         body: Body,
         ins: Sequence[Known],
         index: int,
-        at: Place,
+        at: Occurrence,
         carry: Sequence[Known] | None = None,
         step: int | None = None,
     ) -> list[Known]:
@@ -323,7 +328,7 @@ class _Reading(interpreter.Interpreter[Known, Place]):
             args.append(known)
         frame = at.frame.bodies[index, body.number]
         layer = at.layer if step is None else (*at.layer, step)
-        return self.body(frame.jaxpr, frame.consts, args, Place(frame, layer))
+        return self.body(frame.jaxpr, frame.consts, args, Occurrence(frame, layer))
 
     def scan(self, call, eqn, ins, index, at) -> list[Known]:
         """A scan: over parameters, one round after the other; else all at once."""

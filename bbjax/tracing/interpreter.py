@@ -28,7 +28,7 @@ T = TypeVar("T")  # what an analysis knows of an array
 At = TypeVar("At")  # where it is
 
 
-class Entry(NamedTuple):
+class BodyInput(NamedTuple):
     """What a variable of a body is given.
 
     Attributes:
@@ -55,11 +55,11 @@ class Body(NamedTuple):
     number: int
     jaxpr: Any
     consts: tuple[Any, ...]
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[BodyInput, ...] = ()
     feeds: tuple[tuple[int, int], ...] = ()
 
 
-class Call(NamedTuple):
+class NestedCall(NamedTuple):
     """An equation with bodies.
 
     Attributes:
@@ -76,7 +76,7 @@ class Call(NamedTuple):
     rounds: int = 1
 
 
-def call_of(eqn: Any) -> Call | None:
+def call_of(eqn: Any) -> NestedCall | None:
     """The call that an equation is; None if it is an operation without a body.
 
     The function that a scatter or a reduction applies to two numbers is no body.
@@ -91,7 +91,7 @@ def call_of(eqn: Any) -> Call | None:
         ways: list[Way] = ["held"] * (len(eqn.invars) - 1)
         entries = _entries(ways, 1)
         branches = [Body(i, *body, entries) for i, body in enumerate(bodies)]
-        return Call("cond", tuple(branches), len(eqn.outvars))
+        return NestedCall("cond", tuple(branches), len(eqn.outvars))
     if name == "while":
         return _while(eqn)
     kind: Kind = "opaque"
@@ -100,31 +100,31 @@ def call_of(eqn: Any) -> Call | None:
         kind = "custom" if name in CUSTOM else kind
     if kind == "opaque":
         opaque = [Body(i, *body) for i, body in enumerate(bodies)]
-        return Call(kind, tuple(opaque), len(eqn.outvars))
+        return NestedCall(kind, tuple(opaque), len(eqn.outvars))
     same: list[Way] = ["same"] * len(eqn.invars)
     entries = _entries(same)
-    return Call(kind, (Body(0, *bodies[0], entries),), len(eqn.outvars))
+    return NestedCall(kind, (Body(0, *bodies[0], entries),), len(eqn.outvars))
 
 
-def _entries(ways: Sequence[Way], first: int = 0) -> tuple[Entry, ...]:
-    return tuple(Entry(i, way) for i, way in enumerate(ways, first))
+def _entries(ways: Sequence[Way], first: int = 0) -> tuple[BodyInput, ...]:
+    return tuple(BodyInput(i, way) for i, way in enumerate(ways, first))
 
 
-def _scan(eqn: Any, jaxpr: Any, consts: tuple[Any, ...]) -> Call:
+def _scan(eqn: Any, jaxpr: Any, consts: tuple[Any, ...]) -> NestedCall:
     held, carried = jaxprs.scan_counts(eqn)
     sliced = len(eqn.invars) - held - carried
     ways: dict[Way, int] = {"held": held, "carried": carried, "sliced": sliced}
     entries = _entries([way for way, count in ways.items() for _ in range(count)])
     feeds = tuple((held + i, i) for i in range(carried))
     body = Body(0, jaxpr, consts, entries, feeds)
-    return Call("scan", (body,), carried, eqn.params["length"])
+    return NestedCall("scan", (body,), carried, eqn.params["length"])
 
 
-def _while(eqn: Any) -> Call:
+def _while(eqn: Any) -> NestedCall:
     skip, held = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     carried = len(eqn.invars) - skip - held
     fixed: list[Way] = ["held"] * (skip + held)
-    state = [Entry(i, "carried") for i in range(skip + held, len(eqn.invars))]
+    state = [BodyInput(i, "carried") for i in range(skip + held, len(eqn.invars))]
     condition = (*_entries(fixed[:skip]), *state)
     entries = (*_entries(fixed[skip:], skip), *state)
     feeds = tuple((held + i, i) for i in range(carried))
@@ -132,7 +132,7 @@ def _while(eqn: Any) -> Call:
         Body(0, *jaxprs.opened(eqn.params["cond_jaxpr"]), condition),
         Body(1, *jaxprs.opened(eqn.params["body_jaxpr"]), entries, feeds),
     )
-    return Call("while", bodies, len(eqn.outvars))
+    return NestedCall("while", bodies, len(eqn.outvars))
 
 
 class Interpreter(abc.ABC, Generic[T, At]):
@@ -154,7 +154,7 @@ class Interpreter(abc.ABC, Generic[T, At]):
 
     @abc.abstractmethod
     def call(
-        self, call: Call, eqn: Any, index: int, ins: Sequence[T], at: At
+        self, call: NestedCall, eqn: Any, index: int, ins: Sequence[T], at: At
     ) -> list[T]:
         """What a call makes of its operands."""
 

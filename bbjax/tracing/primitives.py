@@ -28,6 +28,7 @@ entries. A primitive that has no row is one about which nothing is known.
               reduce      to an array without some axes
               zeros       of zeros, makes zeros
               scale       0 times anything is 0
+              each        one result for each operand, made alike
               mixes       the result is no part of the operand, whatever its axes are
               blend       makes the next value of a running statistic
               choose      picks by data: what is picked of a parameter is a part of it
@@ -210,9 +211,10 @@ _reducing("reduce_sum", traits="reduce summary zeros mixes")
 _reducing("reduce_max reduce_min", traits="reduce summary zeros mixes pick")
 _reducing("reduce_and reduce_or", traits="reduce mixes pick")
 _reducing("reduce_prod reduce_xor argmax argmin", traits="reduce mixes")
-_reducing("psum psum2 psum_invariant pmax pmin", does="across", traits="zeros")
+_reducing("psum psum2 psum_invariant pmax pmin", does="across", traits="zeros each")
 _rows("cumsum cummax cummin", "move", "zeros mixes", None, moves.along, _ALONG)
-_rows("cumprod cumlogsumexp sort", "move", "mixes", None, moves.along, _ALONG)
+_rows("cumprod cumlogsumexp", "move", "mixes", None, moves.along, _ALONG)
+_rows("sort", "move", "mixes each", None, moves.along, _ALONG)
 _rows("top_k", "move", "mixes", None, moves.along, "chooses among its units")
 _rows(
     "reduce_window_sum reduce_window_max reduce_window_min",
@@ -262,6 +264,7 @@ PICKING = _having("pick") | SHAPING
 JOINING = _doing("join")
 CHOOSING = _having("choose")
 MIXING = _having("mixes")
+EACH = _having("each")
 REDUCING = _having("reduce")
 SUMMARIES = _having("summary")
 ACROSS = _doing("across")

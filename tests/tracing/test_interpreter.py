@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from bbjax.tracing import interpreter, jaxprs
-from bbjax.tracing.interpreter import Body, Call
+from bbjax.tracing.interpreter import Body, NestedCall
 
 
 class Evaluation(interpreter.Interpreter[Any, None]):
@@ -49,14 +49,14 @@ class Evaluation(interpreter.Interpreter[Any, None]):
     def next(self, body: Body, outs: Sequence[Any]) -> list[Any]:
         return [outs[result] for _, result in body.feeds]
 
-    def loop(self, call: Call, ins: Sequence[Any]):
+    def loop(self, call: NestedCall, ins: Sequence[Any]):
         condition, body = call.bodies
         state = self.first(body, ins)
         while self.round(condition, ins, state, 0)[0]:
             state = self.next(body, self.round(body, ins, state, 0))
         return state
 
-    def scan(self, call: Call, ins: Sequence[Any], reverse: bool):
+    def scan(self, call: NestedCall, ins: Sequence[Any], reverse: bool):
         (body,) = call.bodies
         state, rows = self.first(body, ins), []
         order = range(call.rounds)

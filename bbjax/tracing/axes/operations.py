@@ -14,7 +14,7 @@ from typing import Any
 from bbjax.tracing.axes.extents import Dim, Dims, Extents
 from bbjax.tracing.moves import AxisOrigin, Kept, Move, Padded, Ranged, Repeated, Tiled
 from bbjax.tracing.primitives import (
-    ACROSS,
+    EACH,
     ELEMENTWISE,
     IDENTITY,
     RANDOM,
@@ -61,7 +61,7 @@ class AxisStep:
 
 def followed(step: AxisStep) -> list[Dims]:
     """Dims of the results of an equation."""
-    if step.name in ACROSS or step.name == "sort":  # one result for each operand
+    if step.name in EACH:
         return _each(step)
     if step.name in IDENTITY:
         return list(step.ins)

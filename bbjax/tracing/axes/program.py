@@ -20,7 +20,7 @@ import numpy as np
 from bbjax.tracing import interpreter, jaxprs
 from bbjax.tracing.axes import operations, products
 from bbjax.tracing.axes.extents import Dim, Dims, Extents
-from bbjax.tracing.interpreter import Body, Call
+from bbjax.tracing.interpreter import Body, NestedCall
 from bbjax.tracing.primitives import BLENDING, SHAPING
 
 ARGUMENT = "an argument of the function has this size"
@@ -223,7 +223,7 @@ class _AxisPass(interpreter.Interpreter[Dims, Frame]):
 
     # Calls -----------------------------------------------------------------------
     def call(
-        self, call: Call, eqn: Any, index: int, ins: Sequence[Dims], at: Frame
+        self, call: NestedCall, eqn: Any, index: int, ins: Sequence[Dims], at: Frame
     ) -> list[Dims]:
         """Follows every body in a frame of its own, and ties what meets."""
         if call.kind == "opaque":

@@ -20,7 +20,7 @@ _SORTING = {"gather": 0, "scatter": 2}  # by operand that is moved
 _MOVING = {**dict.fromkeys(RESHAPING | IDENTITY | LINEAR_UNARY, 0), **_SORTING}
 
 
-class Move(NamedTuple):
+class RowMove(NamedTuple):
     """One operation on the way from tokens to rows.
 
     Attributes:
@@ -50,7 +50,7 @@ class Order(NamedTuple):
     scope: Scope
     rows: Any
     axes: tuple[int, ...]
-    moves: tuple[Move, ...] = ()
+    moves: tuple[RowMove, ...] = ()
     why_not: str = ""
 
 
@@ -87,7 +87,7 @@ def _first(use: Use, groups: int) -> bool:
     return use.ragged is not None and use.ragged.groups == groups
 
 
-def _moves(flow: Flow, node: int, scope: Scope) -> tuple[Move, ...]:
+def _moves(flow: Flow, node: int, scope: Scope) -> tuple[RowMove, ...]:
     """Moves that end in a node, from as far back as they are known."""
     made = flow.made[node]
     options: list[tuple[int | None, Any, int | None]] = []
@@ -96,13 +96,13 @@ def _moves(flow: Flow, node: int, scope: Scope) -> tuple[Move, ...]:
     elif made.how == "copy" and made.eqn is not None:
         source = _entered(flow, made.sources[0], scope)
         options = [(source, made.eqn, _place(flow, source, made.eqn))]
-    found: tuple[Move, ...] = ()
+    found: tuple[RowMove, ...] = ()
     for source, eqn, operand in options:
         if source is None or operand is None or not flow.values[source].deps:
             continue
         same = made.how == "step" and eqn.primitive.name not in _MOVING
         var = flow.places[source][1]
-        move = Move(var, None if same else eqn, operand, made.at)
+        move = RowMove(var, None if same else eqn, operand, made.at)
         moves = (*_moves(flow, source, scope), move)
         if not found or any(_sorts(m.eqn) for m in moves):
             found = moves

@@ -50,6 +50,7 @@ from bbjax.tracing.primitives import (
     ACROSS,
     ADD_LIKE,
     CHOOSING,
+    EACH,
     ELEMENTWISE,
     LINEAR_UNARY,
     MIXING,
@@ -92,8 +93,7 @@ def _results(eqn: Any, ins: Sequence[Value]) -> list[Value]:
     moves = moves_of(eqn)
     if moves is None:
         return [forget(name, ins, s) for s in shapes]
-    each = name in ACROSS or name == "sort"  # one result for each operand
-    operands = list(ins) if each else [ins[0]] * len(shapes)
+    operands = list(ins) if name in EACH else [ins[0]] * len(shapes)
     return [_moved(name, *one) for one in zip(operands, moves, shapes, strict=True)]
 
 

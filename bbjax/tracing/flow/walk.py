@@ -29,7 +29,7 @@ from bbjax.tracing.flow import contract
 from bbjax.tracing.flow.contract import Scope
 from bbjax.tracing.flow.transfer import forget, transfer
 from bbjax.tracing.flow.values import DATA, Value, plain
-from bbjax.tracing.interpreter import Body, Call
+from bbjax.tracing.interpreter import Body, NestedCall
 from bbjax.tracing.primitives import CONTRACTIONS, REMAT
 
 How = Literal["given", "copy", "step", "product", "slice", "held", "border"]
@@ -161,7 +161,7 @@ class _FlowPass(interpreter.Interpreter[int, Scope]):
 
     # Calls -----------------------------------------------------------------------
     def call(
-        self, call: Call, eqn: Any, index: int, ins: Sequence[int], at: Scope
+        self, call: NestedCall, eqn: Any, index: int, ins: Sequence[int], at: Scope
     ) -> list[int]:
         """Follows the bodies of a call, by its kind."""
         if call.kind == "inline":
@@ -187,7 +187,7 @@ class _FlowPass(interpreter.Interpreter[int, Scope]):
         return self.leave(eqn, at, results, keep=False)
 
     def enter(
-        self, call: Call, body: Body, eqn: Any, ins: Sequence[int], inner: Scope
+        self, call: NestedCall, body: Body, eqn: Any, ins: Sequence[int], inner: Scope
     ) -> list[int]:
         """What a body is given: operands whose units end at its border."""
         args = []
@@ -263,7 +263,9 @@ class _FlowPass(interpreter.Interpreter[int, Scope]):
             for v in eqn.outvars
         ]
 
-    def let_in(self, call: Call, eqn: Any, ins: Sequence[int], at: Scope) -> list[int]:
+    def let_in(
+        self, call: NestedCall, eqn: Any, ins: Sequence[int], at: Scope
+    ) -> list[int]:
         """Operands of a body, without their units unless it has its own derivative."""
         if call.kind == "custom":
             return list(ins)
