@@ -25,7 +25,7 @@ from benchmarks.language.bench import Bench
 from benchmarks.language.methods import DENSE, METHODS, SCOPES
 from benchmarks.language.store import Cell, Store
 
-DENSITIES = (0.5, 0.7, 0.6, 0.4, 0.3)
+DENSITIES = ("0.5", "0.3", "0.7", "0.6", "0.4", "2:4")
 LAYERS = 30  # all of them
 STOPPED = 130  # as shells have it for Ctrl-C
 
@@ -44,22 +44,30 @@ def cells(args: Any) -> list[Cell]:
     made = [Cell(DENSE, "none", 1.0, 0, sequences=0, **at)]
     for draw in range(args.draws):
         for scope in args.scopes:
-            for density in args.densities:
+            for density, pattern in map(share, args.densities):
                 for name in names:
                     reads = METHODS[name].reads_data
-                    given = (draw, args.sequences) if reads else (0, 0)
+                    drawn, sequences = (draw, args.sequences) if reads else (0, 0)
                     cell = Cell(
-                        name,
-                        scope,
-                        density,
-                        given[0],
-                        args.windows,
-                        *given[1:],
-                        args.layers,
-                    )
-                    if cell not in made:
+                        name, scope, density, drawn, sequences=sequences,
+                        pattern=pattern, **at,
+                    )  # fmt: skip
+                    if cell not in made and not (pattern and METHODS[name].by_density):
                         made.append(cell)
     return made
+
+
+def share(given: str) -> tuple[float, str]:
+    """A density and a pattern: `"0.5"` is .5 and none, `"2:4"` is .5 and itself.
+
+    Raises:
+      ValueError: neither a number in (0, 1] nor `"N:M"`.
+    """
+    kept, _, group = given.partition(":")
+    density = int(kept) / int(group) if group else float(given)
+    if not 0 < density <= 1:
+        raise ValueError(f"expected a density in (0, 1] or N:M, got {given!r}")
+    return density, given if group else ""
 
 
 def work(
@@ -71,7 +79,7 @@ def work(
         line = bar.add_task("", total=known + len(left))
         bar.advance(line, known)
         for cell in left:
-            about = f"{cell.method}, {cell.scope}, {cell.density:g}, draw {cell.draw}"
+            about = f"{cell.method}, {cell.scope}, {cell.kept}, draw {cell.draw}"
             bar.update(line, description=about)
             started = time.perf_counter()
             found = bench.run(cell)
@@ -79,7 +87,7 @@ def work(
             took = time.perf_counter() - started
             bar.advance(line)
             value = found["perplexities"]["all"]["perplexity"]
-            bar.print(f"{about:45} perplexity {value:10.2f} {took:6.1f} s")
+            bar.print(f"{about:55} perplexity {value:10.2f} {took:6.1f} s")
 
 
 def bench_of(args: Any) -> Bench:
@@ -102,7 +110,7 @@ def parsed(given: list[str] | None = None) -> Any:
     add("--model", type=Path, help="folder of `pip install --target`, if one was used")
     add("--only", default="", help="pattern of method names")
     add("--draws", type=int, default=5, help="of calibration data")
-    add("--densities", type=float, nargs="+", default=list(DENSITIES))
+    add("--densities", nargs="+", default=list(DENSITIES), help="or N:M")
     add("--scopes", nargs="+", choices=list(SCOPES), default=list(SCOPES))
     add("--windows", type=int, default=32, help="of 512 tokens, to measure on")
     add("--sequences", type=int, default=16, help="of 512 tokens, to calibrate on")
@@ -110,6 +118,11 @@ def parsed(given: list[str] | None = None) -> Any:
     add("--report", action="store_true", help="tables from what is there, no runs")
     add("--out", type=Path, default=RESULTS)
     args = parser.parse_args(given)
+    for each in args.densities:
+        try:
+            share(each)
+        except (ValueError, ZeroDivisionError) as error:
+            parser.error(f"--densities: {error}")
     if not args.report and args.data is None:
         parser.error("expected --data, the folder that holds text_lm/")
     if args.layers != LAYERS and args.out == RESULTS:

@@ -1,11 +1,8 @@
 """A model that is pruned in one shot, again and again, and what comes out."""
 
-import dataclasses
 import functools
-import re
 import resource
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,14 +12,20 @@ import numpy as np
 
 import bbjax as bb
 from benchmarks.language import model, text
-from benchmarks.language.methods import DENSE, GATE, GATED, METHODS, ON, Method
+from benchmarks.language.methods import DENSE, GATE, METHODS, ON, Method
 from benchmarks.language.model import Config, Params
+from benchmarks.language.pruning import (
+    Clock,
+    InOrder,
+    Pruned,
+    Stats,
+    once,
+    paths_of,
+    with_rates,
+)
 from benchmarks.language.store import Cell
 
 BATCH = 2  # windows at a time, so that logits stay small
-NEEDS = ("on_rate", "inputs.mean_square")
-
-Stats = dict[str, Any]
 
 
 class Bench:
@@ -54,6 +57,7 @@ class Bench:
         self.forward = functools.partial(model.hidden, config=config)
         tokens = jax.ShapeDtypeStruct((BATCH, windows.shape[1]), jnp.int32)
         self.units = bb.trace(self.forward, params, tokens)
+        self.layers = InOrder(config, params)
         self.nats = jax.jit(functools.partial(model.nats, config=config))
         self.gates = jax.jit(functools.partial(model.gates_on, config=config))
         counts = np.bincount(calibration, minlength=config.vocabulary)
@@ -64,13 +68,16 @@ class Bench:
     def run(self, cell: Cell) -> dict[str, Any]:
         """Prunes and measures: perplexities, density, seconds, memory."""
         seconds: dict[str, float] = {}
-        params, kept = self.params, 1.0
+        done = Pruned(self.params, 1.0, {})
         if cell.method != DENSE:
-            params, kept, seconds = self._pruned(cell)
-        found, seconds["evaluate"] = timed(lambda: self.perplexities(params))
+            done, seconds = self._pruned(cell)
+        clock = Clock()
+        found = clock("evaluate", lambda: self.perplexities(done.params))
+        seconds |= clock.seconds
         return {
             "perplexities": found,
-            "kept": kept,
+            "kept": done.kept,
+            "output_errors": done.errors,
             "seconds": {name: round(s, 2) for name, s in seconds.items()},
             "peak_mb": round(peak_mb()),
             "packages": self.about,
@@ -83,44 +90,31 @@ class Bench:
         nats = np.concatenate(nats)
         return text.perplexities(nats, self.windows[:, 1:], self.bucket)
 
-    def _pruned(self, cell: Cell) -> tuple[Params, float, dict[str, float]]:
-        method, params = METHODS[cell.method], self.params
-        taken = {"calibrate": 0.0, "prune": 0.0}
-        edges = kept = 0
-        for names, rule in method.parts(cell.scope):
-            stats, seconds = self._stats(cell.draw, method, rule)
-            taken["calibrate"] = max(taken["calibrate"], seconds)
-            units = self.units.select(pattern(names))
-            (params, masks), seconds = timed(
-                functools.partial(
-                    bb.prune, params, units, rule, cell.density, stats=stats
-                )
-            )
-            taken["prune"] += seconds
-            kept += sum(int(jnp.sum(mask)) for mask in masks.values())
-            edges += sum(mask.size for mask in masks.values())
-        return params, kept / edges, taken
+    def _pruned(self, cell: Cell) -> tuple[Pruned, dict[str, float]]:
+        method, clock = METHODS[cell.method], Clock()
+        how = (method, cell.scope, cell.density, cell.pattern, clock)
+        if method.in_order:
+            tokens = jnp.concatenate(list(self._drawn(cell.draw)))
+            return self.layers.prune(self.params, tokens, *how), clock.seconds
+        stats, seconds = self._stats(cell.draw, method)
+        clock.seconds["calibrate"] = seconds
+        return once(self.params, self.units, stats, *how), clock.seconds
 
     # Statistics ----------------------------------------------------------------------
-    def _stats(
-        self, draw: int, method: Method, rule: Any
-    ) -> tuple[Stats | None, float]:
-        """What a rule reads, and the seconds that measuring it takes."""
-        if not rule.reads_activity:
+    def _stats(self, draw: int, method: Method) -> tuple[Stats | None, float]:
+        """What a method reads, and the seconds that measuring it takes."""
+        if not method.needs:
             return None, 0.0
         if draw != self.at:
             self.at, self.known = draw, {}
-        if "on_rate" not in rule.needs:
-            needs = NEEDS if set(rule.needs) <= set(NEEDS) else rule.needs
-            return self._measured(draw, needs, "unit > 0")
         if method.on != GATE:
-            return self._measured(draw, NEEDS, method.on)
-        stats, seconds = self._measured(draw, NEEDS, "unit > 0")
+            return self._measured(draw, method.needs, method.on)
+        stats, seconds = self._measured(draw, method.needs, "unit > 0")
         rates, more = self._known(GATE, lambda: self._gate_rates(draw))
         return with_rates(stats, rates), seconds + more
 
     def _measured(self, draw: int, needs: tuple[str, ...], on: str) -> Any:
-        units = self.units.select(pattern(model.PROJECTIONS))
+        units = self.units.select(paths_of(model.PROJECTIONS))
 
         def measure() -> Stats:
             batches = ((batch,) for batch in self._drawn(draw))
@@ -142,32 +136,9 @@ class Bench:
 
     def _known(self, key: Any, made: Callable[[], Any]) -> Any:
         if key not in self.known:
-            self.known[key] = timed(made)
+            clock = Clock()
+            self.known[key] = clock("all", made), clock.seconds["all"]
         return self.known[key]
-
-
-def pattern(names: tuple[str, ...]) -> str:
-    """Of the paths of kernels."""
-    return f"^layers/({'|'.join(map(re.escape, names))})/kernel$"
-
-
-def with_rates(stats: Stats, rates: jax.Array) -> Stats:
-    """Statistics with other on-rates of the gated units, (layers, units)."""
-    paths = [f"layers/{name}/kernel" for name in GATED]
-    new = {
-        path: stats[path]._replace(
-            outputs=dataclasses.replace(stats[path].outputs, on_rate=rates)
-        )
-        for path in paths
-    }
-    return stats | new
-
-
-def timed(made: Callable[[], Any]) -> tuple[Any, float]:
-    """What a function returns, once it is there, and the seconds."""
-    started = time.perf_counter()
-    found = jax.block_until_ready(made())
-    return found, time.perf_counter() - started
 
 
 def peak_mb() -> float:

@@ -84,12 +84,22 @@ def hidden(params: Params, tokens: jax.Array, config: Config) -> jax.Array:
     """What stands before the logits: (windows, positions, width)."""
 
     @jax.checkpoint
-    def layer(x, kernels):
-        x = x + attention(kernels, norm(x, kernels["attention_norm"], config), config)
-        return x + ffn(kernels, norm(x, kernels["ffn_norm"], config)), None
+    def through(x, kernels):
+        return layer(kernels, x, config), None
 
-    x, _ = lax.scan(layer, params["embed"][tokens], params["layers"])
+    x, _ = lax.scan(through, params["embed"][tokens], params["layers"])
     return norm(x, params["norm"], config)
+
+
+def layer(kernels: Params, x: jax.Array, config: Config) -> jax.Array:
+    """One layer: (windows, positions, width) in and out."""
+    x = attended(kernels, x, config)
+    return x + ffn(kernels, norm(x, kernels["ffn_norm"], config))
+
+
+def attended(kernels: Params, x: jax.Array, config: Config) -> jax.Array:
+    """The first half of a layer."""
+    return x + attention(kernels, norm(x, kernels["attention_norm"], config), config)
 
 
 def logits(params: Params, tokens: jax.Array, config: Config) -> jax.Array:
@@ -107,13 +117,17 @@ def nats(params: Params, tokens: jax.Array, config: Config) -> jax.Array:
 def gates_on(params: Params, tokens: jax.Array, config: Config) -> jax.Array:
     """How often the gate of every unit is above 0: (layers, hidden)."""
 
-    def layer(x, kernels):
-        x = x + attention(kernels, norm(x, kernels["attention_norm"], config), config)
-        read = norm(x, kernels["ffn_norm"], config)
-        on = read @ kernels["gate"]["kernel"] > 0
-        return x + ffn(kernels, read), jnp.mean(on, axis=(0, 1), dtype=jnp.float32)
+    def through(x, kernels):
+        return layer(kernels, x, config), gates_of(kernels, x, config)
 
-    return lax.scan(layer, params["embed"][tokens], params["layers"])[1]
+    return lax.scan(through, params["embed"][tokens], params["layers"])[1]
+
+
+def gates_of(kernels: Params, x: jax.Array, config: Config) -> jax.Array:
+    """How often the gates of one layer are above 0: (hidden,)."""
+    inputs = norm(attended(kernels, x, config), kernels["ffn_norm"], config)
+    on = inputs @ kernels["gate"]["kernel"] > 0
+    return jnp.mean(on, axis=(0, 1), dtype=jnp.float32)
 
 
 # Parts of a layer ------------------------------------------------------------------
@@ -132,24 +146,44 @@ def ffn(kernels: Params, x: jax.Array) -> jax.Array:
 
 def attention(kernels: Params, x: jax.Array, config: Config) -> jax.Array:
     """Values of earlier positions, weighed by how queries match keys."""
-    q, k, v = (jnp.einsum("bti,ihd->bthd", x, kernels[n]["kernel"]) for n in "qkv")
-    q, k = turned(q, config.base), turned(k, config.base)
-    # Query heads of one head of keys and values stand beside each other.
-    q = q.reshape(*k.shape[:3], -1, k.shape[3])
-    scores = jnp.einsum("btgrd,bsgd->bgrts", q, k) * k.shape[-1] ** -0.5
     places = jnp.arange(x.shape[1])
-    earlier = places[:, None] >= places[None]
+    q, k, v = read(kernels, x, places, config)
+    return mixed(kernels, q, k, v, places)
+
+
+def read(
+    kernels: Params, x: jax.Array, places: jax.Array, config: Config
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries, keys and values of positions `places`, turned by them."""
+    q, k, v = (jnp.einsum("bti,ihd->bthd", x, kernels[n]["kernel"]) for n in "qkv")
+    return turned(q, places, config.base), turned(k, places, config.base), v
+
+
+def mixed(
+    kernels: Params, q: jax.Array, k: jax.Array, v: jax.Array, places: jax.Array
+) -> jax.Array:
+    """Values of positions 0, 1, ... up to each of `places`, and what `o` makes of it.
+
+    Args:
+      q: queries of `places`, (windows, places, heads, size).
+      k: keys of positions 0, 1, ..., (windows, positions, groups, size).
+      v: their values.
+    """
+    # Query heads of one head of keys and values stand beside each other.
+    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
+    scores = jnp.einsum("btgrd,bsgd->bgrts", grouped, k) * k.shape[-1] ** -0.5
+    earlier = places[:, None] >= jnp.arange(k.shape[1])[None]
     scores = jnp.where(earlier[None, None, None], scores, -jnp.inf)
-    mixed = jnp.einsum("bgrts,bsgd->btgrd", jax.nn.softmax(scores, axis=-1), v)
-    mixed = mixed.reshape(*x.shape[:2], -1, v.shape[-1])
-    return jnp.einsum("bthd,hdo->bto", mixed, kernels["o"]["kernel"])
+    values = jnp.einsum("bgrts,bsgd->btgrd", jax.nn.softmax(scores, axis=-1), v)
+    values = values.reshape(*q.shape[:2], -1, v.shape[-1])
+    return jnp.einsum("bthd,hdo->bto", values, kernels["o"]["kernel"])
 
 
-def turned(x: jax.Array, base: float) -> jax.Array:
-    """Rotary positions: entries 2i and 2i + 1 turn by `position / base^(2i / size)`."""
-    positions, size = x.shape[1], x.shape[3]
+def turned(x: jax.Array, places: jax.Array, base: float) -> jax.Array:
+    """Rotary positions: entries 2i and 2i + 1 turn by `place / base^(2i / size)`."""
+    size = x.shape[3]
     rate = base ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
-    angle = jnp.arange(positions, dtype=jnp.float32)[:, None] * rate[None]
+    angle = places.astype(jnp.float32)[:, None] * rate[None]
     angle = angle[None, :, None]  # the same for every window and head
     even, odd = x[..., 0::2], x[..., 1::2]
     cos, sin = jnp.cos(angle), jnp.sin(angle)

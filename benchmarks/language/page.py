@@ -46,7 +46,14 @@ def _order(cell: Cell) -> tuple[Any, ...]:
     names = [DENSE, *METHODS]
     place = names.index(cell.method) if cell.method in names else len(names)
     scopes = ["none", *SCOPES]
-    return (scopes.index(cell.scope), -cell.density, cell.sequences, place, cell.draw)
+    return (
+        scopes.index(cell.scope),
+        -cell.density,
+        cell.pattern,
+        cell.sequences,
+        place,
+        cell.draw,
+    )
 
 
 def _row(found: Found, cells: list[Cell]) -> dict[str, Any]:
@@ -79,8 +86,11 @@ def _gaps(found: Found, cells: list[Cell]) -> list[float]:
         return []
     gaps = []
     for other in found:
-        same = other.method == REFERENCE and other[1:3] == first[1:3]
-        if not same or first.sequences not in (0, other.sequences):
+        there = (other.scope, other.density, other.pattern)
+        same = there == (first.scope, first.density, first.pattern)
+        if other.method != REFERENCE or not same:
+            continue
+        if first.sequences not in (0, other.sequences):
             continue
         twin = other._replace(method=first.method) if first.sequences else first
         if twin in found:
@@ -115,7 +125,11 @@ def _shown(setting: dict[str, Any]) -> str:
     head = (
         *("kernels", "density", "method", "draws"),
         *(f"ppl {column}" for column in COLUMNS),
-        *(f"nats over {REFERENCE}", "calibrate / prune / evaluate s", "peak MB"),
+        *(
+            f"nats over {REFERENCE}",
+            "calibrate / prune / swap / update / evaluate s",
+            "peak MB",
+        ),
     )
     return about + "\n\n" + table(head, [_line(row) for row in rows])
 
@@ -123,7 +137,12 @@ def _shown(setting: dict[str, Any]) -> str:
 def _line(row: dict[str, Any]) -> tuple[str, ...]:
     perplexity = row["perplexity"]
     return (
-        *(row["scope"], f"{row['density']:g}", row["method"], str(row["draws"])),
+        *(
+            row["scope"],
+            row["pattern"] or f"{row['density']:g}",
+            row["method"],
+            str(row["draws"]),
+        ),
         *(_value(perplexity.get(column), "#.4g") for column in COLUMNS),
         _value(row.get("nats_over_reference"), "+.3f"),
         _seconds(row["seconds"]),
@@ -139,7 +158,7 @@ def _value(value: dict[str, float] | None, form: str) -> str:
 
 
 def _seconds(seconds: dict[str, dict[str, float]]) -> str:
-    names = ("calibrate", "prune", "evaluate")
+    names = ("calibrate", "prune", "swap", "update", "evaluate")
     return " / ".join(
         f"{seconds[name]['mean']:.0f}" if name in seconds else "" for name in names
     )

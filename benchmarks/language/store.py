@@ -18,6 +18,7 @@ class Cell(NamedTuple):
       windows: what is measured on.
       sequences: of calibration; 0 where none are read.
       layers: of the model.
+      pattern: "2:4", or "" where any edges may stay.
     """
 
     method: str
@@ -27,12 +28,18 @@ class Cell(NamedTuple):
     windows: int
     sequences: int
     layers: int
+    pattern: str = ""
+
+    @property
+    def kept(self) -> str:
+        """The density, or the pattern."""
+        return self.pattern or f"{self.density:g}"
 
     @property
     def name(self) -> str:
         """Of its file; methods that differ have names that do."""
         method = re.sub("[^a-z0-9>]+", "-", self.method.lower()).replace(">", "gt")
-        rest = f"{self.scope}_{self.density:g}_draw{self.draw}"
+        rest = f"{self.scope}_{self.kept.replace(':', '-')}_draw{self.draw}"
         return f"{method}_{rest}_w{self.windows}_s{self.sequences}_l{self.layers}.json"
 
 

@@ -103,6 +103,28 @@ def test_nats_are_those_of_the_logits():
     np.testing.assert_allclose(found, -right, rtol=1e-4, atol=1e-5)
 
 
+def test_a_remembered_prompt_gives_the_scores_of_the_whole_text():
+    fn, params, _ = small()
+    generate = language("generate")
+    whole = fn(params, TOKENS)
+    cache, scores = generate.prefill(params, TOKENS[:, :4], CONFIG, TOKENS.shape[1])
+    np.testing.assert_allclose(scores, whole[:, 3], atol=2e-5)
+    for at in range(4, TOKENS.shape[1]):
+        cache, scores = generate.step(params, cache, TOKENS[:, at], CONFIG)
+        np.testing.assert_allclose(scores, whole[:, at], atol=2e-5)
+    assert int(cache.used) == TOKENS.shape[1]
+
+
+def test_generated_tokens_have_the_highest_scores():
+    fn, params, _ = small()
+    found = language("generate").generate(params, TOKENS[:, :5], 3, CONFIG)
+    text = TOKENS[:, :5]
+    for at in range(3):
+        best = jnp.argmax(fn(params, text)[:, -1], axis=-1)
+        assert (found[:, at] == best).all()
+        text = jnp.concatenate([text, best[:, None]], axis=1)
+
+
 # What the library sees -------------------------------------------------------------
 def test_every_projection_is_a_stacked_kernel():
     units = small()[2]
@@ -268,16 +290,81 @@ def test_the_dense_model_is_left_as_it_is():
 def test_the_sign_of_the_law_shows_in_degrees():
     methods = language("methods")
     rates = model.gates_on(small()[1], TOKENS, CONFIG)
-    measured = bench()._stats(0, methods.METHODS["BB, gate > 0"], bb.rules.wanda())[0]
-    stats = language("bench").with_rates(measured, rates)
+    measured = bench()._stats(0, methods.METHODS["BB, gate > 0"])[0]
+    stats = language("pruning").with_rates(measured, rates)
     slopes = []
     for name in ("law alone, gate > 0", "reversed, gate > 0"):
         (names, rule), _ = methods.METHODS[name].parts("ffn")
-        units = small()[2].select(language("bench").pattern(names))
+        units = small()[2].select(language("pruning").paths_of(names))
         masks = bb.prune(small()[1], units, rule, 0.5, stats=stats)[1]
         degrees = masks["layers/gate/kernel"].sum(axis=1)
         slopes.append(np.corrcoef(degrees[0], rates[0])[0, 1])
     assert slopes[0] < -0.5 and slopes[1] > 0.5
+
+
+def test_in_order_is_layer_by_layer_by_hand():
+    """Wanda in numpy: each layer measured on what the pruned ones before it give."""
+    params, tokens = small()[1], TOKENS
+    pruning, methods = language("pruning"), language("methods")
+    in_order = pruning.InOrder(CONFIG, params)
+    how = (methods.METHODS["Wanda, in order"], "ffn", 0.5, "", pruning.Clock())
+    found = in_order.prune(params, tokens, *how).params["layers"]
+    x = np.asarray(params["embed"], np.float64)[tokens]
+    for at in range(CONFIG.layers):
+        kernels = jax.tree.map(lambda a, at=at: np.array(a[at]), params["layers"])
+        _, _, product, read = layer_by_hand(kernels, x)
+        for name, inputs in (("gate", read), ("up", read), ("down", product)):
+            kernel = kernels[name]["kernel"]
+            rms = np.sqrt(np.mean(inputs**2, axis=(0, 1)))
+            order = np.argsort(-np.abs(kernel) * rms[:, None], axis=0, kind="stable")
+            np.put_along_axis(kernel, order[len(kernel) // 2 :], 0, axis=0)
+            np.testing.assert_array_equal(found[name]["kernel"][at], kernel)
+        x = layer_by_hand(kernels, x)[0]
+
+
+def test_new_values_are_better_and_in_order_reads_pruned_layers():
+    methods, pruning = language("methods"), language("pruning")
+    made, one = [], bench()
+    for name in ("Wanda", "Wanda + ADMM", "Wanda, in order"):
+        clock = pruning.Clock()
+        method = methods.METHODS[name]
+        how = (method, "all", 0.5, "", clock)
+        if method.in_order:
+            tokens = jnp.concatenate(list(one._drawn(0)))
+            made.append(one.layers.prune(one.params, tokens, *how))
+        else:
+            stats = one._stats(0, method)[0]
+            made.append(pruning.once(one.params, one.units, stats, *how))
+    plain, updated, ordered = (each.params["layers"] for each in made)
+    assert set(made[1].errors) == set(model.PROJECTIONS) and not made[0].errors
+    assert all(after < before for before, after in made[1].errors.values())
+    for name in model.PROJECTIONS:
+        same = (plain[name]["kernel"] == 0) == (updated[name]["kernel"] == 0)
+        assert same.all()  # new values, the same masks
+    # The first layer reads no pruned one, the second does.
+    alike = [plain[n]["kernel"] == ordered[n]["kernel"] for n in model.PROJECTIONS]
+    assert all(each[0].all() for each in alike)
+    assert not all(each[1].all() for each in alike)
+
+
+def test_groups_of_four_keep_two():
+    language("bench")
+    pruning, methods = language("pruning"), language("methods")
+    one, method = bench(), methods.METHODS["Wanda"]
+    stats = one._stats(0, method)[0]
+    how = (method, "all", 0.5, "2:4", pruning.Clock())
+    done = pruning.once(one.params, one.units, stats, *how)
+    kernel = np.asarray(done.params["layers"]["down"]["kernel"])
+    groups = kernel.reshape(CONFIG.layers, -1, 4, CONFIG.width)
+    assert ((groups != 0).sum(axis=2) == 2).all() and done.kept == 0.5
+
+
+def test_shares_are_read():
+    main = language("__main__")
+    assert main.share("0.3") == (0.3, "") and main.share("2:4") == (0.5, "2:4")
+    for wrong in ("0", "1.5", "x", "3:0"):
+        with pytest.raises(SystemExit):
+            main.parsed(["--data", "x", "--densities", wrong])
 
 
 def test_a_graded_count_by_hand():
@@ -293,7 +380,7 @@ def test_names_of_files_differ():
 def test_a_stopped_benchmark_goes_on(tmp_path):
     main, stored = language("__main__"), language("store")
     args = main.parsed(["--data", str(tmp_path), "--draws", "2", "--densities", "0.5"])
-    args.only, args.scopes = "dense|magnitude|Wanda", ["ffn"]
+    args.only, args.scopes = "^(dense|magnitude|Wanda)$", ["ffn"]
     wanted = main.cells(args)
     # What reads no data has one draw.
     assert [(c.method, c.draw) for c in wanted] == [
