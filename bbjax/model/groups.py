@@ -25,6 +25,7 @@ from typing import Literal
 
 import numpy as np
 
+from bbjax.model.checks import meant
 from bbjax.model.text import printable, table
 
 WIDTH = 120  # of the table
@@ -189,8 +190,22 @@ class Graph:
     def __len__(self) -> int:
         return len(self.groups)
 
-    def __getitem__(self, number: int) -> Group:
-        return self.groups[number]
+    def __getitem__(self, group: int | str) -> Group:
+        """A group by its number in the table, or by its name, e.g. `"up[1]"`.
+
+        Raises:
+          IndexError: there are fewer groups.
+          KeyError: no group has this name.
+        """
+        if not isinstance(group, str):
+            return self.groups[group]
+        found = {each.name: each for each in self.groups}
+        if group not in found:
+            raise KeyError(
+                f"expected the name of a group, got {group!r}{meant(group, found)}; "
+                f"they are {list(found)[:8]}"
+            )
+        return found[group]
 
     def of(self, path: str) -> tuple[Group, ...]:
         """The groups that a parameter has an axis of."""

@@ -149,3 +149,16 @@ def test_the_call_that_helps_is_that_of_the_argument(where, given):
     params, stats = {"up": jnp.ones((3, 4)), "down": jnp.ones((4, 2))}, jnp.ones(4)
     args, named = ((X, stats), {}) if where == "second" else ((X,), {"stats": stats})
     assert given in bb.trace(fn, params, *args, **named).graph.note
+
+
+def test_a_group_is_found_by_number_and_by_name():
+    def net(params, x):
+        return jax.nn.relu(x @ params["up"]) @ params["down"]
+
+    params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
+    graph = bb.trace(net, params, jnp.ones((5, 3))).graph
+    assert graph["up[1]"] is graph[0] and graph["down[1]"] is graph[-2]
+    with pytest.raises(KeyError, match=r"got 'up\[2\]'.* they are \['up\[1\]'"):
+        graph["up[2]"]
+    with pytest.raises(IndexError):
+        graph[3]
