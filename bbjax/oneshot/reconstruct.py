@@ -69,7 +69,9 @@ def reconstruct(
       `2 n^2 + 6 n m` floats beside params and Gram matrices. For large kernels.
     - `"least_squares"`: `s m (k^3 / 3 + 4 n^2)` operations, memory for
       `3 n^2 + 4 n m` floats and 64 MiB (`k^2` floats, if that is more). The exact
-      solution, for small kernels and low densities.
+      solution, for small kernels and low densities. Where all units of a slice keep
+      the same inputs (whole units were cut, `bb.unitwise.cut`) it is the cheap method
+      for kernels of any size: `s (k^3 / 3 + m (2 k^2 + 4 n^2))`.
 
     Args:
       params: the parameters before pruning.
@@ -126,12 +128,12 @@ def reconstruct(
         old = dense.get(kernel, "parameter")
         begun = tree.get(kernel, "parameter")
         keep_edges = matrices(kernel, kernel.edge_mask(keep))
-        width = _width(keep_edges)
+        width, shared = _width(keep_edges), _shared(keep_edges)
         if method == "least_squares":
-            _check_cost(kernel, width, limit)
+            _check_cost(kernel, width, shared, limit)
         done = refit(
             _matrix(kernel, old), _matrix(kernel, begun), grams[kernel.path],
-            keep_edges, damp, rounds, method=method, width=width,
+            keep_edges, damp, rounds, method=method, width=width, shared=shared,
         )  # fmt: skip
         _name_unsound(kernel, done.sound, damp)
         edges = kernel.over_spatial(per_edge(kernel, done.weights))
@@ -155,6 +157,13 @@ def _width(keep: jax.Array) -> int:
         return keep.shape[1]
     most = int(jnp.max(jnp.sum(keep, axis=1, dtype=jnp.int32), initial=0))
     return min(max(-(-most // _STEP), 1) * _STEP, keep.shape[1])
+
+
+def _shared(keep: jax.Array) -> bool:
+    """Whether all units of each slice keep the same inputs; False where traced."""
+    if isinstance(keep, jax.core.Tracer):
+        return False
+    return bool(jnp.all(keep == keep[:, :, :1]))
 
 
 # Checks --------------------------------------------------------------------------
@@ -247,14 +256,15 @@ def _check_dense(kernels: list[Kernel], tree: Leaves, masks: Mapping[str, Any]) 
         )
 
 
-def _check_cost(kernel: Kernel, width: int, limit: float) -> None:
+def _check_cost(kernel: Kernel, width: int, shared: bool, limit: float) -> None:
     slices, n = math.prod(kernel.stack_shape), math.prod(kernel.in_units)
     count = math.prod(kernel.out_units)
-    cost = slices * flops(n, count, width, "least_squares", 0)
+    cost = slices * flops(n, count, width, "least_squares", 0, shared)
+    systems = slices if shared else slices * count
     if cost > limit:
         raise ValueError(
             f"expected at most {limit:.2g} operations for a kernel (limit), got "
-            f"{cost:.2g} for {kernel.path!r}: {slices * count} systems of up to "
+            f"{cost:.2g} for {kernel.path!r}: {systems} systems of up to "
             f'{width} edges; use method="admm", or raise limit'
         )
 

@@ -95,6 +95,31 @@ def stack(params, x):
     return lax.scan(layer, x, params)[0]
 
 
+def test_after_whole_units_are_cut_one_system_serves_all():
+    """Every reader keeps the same inputs: the exact solution, without a limit."""
+    params, x = problem()
+    units, stats = measured(mlp, params, x)
+    scores = bb.unitwise.group_magnitude(units, params)
+    cut = bb.unitwise.cut(units, scores, density=0.5)
+    masks = {"down": cut["down"]}
+    pruned = bb.apply_masks(params, cut)
+    how = {"method": "least_squares", "damp": 0.0, "start": pruned}
+    new, errors = bb.reconstruct(params, units, masks, stats, **how, limit=4e4)
+    kept = cut["down"][:, 0]
+    hidden = np.asarray(jax.nn.relu(x @ params["up"] + params["bias"][None]))
+    right = hidden @ np.asarray(params["down"])
+    best = np.linalg.lstsq(hidden[:, kept], right, rcond=None)[0]
+    np.testing.assert_allclose(new["down"][kept], best, rtol=1e-2, atol=1e-3)
+    assert (new["down"][~kept] == 0).all() and new["up"] is pruned["up"]
+    # Masks that differ by one entry need a system for each unit.
+    other = cut["down"].copy()
+    first, second = np.flatnonzero(kept)[0], np.flatnonzero(~kept)[0]
+    other[first, 0], other[second, 0] = False, True
+    with pytest.raises(ValueError, match="12 systems of up to"):
+        bb.reconstruct(params, units, {"down": other}, stats, **how, limit=4e4)
+    assert errors["down"].after < errors["down"].before
+
+
 def test_layers_of_a_scan_are_updated_one_by_one():
     params = {
         "up": jnp.asarray(np.random.normal(size=(3, 6, 10)), jnp.float32),

@@ -9,7 +9,8 @@ Units are columns of `W` and do not meet. Damping pulls kept weights to their ol
 values; it is what keeps the result sensible with fewer samples than inputs. Inputs are
 scaled to mean square 1 first, so that their sizes do not matter.
 
-    least_squares   exact: a Cholesky factor of size k x k for every unit of degree k
+    least_squares   exact: a Cholesky factor of size k x k for every unit of degree k;
+                    one for all units where they keep the same inputs
     admm            rounds with one inverse for all units; approximate
 
 With `C` the scaled matrix, damped, and `V` the scaled weights, ADMM starts at `Z = V *
@@ -58,7 +59,7 @@ class Refitted(NamedTuple):
     sound: Bool[Array, " slices"]
 
 
-@functools.partial(jax.jit, static_argnames=("method", "width"))
+@functools.partial(jax.jit, static_argnames=("method", "width", "shared"))
 def refit(
     weights: Shaped[Array, " slices in out"],
     start: Shaped[Array, " slices in out"],
@@ -69,6 +70,7 @@ def refit(
     *,
     method: Method,
     width: int,
+    shared: bool = False,
 ) -> Refitted:
     """Updates the kept weights of all slices of a kernel, one after the other.
 
@@ -81,6 +83,7 @@ def refit(
       rounds: of ADMM.
       method: see the module.
       width: no unit keeps more edges; for least squares.
+      shared: whether all units of a slice keep the same inputs; for least squares.
 
     Example:
       >>> done = refit(
@@ -106,7 +109,7 @@ def refit(
         if method == "admm":
             new = _admm(true * scaled.size, scaled.matrix, keep, rounds)
         else:
-            new = _least_squares(true * scaled.size, scaled.matrix, keep, width)
+            new = _least_squares(true * scaled.size, scaled.matrix, keep, width, shared)
         new = jnp.where(keep, new / scaled.size, 0.0).astype(old.dtype)
         begun = jnp.where(keep, begun, jnp.zeros_like(begun))
         errors = [_errors(gram, w.astype(jnp.float32) - true) for w in (begun, new)]
@@ -124,7 +127,14 @@ def refit(
         return lax.map(one, (weights, start, gram.astype(jnp.float32), mask))
 
 
-def flops(inputs: int, units: int, width: int, method: Method, rounds: int) -> float:
+def flops(
+    inputs: int,
+    units: int,
+    width: int,
+    method: Method,
+    rounds: int,
+    shared: bool = False,
+) -> float:
     """Multiplications and additions for one slice, to leading order.
 
     Example:
@@ -135,7 +145,8 @@ def flops(inputs: int, units: int, width: int, method: Method, rounds: int) -> f
     """
     if method == "admm":
         return 2.0 * inputs**3 + 2.0 * (rounds + 2) * inputs**2 * units
-    return units * (width**3 / 3 + 2.0 * width**2 + 4.0 * inputs**2)
+    systems = 1 if shared else units
+    return systems * width**3 / 3 + units * (2.0 * width**2 + 4.0 * inputs**2)
 
 
 class _Scaled(NamedTuple):
@@ -190,19 +201,27 @@ def _least_squares(
     matrix: Float[Array, "in in"],
     keep: Bool[Array, "in out"],
     width: int,
+    shared: bool,
 ) -> Float[Array, "in out"]:
-    """Solves for the change of the kept weights, unit by unit."""
+    """Solves for the change of the kept weights, unit by unit or for all at once."""
     pull = matrix @ jnp.where(keep, 0.0, weights)
 
-    def one(unit: tuple[Array, Array]) -> Array:
-        mine, pull = unit
+    def solved(mine: Array, pull: Array) -> Array:
+        """For units that keep the inputs `mine`; `pull` is (in, units)."""
         rows = jnp.argsort(~mine, stable=True)[:width]  # kept ones come first
         real = mine[rows]
         system = jnp.where(real[None] & real[:, None], matrix[rows][:, rows], 0.0)
         system = system + jnp.diag(jnp.where(real, 0.0, 1.0))
         factor = jax.scipy.linalg.cho_factor(system)
-        change = jax.scipy.linalg.cho_solve(factor, jnp.where(real, pull[rows], 0.0))
+        right = jnp.where(real[:, None], pull[rows], 0.0)
+        change = jax.scipy.linalg.cho_solve(factor, right)
         return jnp.zeros_like(pull).at[rows].set(change)
+
+    if shared:
+        return weights + solved(keep[:, 0], pull)
+
+    def one(unit: tuple[Array, Array]) -> Array:
+        return solved(unit[0], unit[1][:, None])[:, 0]
 
     at_once = max(1, min(keep.shape[1], _BATCH // max(width, 1) ** 2))
     return weights + lax.map(one, (keep.T, pull.T), batch_size=at_once).T
