@@ -51,7 +51,7 @@ class Bench:
           sequences: of the length of a window, drawn for calibration.
           about: versions of the packages that the model comes from.
         """
-        self.about = about or {}
+        self.about, self.config = about or {}, config
         self.params, self.windows = params, windows
         self.calibration, self.sequences = calibration, sequences
         self.forward = functools.partial(model.hidden, config=config)
@@ -94,14 +94,14 @@ class Bench:
         method, clock = METHODS[cell.method], Clock()
         how = (method, cell.scope, cell.density, cell.pattern, clock)
         if method.in_order:
-            tokens = jnp.concatenate(list(self._drawn(cell.draw)))
+            tokens = jnp.concatenate(list(self.drawn(cell.draw)))
             return self.layers.prune(self.params, tokens, *how), clock.seconds
-        stats, seconds = self._stats(cell.draw, method)
+        stats, seconds = self.stats(cell.draw, method)
         clock.seconds["calibrate"] = seconds
         return once(self.params, self.units, stats, *how), clock.seconds
 
     # Statistics ----------------------------------------------------------------------
-    def _stats(self, draw: int, method: Method) -> tuple[Stats | None, float]:
+    def stats(self, draw: int, method: Method) -> tuple[Stats | None, float]:
         """What a method reads, and the seconds that measuring it takes."""
         if not method.needs:
             return None, 0.0
@@ -110,25 +110,27 @@ class Bench:
         if method.on != GATE:
             return self._measured(draw, method.needs, method.on)
         stats, seconds = self._measured(draw, method.needs, "unit > 0")
-        rates, more = self._known(GATE, lambda: self._gate_rates(draw))
+        rates, more = self._known(GATE, lambda: self.gate_rates(draw))
         return with_rates(stats, rates), seconds + more
 
     def _measured(self, draw: int, needs: tuple[str, ...], on: str) -> Any:
         units = self.units.select(paths_of(model.PROJECTIONS))
 
         def measure() -> Stats:
-            batches = ((batch,) for batch in self._drawn(draw))
+            batches = ((batch,) for batch in self.drawn(draw))
             return bb.calibrate(
                 self.forward, units, self.params, batches, needs=needs, on=ON[on]
             )
 
         return self._known((needs, on), measure)
 
-    def _gate_rates(self, draw: int) -> jax.Array:
-        rates = [self.gates(self.params, batch) for batch in self._drawn(draw)]
+    def gate_rates(self, draw: int) -> jax.Array:
+        """How often gates are above 0 on a draw."""
+        rates = [self.gates(self.params, batch) for batch in self.drawn(draw)]
         return jnp.mean(jnp.stack(rates), axis=0)
 
-    def _drawn(self, draw: int) -> Iterator[jax.Array]:
+    def drawn(self, draw: int) -> Iterator[jax.Array]:
+        """The sequences of a draw, some at a time."""
         length = self.windows.shape[1]
         drawn = text.draw(self.calibration, draw, self.sequences, length)
         for start in range(0, len(drawn), BATCH):

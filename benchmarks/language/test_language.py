@@ -246,6 +246,31 @@ def test_the_whole_model_reads_wikitext():
     assert 20 < float(jnp.exp(jnp.mean(nats))) < 45
 
 
+def test_units_are_cut_and_the_model_gets_smaller():
+    smaller, pruning = language("smaller"), language("pruning")
+    one = bench()
+    stats = smaller.calibrated(one, 0)
+    clock = pruning.Clock()
+    cuts = {n: smaller.cut(one, stats, n, 0.5, 0, clock) for n in smaller.SCORES}
+    for made in cuts.values():
+        kept = made["masks"]["layers/down/kernel"][:, :, 0]
+        assert (kept.sum(axis=1) == CONFIG.hidden // 2).all()
+        for kind in ("masked", "updated"):
+            down = np.asarray(made[kind]["layers"]["down"]["kernel"])
+            assert ((down != 0).any(axis=2) == kept).all()
+    rates = one.gate_rates(0)
+    busy = cuts["reversed traffic, gate > 0"]["masks"]["layers/gate/kernel"][:, 0]
+    assert (
+        busy != cuts["traffic, gate > 0"]["masks"]["layers/gate/kernel"][:, 0]
+    ).any()
+    assert rates[0][busy[0]].mean() > rates[0][~busy[0]].mean()
+    found = smaller.smaller(
+        one, cuts[smaller.BEST], language("__main__").Console(quiet=True)
+    )
+    assert found["largest_difference"] < 1e-4 * found["scale_of_outputs"] + 1e-5
+    assert found["shrunk"]["parameters"] < found["dense"]["parameters"]
+
+
 # Methods and cells -----------------------------------------------------------------
 FAST = ("magnitude", "Wanda", "BB, gate > 0")
 
@@ -290,7 +315,7 @@ def test_the_dense_model_is_left_as_it_is():
 def test_the_sign_of_the_law_shows_in_degrees():
     methods = language("methods")
     rates = model.gates_on(small()[1], TOKENS, CONFIG)
-    measured = bench()._stats(0, methods.METHODS["BB, gate > 0"])[0]
+    measured = bench().stats(0, methods.METHODS["BB, gate > 0"])[0]
     stats = language("pruning").with_rates(measured, rates)
     slopes = []
     for name in ("law alone, gate > 0", "reversed, gate > 0"):
@@ -330,10 +355,10 @@ def test_new_values_are_better_and_in_order_reads_pruned_layers():
         method = methods.METHODS[name]
         how = (method, "all", 0.5, "", clock)
         if method.in_order:
-            tokens = jnp.concatenate(list(one._drawn(0)))
+            tokens = jnp.concatenate(list(one.drawn(0)))
             made.append(one.layers.prune(one.params, tokens, *how))
         else:
-            stats = one._stats(0, method)[0]
+            stats = one.stats(0, method)[0]
             made.append(pruning.once(one.params, one.units, stats, *how))
     plain, updated, ordered = (each.params["layers"] for each in made)
     assert set(made[1].errors) == set(model.PROJECTIONS) and not made[0].errors
@@ -351,7 +376,7 @@ def test_groups_of_four_keep_two():
     language("bench")
     pruning, methods = language("pruning"), language("methods")
     one, method = bench(), methods.METHODS["Wanda"]
-    stats = one._stats(0, method)[0]
+    stats = one.stats(0, method)[0]
     how = (method, "all", 0.5, "2:4", pruning.Clock())
     done = pruning.once(one.params, one.units, stats, *how)
     kernel = np.asarray(done.params["layers"]["down"]["kernel"])
