@@ -20,7 +20,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from benchmarks.common.measure import RESULTS
 from benchmarks.common.text import finish
-from benchmarks.language import page, text, weights
+from benchmarks.language import page, picture, text, weights
 from benchmarks.language.bench import Bench
 from benchmarks.language.methods import DENSE, METHODS, SCOPES
 from benchmarks.language.store import Cell, Store
@@ -148,6 +148,7 @@ def main(given: list[str] | None = None) -> None:
             raise SystemExit(STOPPED) from None
     report = finish("language", page.report(store), began, args.out)
     console.print(Markdown(page.results(report)))
+    picture.draw(report, args.out / "language.png")
     if args.out == RESULTS:
         page.PAGE.publish()
 

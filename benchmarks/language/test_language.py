@@ -446,6 +446,62 @@ def test_a_stopped_benchmark_goes_on(tmp_path):
     assert "Wanda" in page.results(page.report(store))
 
 
+def test_tables_and_verdicts_from_cells(tmp_path):
+    """Nats are made up, so that what is paired, and what is below, is known."""
+    stored, page = language("store"), language("page")
+    picture = language("picture")
+    assert page.plain("BB, gate > 0, in order + swaps + ADMM") == "BB, gate > 0"
+    assert [page.plain(n) for n in ("Wanda, OWL", "Wanda")] == ["Wanda", "Wanda"]
+    store = stored.Store(tmp_path)
+    shift = {  # over Wanda of the same draw; noise is that of the draw
+        "dense": -1.0,
+        "Wanda": 0.0,
+        "magnitude": 2.0,
+        "Wanda + ADMM": -0.5,
+        "law alone, gate > 0": 0.25,
+        "reversed, gate > 0": -0.25,
+    }
+    for density in (0.5, 0.3):
+        for name, nats in shift.items():
+            once = name in ("dense", "magnitude")
+            for draw in range(1 if once else 3):
+                if name == "dense" and density == 0.3:
+                    continue
+                noise = 0.0 if once else 0.1 * draw + 0.01 * nats * draw**2
+                mine = 4 / density + nats + noise
+                one = {"perplexity": float(np.exp(mine)), "nats": mine, "targets": 9}
+                made = {
+                    "perplexities": {"all": one, "0": one},
+                    "kept": density,
+                    "seconds": {"evaluate": 1.0},
+                    "peak_mb": 7,
+                }
+                made_of = ("none", 1.0) if name == "dense" else ("ffn", density)
+                at = stored.Cell(name, *made_of, draw, 2, 0 if once else 2, 30)
+                store.add(at, made)
+    report = page.report(stored.Store(tmp_path))
+    (setting,) = report["settings"]
+    rows = {(row["method"], row["density"]): row for row in setting["rows"]}
+    over = rows["law alone, gate > 0", 0.5]["nats_over_reference"]["0"]
+    assert over["count"] == 3 and over["sd"] < 0.006
+    np.testing.assert_allclose(over["mean"], 0.25 * (1 + 0.05 / 3))
+    assert rows["magnitude", 0.3]["nats_over_reference"]["all"]["count"] == 3
+    buys = rows["Wanda + ADMM", 0.3]["nats_over_plain"]["all"]
+    np.testing.assert_allclose(buys["mean"], -0.5 * (1 + 0.05 / 3))
+    assert "nats_over_plain" not in rows["Wanda", 0.3]
+    found = {(v["kept"], v["sign"][:9]): v["below"] for v in setting["verdicts"]}
+    assert found == {
+        ("0.5", "published"): [],
+        ("0.5", "turned: b"): ["reversed, gate > 0"],
+        ("0.3", "published"): [],
+        ("0.3", "turned: b"): ["reversed, gate > 0"],
+    }
+    said = page.results(report)
+    assert "**1 of 1 methods below Wanda**" in said and "What additions buy" in said
+    assert picture.draw(report, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
 def test_what_is_asked_for_is_there(tmp_path):
     main = language("__main__")
     with pytest.raises(SystemExit, match="expected --only to match a method"):
