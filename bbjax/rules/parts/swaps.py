@@ -19,8 +19,9 @@ swapped, as long as there is one on the list, but not more often than it has edg
 next round computes `c` anew and takes another list. A unit is done once a list has no
 such pair.
 
-The idea to improve masks by swaps is that of "SparseSwaps", arXiv 2512.10922; formulas
-and search are this library's own.
+The idea to improve masks by swaps, with Gram matrices, is that of Zimmer, Roux, Wagner,
+Hendrych, Pokutta, "SparseSwaps", arXiv 2512.10922. The formulas follow from the error,
+as above; the shortlists are this library's own.
 """
 
 from __future__ import annotations
