@@ -65,8 +65,8 @@ def trim(
     """Unequal degrees that raise the cosine between outputs and pruned ones (one-shot).
 
     A kernel with n inputs and m units costs up to `9 * rounds` selections and products
-    of `2 n^2 m` operations, and memory for about `6 n m` floats, all times the slices of
-    a stack. Two CPU cores take about a second for a 576 x 1536 kernel.
+    of `2 n^2 m` operations, and memory for about `6 n m` floats, all times the number
+    of stack slices. Two CPU cores take about a second for a 576 x 1536 kernel.
 
     Args:
       score: which edges a unit keeps, as for `bb.rules.magnitude`: `"wanda"`,
