@@ -46,7 +46,9 @@ def cosine(a, b, gram):
 
 def ratio(parts):
     product, first, second = parts
-    return product / np.sqrt(first * second)
+    some = (first > 0) & (second > 0)
+    cosines = product / np.sqrt(np.where(some, first * second, 1))
+    return np.where(some, cosines, (first == 0) & (second == 0))
 
 
 def degrees(real, budget, least, fan):
@@ -75,9 +77,8 @@ class Oracle:
         """Cosines of the units, and the measure."""
         parts = cosine(self.w * self.mask(sparsity), self.w, self.gram)
         cosines = ratio(parts)
-        if self.measure == "units":
-            return cosines, cosines.mean()
-        return cosines, ratio([part.sum() for part in parts])
+        whole = ratio([part.sum() for part in parts])
+        return cosines, whole if self.measure == "layer" else cosines.mean()
 
     def with_rate(self, rate, rounds):
         sparsity = np.full(self.w.shape[1], self.target)
@@ -145,6 +146,21 @@ def test_negative_rates_are_tried_where_others_do_not_help():
     assert mean[:, :4].sum(0).max() < mean[:, 4:].sum(0).min()
 
 
+def test_negative_rates_are_left_out_where_others_help_at_all():
+    """As published, even if they would help more."""
+    rng = np.random.default_rng(19)
+    w = rng.normal(size=(24, 8))
+    w = w * np.exp(-rng.uniform(0, 0.4, 8) * np.arange(24)[:, None])
+    w = w * np.exp(2 * rng.normal(size=8))
+    w, gram = w.astype(np.float32), np.eye(24, dtype=np.float32)
+    oracle = Oracle(w, gram, np.abs(w), 64, "layer")
+    found = [oracle.with_rate(rate, 10)[0] for rate in (0.01, 0.04, -0.04)]
+    level = oracle.outcome(np.full(8, oracle.target))[1]
+    assert level < max(found[:2]) < found[2]
+    mask = pruned(trim("magnitude"), w, gram, 64)
+    np.testing.assert_array_equal(mask, oracle.mask(oracle.best()))
+
+
 # Invariants ---------------------------------------------------------------------------
 @given(
     seed=st.integers(0, 2**31),
@@ -171,9 +187,7 @@ def test_budgets_are_exact_and_cosines_never_lower(seed, density, k_min, measure
     for kept in (mask, level):
         parts = cosine(w * kept, w, gram)
         whole = [part.sum() for part in parts]
-        with np.errstate(invalid="ignore"):
-            cosines = np.nan_to_num(ratio(parts))
-        measured.append(ratio(whole) if measure == "layer" else cosines.mean())
+        measured.append(ratio(whole if measure == "layer" else parts).mean())
     assert measured[0] >= measured[1] - 1e-6
 
 
@@ -196,13 +210,27 @@ def test_permuting_units_permutes_masks():
     np.testing.assert_array_equal(pruned(trim(), w[:, order], gram, 80), mask[:, order])
 
 
-def test_units_without_output_take_no_edges_from_others():
-    """A unit whose inputs are always 0 has lost nothing: its cosine counts as 1."""
+@pytest.mark.parametrize("measure", MEASURES)
+def test_units_without_output(measure):
+    """One that computes 0 loses nothing, one that computes 0 when pruned loses all."""
     gram, w = case()
-    gram[:4], gram[:, :4] = 0, 0
-    w[4:, 7] = 0
-    mask = pruned(trim(measure="units"), w, gram, 96)
-    assert mask.sum() == 96 and mask[:, 7].sum() < 12
+    gram[:8], gram[:, :8] = 0, 0
+    w[8:, 7] = 0
+    w[:8, 6] = 9
+    oracle = Oracle(w, gram, np.abs(w), 48, measure)
+    cosines, _ = oracle.outcome(np.full(8, oracle.target))
+    assert cosines[7] == 1 and cosines[6] == 0
+    mask = pruned(trim("magnitude", measure=measure), w, gram, 48)
+    np.testing.assert_array_equal(mask, oracle.mask(oracle.best()))
+    assert np.ptp(mask.sum(0)) > 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_do_not_stop_the_search(value):
+    gram, w = case()
+    w[5, 4] = value
+    mask = pruned(trim(), w, gram, 80)
+    assert mask.sum() == 80 and np.ptp(mask.sum(0)) > 1
 
 
 def test_patterns_and_earlier_masks():
