@@ -255,6 +255,23 @@ def test_bfloat16_is_computed_in_float32():
     np.testing.assert_array_equal(pruned(trim(), half, gram, 80), wanted)
 
 
+@pytest.mark.parametrize(
+    "kind, spec", [("Auto", jax.P("x", None)), ("Explicit", jax.P(None, "x"))]
+)
+def test_sharded_weights(kind, spec):
+    gram, w = case()
+    rule = trim(rounds=2)
+    mask = pruned(rule, w, gram, 80)
+    kinds = (getattr(jax.sharding.AxisType, kind),)
+    mesh = jax.make_mesh((2,), ("x",), axis_types=kinds, devices=jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        there = jax.device_put(w, jax.NamedSharding(mesh, spec))
+        edges = jnp.ones_like(there, bool)
+        found = rule.select(look(dense(24, 8), there, gram, 80, mask=edges))
+        np.testing.assert_array_equal(found, mask)
+        assert kind == "Auto" or jax.typeof(found).sharding.spec == spec
+
+
 def test_a_second_kernel_of_the_shape_is_not_compiled():
     gram, w = case()
     pruned(trim(rounds=2), w, gram, 80)
