@@ -63,6 +63,7 @@ from bbjax.oneshot.nnrelief.residual import Residual
 from bbjax.oneshot.nnrelief.rounds import densities_of, relieve_and_train
 from bbjax.oneshot.prune import apply_masks, prune, prune_in_order
 from bbjax.oneshot.reconstruct import reconstruct
+from bbjax.oneshot.refine import refine
 from bbjax.oneshot.spreads import spreads
 from bbjax.reporting import report
 from bbjax.reporting.compare import diff_masks, overlap, overlap_table
@@ -114,6 +115,7 @@ __all__ = [
     "prune_in_order",
     "ramp",
     "reconstruct",
+    "refine",
     "relieve",
     "relieve_and_train",
     "report",

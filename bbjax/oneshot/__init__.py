@@ -2,7 +2,9 @@
 
 prune         `bb.prune`, `bb.prune_in_order`, `bb.apply_masks`
 unseen        stack slices that no calibration sample reached
+masked        kernels under masks, with Gram matrices of their inputs
 reconstruct   updates of kept weights after any rule
+refine        better masks after any rule
 saliency      scores of edges from gradients
 rounds        prunes, trains and scores in turn
 spreads       slopes of the balance, chosen from calibration data

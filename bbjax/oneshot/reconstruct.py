@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,32 +19,22 @@ import numpy as np
 
 from bbjax.arrays import sharding
 from bbjax.arrays.types import Number
-from bbjax.model.checks import meant
 from bbjax.model.leaves import Leaves
 from bbjax.model.numbers import INT32, check_int, check_number
 from bbjax.model.units import Kernel, Units
 from bbjax.model.warn import warn
-from bbjax.rules.parts.matrices import matrices, per_edge, refuse_windows
+from bbjax.oneshot.masked import (
+    OutputError,
+    check_dense,
+    gram_of,
+    masked_kernels,
+    matrix_of,
+)
+from bbjax.rules.parts.matrices import matrices, per_edge
 from bbjax.rules.parts.refit import Method, flops, refit
-from bbjax.training import arguments, observations
+from bbjax.training import arguments
 
 _STEP = 32  # least squares is compiled for degrees that are multiples of it
-
-
-class OutputError(NamedTuple):
-    """Mean square change of a kernel's outputs, summed over its units.
-
-    Measured on the calibration data; float32 of the shape of the stack axes.
-
-    Attributes:
-      before: with the masks alone, or with `start`.
-      after: with the new weights.
-      total: mean square of the outputs of the dense kernel, to compare with.
-    """
-
-    before: jax.Array
-    after: jax.Array
-    total: jax.Array
 
 
 def reconstruct(
@@ -119,9 +109,11 @@ def reconstruct(
     """
     _check_settings(units, method, damp, rounds, limit)
     dense, tree = Leaves.of(params), Leaves.of(params if start is None else start)
-    kernels = _kernels(units, masks, dense)
-    grams = {kernel.path: _gram(kernel, stats) for kernel in kernels}
-    _check_dense(kernels, dense, masks)
+    kernels = masked_kernels(
+        units, masks, dense, "to update its kept weights", "retrain it"
+    )
+    grams = {kernel.path: gram_of(kernel, stats) for kernel in kernels}
+    check_dense(kernels, dense, masks)
     errors = {}
     for kernel in kernels:
         keep = jnp.asarray(masks[kernel.path])
@@ -132,23 +124,19 @@ def reconstruct(
         if method == "least_squares":
             _check_cost(kernel, width, shared, limit)
         done = refit(
-            _matrix(kernel, old), _matrix(kernel, begun), grams[kernel.path],
+            matrix_of(kernel, old), matrix_of(kernel, begun), grams[kernel.path],
             keep_edges, damp, rounds, method=method, width=width, shared=shared,
         )  # fmt: skip
         _name_unsound(kernel, done.sound, damp)
         edges = kernel.over_spatial(per_edge(kernel, done.weights))
         new = kernel.weights(jnp.reshape(edges, kernel.split))
         tree.put(kernel, sharding.match(new.astype(begun.dtype), jnp.asarray(begun)))
-        sums = (done.before, done.after, done.total)
-        shaped = (jnp.reshape(each, kernel.stack_shape) for each in sums)
-        errors[kernel.path] = OutputError(*shaped)
+        errors[kernel.path] = OutputError.of(
+            kernel, done.before, done.after, done.total
+        )
         if kernel.bias in masks:
             tree.keep_at(kernel.bias, masks[kernel.bias])
     return tree.tree(), errors
-
-
-def _matrix(kernel: Kernel, weights: Any) -> jax.Array:
-    return matrices(kernel, kernel.sum_spatial(kernel.edges(jnp.asarray(weights))))
 
 
 def _width(keep: jax.Array) -> int:
@@ -179,81 +167,6 @@ def _check_settings(
     check_number("damp", damp, "[0, inf)", "it is a share, e.g. 0.1")
     check_int("rounds", rounds, 1, INT32, "20 are enough for most kernels")
     check_number("limit", limit, "(0, inf)", "it is a number of operations, e.g. 1e12")
-
-
-def _kernels(units: Units, masks: Any, tree: Leaves) -> list[Kernel]:
-    """The kernels that have a mask, in the order of the model."""
-    if not isinstance(masks, Mapping):
-        raise TypeError(
-            f"expected masks by path, got {type(masks).__name__}; pass those of "
-            "bb.prune or bb.masks"
-        )
-    kernels = [units[path] for path in units.paths if path in masks]
-    biases = {kernel.bias for kernel in kernels if kernel.bias}
-    others = [p for p in masks if p not in {k.path for k in kernels} | biases]
-    if others or not kernels:
-        got = "none" if not masks else f"{others}"
-        hint = "".join(meant(path, units.paths) for path in others[:1])
-        raise ValueError(
-            f"expected masks of kernels of the trace, and of their biases, got {got}"
-            f"{hint}; it has {list(units.paths)}"
-        )
-    wrong = []
-    for kernel in kernels:
-        refuse_windows(kernel, "to update its kept weights", "retrain it")
-        if kernel.dtype.startswith("complex"):
-            raise ValueError(
-                f"expected real weights for {kernel.path!r}, got {kernel.dtype}; leave "
-                "its mask out"
-            )
-        shape = jnp.shape(masks[kernel.path])
-        if shape != jnp.shape(tree.get(kernel, "parameter")):
-            wrong.append(f"{kernel.path!r}: {shape}, not {kernel.shape}")
-    if wrong:
-        raise ValueError(
-            f"expected masks of the shapes of their kernels, got {'; '.join(wrong)}; "
-            "pass those of bb.prune or bb.masks of this model"
-        )
-    return kernels
-
-
-def _gram(kernel: Kernel, stats: Any) -> jax.Array:
-    """The Gram matrices of a kernel's inputs, `(slices, in, in)`."""
-    sides = stats.get(kernel.path) if isinstance(stats, dict) else None
-    if getattr(getattr(sides, "inputs", None), "gram", None) is None:
-        raise ValueError(
-            f"expected the Gram matrix of the inputs of {kernel.path!r}, got none; "
-            "calibrate with units that select the kernel, "
-            'bb.calibrate(fn, units, params, batches, needs=["inputs.gram"])'
-        )
-    names = ("inputs.gram",)
-    sides = observations.check_activity(kernel, names, stats)
-    observations.check_measured(kernel, names, sides)
-    n = math.prod(kernel.in_units)
-    return jnp.reshape(sharding.whole(jnp.asarray(sides.inputs.gram)), (-1, n, n))
-
-
-def _check_dense(kernels: list[Kernel], tree: Leaves, masks: Mapping[str, Any]) -> None:
-    """Refuses weights that are not finite, and params that are pruned already."""
-    gone = lost = False
-    for kernel in kernels:
-        weights, mask = tree.get(kernel, "parameter"), masks[kernel.path]
-        if any(isinstance(a, jax.core.Tracer) for a in (weights, mask)):
-            return
-        if not bool(jnp.all(jnp.isfinite(weights))):
-            raise ValueError(
-                f"expected finite weights in {kernel.path!r}, got NaN or infinity; "
-                "check the parameters"
-            )
-        pruned = ~jnp.asarray(mask, bool)
-        gone = gone or bool(jnp.any(pruned))
-        lost = lost or bool(jnp.any(pruned & (jnp.asarray(weights) != 0)))
-    if gone and not lost:
-        raise ValueError(
-            "expected the parameters before pruning, got 0 wherever the masks prune; "
-            "pass the dense ones, whose outputs are to be kept, and the pruned ones as "
-            "start="
-        )
 
 
 def _check_cost(kernel: Kernel, width: int, shared: bool, limit: float) -> None:

@@ -23,6 +23,7 @@ from bbjax.rules.sparsegpt import sparsegpt
 from bbjax.rules.srigl import srigl
 from bbjax.rules.synflow import synflow
 from bbjax.rules.threshold import threshold
+from bbjax.rules.trim import trim
 from bbjax.rules.unbudgeted import unbudgeted
 from bbjax.rules.wanda import wanda
 
@@ -50,6 +51,7 @@ __all__ = [
     "srigl",
     "synflow",
     "threshold",
+    "trim",
     "unbudgeted",
     "wanda",
 ]

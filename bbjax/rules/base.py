@@ -99,6 +99,25 @@ class Candidates:
         return jnp.reshape(per_unit, (*self.kernel.stack_shape, -1))
 
 
+_ARRAYS = ("weights", "mask", "statistics", "budget", "step", "grads", "bias")
+Static = tuple[tuple[str, Any], ...]
+
+
+def taken_apart(seen: Candidates) -> tuple[dict[str, Any], Static]:
+    """The fields of candidates that hold arrays, and the others, which are static.
+
+    For functions that are compiled once for all kernels of one shape.
+    """
+    fields = {f.name: getattr(seen, f.name) for f in dataclasses.fields(seen)}
+    arrays = {name: fields.pop(name) for name in _ARRAYS}
+    return arrays, tuple(fields.items())
+
+
+def put_together(arrays: Mapping[str, Any], static: Static) -> Candidates:
+    """The inverse of `taken_apart`."""
+    return Candidates(**arrays, **dict(static))
+
+
 @dataclasses.dataclass(frozen=True)
 class Group:
     """All budgeted kernels at a refresh, for rules whose edges compete across them.

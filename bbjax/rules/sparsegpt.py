@@ -33,7 +33,12 @@ from bbjax.model.warn import warn
 from bbjax.rules.base import Candidates, Choice, Rule
 from bbjax.rules.parts.brain_surgeon import cost, operate
 from bbjax.rules.parts.competition import Blend
-from bbjax.rules.parts.matrices import matrices, per_edge, refuse_windows
+from bbjax.rules.parts.matrices import (
+    matrices,
+    per_edge,
+    refuse_outgoing,
+    refuse_windows,
+)
 from bbjax.rules.parts.selection import degrees_for, ranked
 
 
@@ -115,14 +120,8 @@ def sparsegpt(
 
 # Checks --------------------------------------------------------------------------
 def _check_kernel(seen: Candidates) -> None:
-    kernel = seen.kernel
-    if seen.actuators != ("in",):
-        raise ValueError(
-            f"expected actuator 'in' for {kernel.path!r}, got "
-            f"{' and '.join(map(repr, seen.actuators))}: sparsegpt compensates "
-            "the lost inputs of a unit; select with actuator='in'"
-        )
-    refuse_windows(kernel, "for rule 'sparsegpt'", "choose bb.rules.wanda()")
+    refuse_outgoing(seen, "sparsegpt compensates the lost inputs of a unit")
+    refuse_windows(seen.kernel, "for rule 'sparsegpt'", "choose bb.rules.wanda()")
 
 
 def _name_unsound(kernel: Kernel, sound: Bool[Array, " slices"], damp: Number) -> None:

@@ -128,14 +128,19 @@ def check_kernels(units: Units, rule: Rule, k_min: Any, pattern: Any) -> Budgete
     return budgeted
 
 
-def _check_pattern(budgeted: Budgeted, rule: Rule, pattern: Any) -> None:
-    if pattern is None:
-        return
+def check_pattern_kind(pattern: Any) -> None:
+    """Refuses what `bb.n_m` did not make."""
     if not isinstance(pattern, Pattern):
         raise TypeError(
             f"expected a pattern from bb.n_m, got {pattern!r}; e.g. "
             "pattern=bb.n_m(2, 4)"
         )
+
+
+def _check_pattern(budgeted: Budgeted, rule: Rule, pattern: Any) -> None:
+    if pattern is None:
+        return
+    check_pattern_kind(pattern)
     if not rule.patterned:
         raise ValueError(
             f"expected a rule that can keep the pattern {pattern}, got {rule.name!r}, "

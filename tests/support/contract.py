@@ -149,6 +149,8 @@ ONE_SHOT = {
     "sparsegpt_blend": Row(
         lambda: bb.rules.sparsegpt(law=bb.laws.log_odds(), competition=0.5)
     ),
+    "trim": Row(bb.rules.trim),
+    "trim_ria": Row(lambda: bb.rules.trim("ria", measure="units")),
     "calibrated": Row(lambda: bb.rules.budgeted_broadcast(spread="calibrated")),
     "nnrelief": Row(lambda: bb.rules.nnrelief(alpha=0.5), budget="free"),
 }

@@ -12,5 +12,6 @@ hysteresis    pruned edges that stay pruned for a while
 shares        the largest entries that carry a share of a sum
 brain_surgeon updates of kept weights that make up for pruned ones
 refit         new values of kept weights after any rule
+swaps         better masks after any rule
 traffic       the local threshold: one traffic for all units
 """

@@ -12,7 +12,6 @@ units need more edges.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +23,16 @@ from bbjax.arrays import sharding
 from bbjax.arrays.types import Number
 from bbjax.budgets.laws import log_odds
 from bbjax.model.kernel import Kernel
-from bbjax.rules.base import Candidates, Choice, Fitted, Select, as_choice
+from bbjax.rules.base import (
+    Candidates,
+    Choice,
+    Fitted,
+    Select,
+    Static,
+    as_choice,
+    put_together,
+    taken_apart,
+)
 from bbjax.rules.parts.competition import Blend
 from bbjax.rules.parts.hysteresis import Score
 from bbjax.rules.parts.matrices import matrices, refuse_windows
@@ -33,8 +41,6 @@ from bbjax.rules.parts.selection import select_by_law
 # Shares of the mean degree per nat. The flattest comes first: of equal errors the first
 # slope is taken.
 SPREADS = (0.0, 0.05, -0.05, 0.1, -0.1, 0.2, -0.2, 0.4, -0.4)
-# Fields of candidates that hold arrays; the others are static.
-_ARRAYS = ("weights", "mask", "statistics", "budget", "step", "grads", "bias")
 
 
 def select_calibrated(score: Score, competition: Number) -> Select:
@@ -53,9 +59,7 @@ def select_calibrated(score: Score, competition: Number) -> Select:
         refuse_windows(
             seen.kernel, "to calibrate the spread", "name a number, e.g. 0.1"
         )
-        fields = {f.name: getattr(seen, f.name) for f in dataclasses.fields(seen)}
-        arrays = {name: fields.pop(name) for name in _ARRAYS}
-        static = tuple(fields.items())
+        arrays, static = taken_apart(seen)
         if isinstance(share, jax.core.Tracer):
             return _best(arrays, share, score, static)
         return _compiled(arrays, share, score, static)
@@ -75,10 +79,10 @@ def _best(
     arrays: dict[str, Any],
     share: Number,
     score: Score,
-    static: tuple[tuple[str, Any], ...],
+    static: Static,
 ) -> Choice:
     """The choice for one kernel, from the fields of its candidates."""
-    seen = Candidates(**arrays, **dict(static))
+    seen = put_together(arrays, static)
 
     def attempt(
         best: _Kept, slope: Float[Array, ""]

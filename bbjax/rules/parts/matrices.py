@@ -13,6 +13,7 @@ from jaxtyping import Array, Shaped
 
 from bbjax.arrays import sharding
 from bbjax.model.kernel import Kernel
+from bbjax.rules.base import Candidates
 
 
 def matrices(
@@ -54,6 +55,20 @@ def refuse_windows(kernel: Kernel, purpose: str, remedy: str) -> None:
         raise ValueError(
             f"expected a matrix product or a 1x1 convolution {purpose}, got "
             f"{kernel.path!r} with {what}; leave it out or {remedy}"
+        )
+
+
+def refuse_outgoing(seen: Candidates, why: str) -> None:
+    """Raises an error if outgoing edges are counted.
+
+    Raises:
+      ValueError: if so; `why` tells what the rule does to a unit.
+    """
+    if seen.actuators != ("in",):
+        raise ValueError(
+            f"expected actuator 'in' for {seen.kernel.path!r}, got "
+            f"{' and '.join(map(repr, seen.actuators))}: {why}; select with "
+            "actuator='in'"
         )
 
 
