@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -45,8 +46,9 @@ def cut(array: A, mine: tuple[Cut, ...]) -> A:
     put on their devices again. Weak types (`jnp.full(n, 0.1)`) stay weak.
     """
     traced = isinstance(array, jax.core.Tracer)
-    if not isinstance(array, jax.Array) or traced or array.weak_type:
-        for axis, layers, indices in mine:  # numpy has no weak types
+    keys = jnp.issubdtype(array.dtype, jax.dtypes.extended)
+    if not isinstance(array, jax.Array) or traced or keys or array.weak_type:
+        for axis, layers, indices in mine:  # numpy has no weak types, and no keys
             array = _along(array, axis, layers, indices)
         return array
     found = cut(np.asarray(array), mine)
