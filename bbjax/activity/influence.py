@@ -102,8 +102,8 @@ def changes(
 
 
 def _unit(x: Shaped[Array, "..."]) -> Float[Array, "..."]:
-    """Vectors of length 1, in float32 or wider; zero vectors stay as they are."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    """Vectors of length 1, in float32; zero vectors stay as they are."""
+    x = x.astype(jnp.float32)
     for size in (
         lambda x: jnp.max(jnp.abs(x), axis=-1, keepdims=True),  # squares stay finite
         lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True)),

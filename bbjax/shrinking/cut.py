@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +89,7 @@ def shape_of(array: Array, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
 
 
 def _along(array: A, axis: int, layers: tuple[int, ...], indices: np.ndarray) -> A:
-    xp = array.__array_namespace__()
+    xp: Any = jnp if isinstance(array, jax.Array) else np  # keys know no namespace
     if not layers:
         return xp.take(array, indices, axis=axis)
     spread = on_axes(indices, (*layers, axis), array.ndim)
