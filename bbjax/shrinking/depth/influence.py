@@ -57,8 +57,9 @@ def scores(
         count the same in whatever batch they are.
       where: padding mask, True where real, over leading batch and position axes of the
         carried value; or a function of the arguments after `params` that gives it.
-      carry: the number of the carried value, from 0, where several are possible; for
-        all stacks, or by name of stack.
+      carry: the number of the carried value where several are possible, as the error
+        lists them (JAX does not count values that no layer changes); for all stacks, or
+        by name of stack.
 
     Returns:
       By name of stack, float64 numpy arrays of shape `(layers,)`, in [0, 2].
