@@ -12,7 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bbjax as bb
-from tests.support import zoo_shrink
+from bbjax.shrinking import costs
+from bbjax.shrinking.model import TracedModel
+from bbjax.shrinking.unitwise import formulas
+from bbjax.tracing.call import prepare
+from tests.support import zoo, zoo_shrink
 from tests.support.smaller import drawn
 
 HARD = {model.name: model for model in zoo_shrink.HARD}
@@ -185,6 +189,43 @@ def test_a_branch_costs_as_much_as_the_larger_one():
         )
         after = counted(net, params, masks, X)
         assert {kind: n for kind, (_, n) in after.items()} == found
+
+
+@pytest.mark.parametrize("case", zoo.CASES, ids=lambda case: case.name)
+def test_whole_models_cost_what_the_program_costs(case, request):
+    if case.lenient:
+        request.getfixturevalue("lenient")
+    model = case.make()
+    prepared = prepare(model.fn, model.params, model.args, {})
+    traced = TracedModel.of(prepared, model.params, {})
+    extents, frame = traced.program.extents, traced.program.top
+    found = formulas.flops(extents, frame)
+    sizes = {factor: extents.size((factor,)) for factor in found.factors()}
+    assert found.at(sizes) == costs.flops(prepared.jaxpr)
+
+
+def test_loops_and_calls_that_are_not_followed_count_as_they_do_in_the_report():
+    @jax.custom_vjp
+    def own(x, w):
+        return jnp.tanh(x @ w)
+
+    own.defvjp(lambda x, w: (own(x, w), None), lambda _, g: (g, None))
+
+    def net(p, x):
+        x = jax.nn.relu(x @ p["up"]) @ p["down"]
+        x = jax.lax.while_loop(
+            lambda x: jnp.sum(x) > 9, lambda x: jnp.tanh(x @ p["own"]), x
+        )
+        return own(x, p["own"])
+
+    params = drawn(up=(3, 6), down=(6, 3), own=(3, 3))
+    units = bb.trace(net, params, X)
+    found = bb.unitwise.costs(net, units, params, X)
+    masks = bb.unitwise.cut(units, {"up[1]": np.arange(6.0)}, 0.5)
+    after = counted(net, params, masks, X)
+    assert {kind: n for kind, (n, _) in after.items()} == found.at()
+    assert {kind: n for kind, (_, n) in after.items()} == found.at({"up[1]": 3})
+    assert found.at()["flops"] == 2 * 4 * 3 * (6 + 6 + 3 + 3)
 
 
 def stacked(p, x):
