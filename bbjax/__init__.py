@@ -23,7 +23,7 @@ The packages, in the order of the story; each imports only those above it:
     rules       which edges                    rules, n_m
     training    when masks are chosen          transform, wrap, hold, masks, metrics
     oneshot     pruning a trained network      prune, reconstruct, relieve, personalise
-    shrinking   smaller arrays                 shrink, unitwise
+    shrinking   smaller arrays                 shrink, unitwise, depth
     files       masks and models on disk       save, load, save_masks, load_masks
     reporting   what pruning did               report, diff_masks, overlap
     demo        rules compared on real data    python -m bbjax.demo
@@ -68,7 +68,7 @@ from bbjax.oneshot.spreads import spreads
 from bbjax.reporting import report
 from bbjax.reporting.compare import diff_masks, overlap, overlap_table
 from bbjax.rules.patterns import n_m
-from bbjax.shrinking import shrink, shrink_rounds, unitwise, unstack
+from bbjax.shrinking import depth, shrink, shrink_rounds, unitwise, unstack
 from bbjax.tracing.trace import trace
 from bbjax.training.adopt import adopt
 from bbjax.training.metrics import metrics
@@ -92,6 +92,7 @@ __all__ = [
     "degrees",
     "degrees_of",
     "densities_of",
+    "depth",
     "diff_masks",
     "erk",
     "graph",

@@ -37,6 +37,7 @@ from bbjax.activity.evaluate import (
 from bbjax.activity.observe import Where, check, measured_paths, wanted
 from bbjax.activity.on import On, positive
 from bbjax.activity.statistics import MEANS, Activity, Asked, Raw, Statistics
+from bbjax.activity.stream import Compiled, tuples
 from bbjax.model.units import Units
 from bbjax.tracing import jaxprs
 from bbjax.tracing.call import Call, call, traced
@@ -195,7 +196,7 @@ class Meter:
     on: On
     terms: bool = False
     geometries: dict[str, Geometry] = dataclasses.field(default_factory=dict)
-    programs: dict[Hashable, _Program] = dataclasses.field(default_factory=dict)
+    programs: dict[Hashable, Compiled] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(
@@ -219,7 +220,7 @@ class Meter:
         """The activity on a stream, of parameters with the shapes of those before."""
         total: Sides | None = None
         lost: Sides = {}
-        for batch in _tuples(batches):
+        for batch in tuples(batches):
             sums = self._sums(params, batch)
             if total is None:
                 total, lost = sums, _no_error(sums)
@@ -245,7 +246,7 @@ class Meter:
             self.programs[this.key] = self._program(this)
         return self.programs[this.key](this.arrays, mask)
 
-    def _program(self, this: Call) -> _Program:
+    def _program(self, this: Call) -> Compiled:
         """The compiled program for a kind of batch."""
         prepared = traced(this)
         taps = wanted(self.units, analyse(prepared, terms=self.terms))
@@ -264,7 +265,7 @@ class Meter:
             )
             return by_side(here, self.units, here.run(jaxpr, consts, arrays, ())[1])
 
-        return _Program(this.others, jax.jit(sums), consts)
+        return Compiled(this.others, jax.jit(sums), consts)
 
 
 def _asked(units: Units, asked: Asked) -> dict[str, Asked]:
@@ -276,38 +277,6 @@ def _asked(units: Units, asked: Asked) -> dict[str, Asked]:
     paths = measured_paths(units)
     pruned = set(units.budgeted) or set(paths)
     return {path: asked if path in pruned else small for path in paths}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Program:
-    """A compiled function from the arrays of a batch to its sums.
-
-    It holds references to the arguments that are no arrays, since the key of a call may
-    contain their identity alone. It holds no arrays, which are new at every call.
-    """
-
-    others: tuple[Any, ...]
-    run: Callable[..., Sides]
-    consts: Sequence[Any]
-
-    def __call__(self, arrays: Sequence[Any], mask: Any) -> Sides:
-        return self.run(self.consts, arrays, mask)
-
-
-def _tuples(batches: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-    if not isinstance(batches, Iterable):
-        raise TypeError(
-            f"expected an iterable of batches, got {type(batches).__name__}; pass a "
-            "list or a generator of tuples of arguments"
-        )
-    for batch in batches:
-        if not isinstance(batch, tuple):
-            raise TypeError(
-                f"expected a tuple of the arguments after params, got a batch of type "
-                f"{type(batch).__name__}; wrap a single argument as (x,), and pass a "
-                "list of such tuples"
-            )
-        yield batch
 
 
 # Sums ----------------------------------------------------------------------------

@@ -1,23 +1,17 @@
-"""Evaluates a jaxpr with taps: its outputs, and the activity of its units.
+"""The activity of the units of a jaxpr, measured while it is evaluated.
 
-A tap is a value that is measured. The jaxpr is evaluated equation by equation, through
-the public `jaxpr_as_fun`, with extra reductions at the taps. Bodies that hold a tap are
-wrapped again in the public transformation that made them (`jax.checkpoint`, `lax.scan`,
-`lax.switch`), with the statistics as additional outputs. A function with its own
-derivative is bound as it is, and its body is evaluated once more beside it. Every other
-equation is bound as it is. Taps have no gradients.
+The taps are values of kernels (`bbjax.tracing.flow.kernels`); the evaluation itself is
+that of `bbjax.activity.tapped`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Num, Shaped
 
 from bbjax.activity import in_rows
@@ -35,23 +29,20 @@ from bbjax.activity.per_edge import (
 from bbjax.activity.per_group import Members
 from bbjax.activity.per_unit import Over, unit_sums, valid_entries
 from bbjax.activity.statistics import BY_SAMPLE, PER_EDGE, PER_UNIT, Asked, Raw
+from bbjax.activity.tapped import Env, Tapped, constant
 from bbjax.model.units import Side, Units
-from bbjax.tracing import interpreter, jaxprs
 from bbjax.tracing.flow.kernels import Tap
 from bbjax.tracing.flow.order import Order
 from bbjax.tracing.flow.walk import Scope
-from bbjax.tracing.interpreter import Body, NestedCall
-from bbjax.tracing.primitives import REMAT
 
 Sides = dict[tuple[str, Side], Raw]
 
 
 @dataclasses.dataclass(frozen=True)
-class Probe:
-    """The evaluation of a jaxpr with taps.
+class Probe(Tapped[Tap]):
+    """The evaluation of a jaxpr with taps at its kernels.
 
     Attributes:
-      taps: where to measure.
       geometries: how each kernel moves, by path.
       asked: which statistics, by kernel and side.
       on: what counts as on.
@@ -59,50 +50,26 @@ class Probe:
       masks: the same for rows that enclosing scopes have sorted by expert.
     """
 
-    taps: tuple[Tap, ...]
     geometries: dict[str, Geometry]
     asked: Mapping[str, Asked]
     on: On
     where: Shaped[Array, "..."] | None = None
     masks: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
-    def run(
-        self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], scope: Scope
-    ) -> tuple[list[Any], dict[int, Raw]]:
-        """Outputs of a scope, and the partial measurements taken in it, by tap."""
-        env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=False))
-        env.update(zip(jaxpr.invars, args, strict=True))
-        here = {i: t for i, t in enumerate(self.taps) if t.scope == scope}
-        inside = self._calls(jaxpr, scope)
-        sorted_here = self._sorted_in(scope)
-        read = [v for t in here.values() for v in self._read_by(t)]
-        read += [v for order in sorted_here for v in in_rows.read_by(order)]
-        last = _last_reads(jaxpr, read)
-        raw: dict[int, Raw] = {}
-        start = 0
-        for stop in [*sorted(inside), len(jaxpr.eqns)]:
-            _run_plain(jaxpr, start, stop, env, last)
-            if stop < len(jaxpr.eqns):
-                read_there = self._keys_inside(scope, stop)
-                masks = {
-                    _key(order): self._row_mask(order, env, jaxpr)
-                    for order in sorted_here
-                    if _key(order) in read_there
-                }
-                inner = dataclasses.replace(self, masks=self.masks | masks)
-                raw |= inner._call(jaxpr, stop, env, scope, last)
-            start = stop + 1
-        raw |= self._measure(here, env, jaxpr)
-        return [_read(env, a) for a in jaxpr.outvars], raw
+    def reads(self, here: Mapping[int, Tap], scope: Scope) -> Sequence[Any]:
+        """The variables of a scope that measurements read."""
+        found = [v for t in here.values() for v in self._read_by(t)]
+        return found + [v for o in self._sorted_in(scope) for v in in_rows.read_by(o)]
 
-    def _calls(self, jaxpr: Any, scope: Scope) -> set[int]:
-        """Equations of a scope with a tap somewhere inside."""
-        depth = len(scope)
-        return {
-            t.scope[depth][0]
-            for t in self.taps
-            if len(t.scope) > depth and t.scope[:depth] == scope
+    def inside(self, jaxpr: Any, index: int, env: Env, scope: Scope) -> Probe:
+        """The evaluation of the bodies of a call, with masks of rows sorted here."""
+        read_there = self._keys_inside(scope, index)
+        masks = {
+            _key(order): self._row_mask(order, env, jaxpr)
+            for order in self._sorted_in(scope)
+            if _key(order) in read_there
         }
+        return dataclasses.replace(self, masks=self.masks | masks)
 
     def _weights(self, tap: Tap) -> Any:
         """The operand with the weights, if contributions of edges are asked for."""
@@ -135,19 +102,18 @@ class Probe:
             if len(t.scope) > depth and t.scope[depth][0] == index
         }
 
-    def _row_mask(self, order: Order, env: dict[Any, Any], jaxpr: Any) -> Any:
+    def _row_mask(self, order: Order, env: Env, jaxpr: Any) -> Any:
         """The padding mask of sorted rows."""
         assert self.where is not None
-        read = functools.partial(_constant, env)
+        read = functools.partial(constant, env)
         return in_rows.row_mask(self.where, order, jaxpr, read)
 
-    def _measure(
-        self, here: dict[int, Tap], env: dict[Any, Any], jaxpr: Any
-    ) -> dict[int, Raw]:
+    def measure(self, here: Mapping[int, Tap], env: Env, jaxpr: Any) -> dict[int, Raw]:
+        """Statistics at the taps of a scope."""
         done: dict[Any, Raw] = {}
         raw = {}
         for i, tap in here.items():
-            x = _constant(env, tap.var)
+            x = constant(env, tap.var)
             over = self._over(x, tap, env, jaxpr)
             names = tuple(n for n in self.asked[tap.kernel][tap.side] if n in PER_UNIT)
             key = (id(tap.var), tap.axes, names, tap.rows and id(tap.rows.sizes))
@@ -156,9 +122,7 @@ class Probe:
             raw[i] = done[key] | self._larger(x, tap, over, done[key], env)
         return raw
 
-    def _over(
-        self, x: Num[Array, "..."], tap: Tap, env: dict[Any, Any], jaxpr: Any
-    ) -> Over:
+    def _over(self, x: Num[Array, "..."], tap: Tap, env: Env, jaxpr: Any) -> Over:
         """Which entries of a value are of which unit."""
         where, valid = self.where, None
         if tap.rows is None:
@@ -172,7 +136,7 @@ class Probe:
             if order.scope == tap.scope and not order.why_not:
                 mask = self._row_mask(order, env, jaxpr)
             valid = in_rows.valid_rows(mask, x.ndim, tap)
-        sizes = _constant(env, tap.rows.sizes)
+        sizes = constant(env, tap.rows.sizes)
         return Members(tap.axes, x.shape, valid, tap.rows, sizes)
 
     def _larger(
@@ -181,7 +145,7 @@ class Probe:
         tap: Tap,
         over: Over,
         units: Raw,
-        env: dict[Any, Any],
+        env: Env,
     ) -> Raw:
         """Statistics that are more than one number per unit."""
         names, raw = self.asked[tap.kernel][tap.side], {}
@@ -191,7 +155,7 @@ class Probe:
             atom = self._weights(tap)
             raw |= map_sums(
                 x,
-                None if atom is None else _constant(env, atom),
+                None if atom is None else constant(env, atom),
                 tap,
                 self.geometries[tap.kernel],
                 over=over,
@@ -200,139 +164,9 @@ class Probe:
             )
         return raw
 
-    # Calls with taps inside ------------------------------------------------------
-    def _call(
-        self,
-        jaxpr: Any,
-        index: int,
-        env: dict[Any, Any],
-        scope: Scope,
-        last: dict[Any, int],
-    ) -> dict[int, Raw]:
-        """Evaluates a call, with the taps in its bodies."""
-        eqn = jaxpr.eqns[index]
-        args = [_read(env, a) for a in eqn.invars]
-        call = interpreter.call_of(eqn)
-        assert call is not None, eqn
-        runs = [self._body(b, (*scope, (index, b.number))) for b in call.bodies]
-        if call.kind == "scan":
-            outs, raw = self._scan(call, eqn, args, (*scope, (index, 0)))
-        elif call.kind == "cond":
-            outs, raw = self._cond(runs, args)
-        elif eqn.primitive.name in REMAT:
-            policy = {k: eqn.params[k] for k in ("prevent_cse", "policy")}
-            outs, raw = jax.checkpoint(runs[0], **policy)(*args)
-        elif call.kind == "inline":
-            args = _constrained(args, eqn.params.get("in_shardings"))
-            outs, raw = runs[0](*args)
-            outs = _constrained(outs, eqn.params.get("out_shardings"))
-        else:  # with its own derivative: bound as it is, measured beside it
-            _run_plain(jaxpr, index, index + 1, env, last)
-            return runs[0](*[lax.stop_gradient(a) for a in args])[1]
-        env.update(zip(eqn.outvars, outs, strict=True))
-        return raw
-
-    def _body(self, body: Body, scope: Scope):
-        """`run` with its operands spread, as transformations want them."""
-
-        def run(*args: Any):
-            return self.run(body.jaxpr, body.consts, args, scope)
-
-        return run
-
-    def _scan(self, call: NestedCall, eqn: Any, args: Sequence[Any], scope: Scope):
-        (body,) = call.bodies
-        given: dict[str, list[Any]] = {"held": [], "carried": [], "sliced": []}
-        for operand, way in body.entries:
-            given[way].append(args[operand])
-
-        def step(carry, xs):
-            inside = [*given["held"], *carry, *xs]
-            outs, raw = self.run(body.jaxpr, body.consts, inside, scope)
-            return list(outs[: call.stacked]), (list(outs[call.stacked :]), raw)
-
-        settings = {k: eqn.params[k] for k in ("length", "reverse", "unroll")}
-        carry, (ys, raw) = lax.scan(step, given["carried"], given["sliced"], **settings)
-        kept = {
-            i: stats.over_iterations(r)
-            if dict(self.taps[i].layers)[scope] is None
-            else r
-            for i, r in raw.items()
-        }
-        return [*carry, *ys], kept
-
-    def _cond(self, branches: Sequence[Callable[..., Any]], args: Sequence[Any]):
-        choice, *operands = args
-        shapes: dict[int, Any] = {}
-        for branch in branches:
-            shapes |= jax.eval_shape(lambda *a, f=branch: f(*a)[1], *operands)
-
-        def complete(branch):
-            def run(*operands):
-                outs, raw = branch(*operands)
-                for i, like in shapes.items():
-                    if i not in raw:
-                        raw[i] = jax.tree.map(
-                            lambda s: jnp.zeros(s.shape, s.dtype), like
-                        )
-                return outs, dict(sorted(raw.items()))
-
-            return run
-
-        return lax.switch(choice, [complete(b) for b in branches], *operands)
-
 
 def _key(order: Order) -> tuple[Scope, int]:
     return order.scope, id(order.rows)
-
-
-def _read(env: dict[Any, Any], atom: Any) -> Any:
-    return atom.val if jaxprs.is_literal(atom) else env[atom]
-
-
-def _constant(env: dict[Any, Any], atom: Any) -> Num[Array, "..."]:
-    """A value to measure: an array without a gradient."""
-    return lax.stop_gradient(jnp.asarray(_read(env, atom)))
-
-
-def _last_reads(jaxpr: Any, tapped: Sequence[Any]) -> dict[Any, int]:
-    """For each variable, the last equation that reads it (the end, for outputs)."""
-    last: dict[Any, int] = {}
-    for i, eqn in enumerate(jaxpr.eqns):
-        last.update({a: i for a in eqn.invars if not jaxprs.is_literal(a)})
-    end = len(jaxpr.eqns)
-    kept = [a for a in [*jaxpr.outvars, *tapped] if a is not None]
-    last.update({a: end for a in kept if not jaxprs.is_literal(a)})
-    return last
-
-
-def _run_plain(
-    jaxpr: Any, start: int, stop: int, env: dict[Any, Any], last: dict[Any, int]
-) -> None:
-    """Evaluates equations `start` to `stop` as they are."""
-    eqns = jaxpr.eqns[start:stop]
-    if not eqns:
-        return
-    made = [v for e in eqns for v in e.outvars]
-    outs = [v for v in made if last.get(v, -1) >= stop]
-    own = set(made)
-    read = dict.fromkeys(
-        a for e in eqns for a in e.invars if not jaxprs.is_literal(a) and a not in own
-    )
-    run = jaxprs.segment(jaxpr, list(read), outs, eqns)
-    env.update(zip(outs, run(*[env[v] for v in read]), strict=True))
-
-
-def _constrained(values: Sequence[Any], shardings: Any) -> list[Any]:
-    """Keeps the shardings that an inner `jit` asks for."""
-    if shardings is None:
-        return list(values)
-    return [
-        lax.with_sharding_constraint(v, s)
-        if isinstance(s, jax.sharding.Sharding)
-        else v
-        for v, s in zip(values, shardings, strict=True)
-    ]
 
 
 # Results -------------------------------------------------------------------------

@@ -147,6 +147,28 @@ class UnitSet:
 
 
 @dataclasses.dataclass(frozen=True)
+class Stack:
+    """Layers that a scan runs over.
+
+    Attributes:
+      layers: number of layers.
+      members: every axis of a parameter that has one entry for each layer, as
+        `(path, axis)`, in the order of the parameters.
+      shapes: of these parameters.
+    """
+
+    layers: int
+    members: tuple[tuple[str, int], ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def name(self) -> str:
+        """The first member: `layers/up/kernel[0]`."""
+        path, axis = self.members[0]
+        return f"{path}[{axis}]"
+
+
+@dataclasses.dataclass(frozen=True)
 class Graph:
     """The groups of a function, in order of the kernels that make them.
 
@@ -157,6 +179,7 @@ class Graph:
       groups: what can shrink, in that order.
       sets: what can be removed one by one, in order of the kernels that make them.
       note: what helps where a group cannot shrink; printed under the table.
+      stacks: the layers of every scan over parameters, in the order of the scans.
 
     Example:
       >>> import bbjax as bb, jax, jax.numpy as jnp
@@ -174,6 +197,7 @@ class Graph:
     groups: tuple[Group, ...] = ()
     sets: tuple[UnitSet, ...] = ()
     note: str = ""
+    stacks: tuple[Stack, ...] = ()
 
     def __post_init__(self) -> None:
         count: dict[str, int] = {}

@@ -17,6 +17,7 @@ states        cuts optimizer states along
 rounds        `bb.shrink_rounds`
 stacks        `bb.unstack`
 unitwise      scores and masks of whole units (`bb.unitwise`)
+depth         scores of layers, and parameters with fewer layers (`bb.depth`)
 """
 
 from bbjax.shrinking.api import shrink

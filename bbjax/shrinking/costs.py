@@ -34,18 +34,30 @@ def flops(jaxpr: Any) -> int:
     return sum(_of(eqn) for eqn in inner.eqns)
 
 
-def _of(eqn: Any) -> int:
+def summed(eqn: Any) -> tuple[int, tuple[int, ...]] | None:
+    """What a product sums over; None for other operations.
+
+    Returns:
+      The number of an operand, and its axes. Two operations for every term of the sum,
+      and for every entry of the result, are the cost of the product.
+    """
     name = eqn.primitive.name
-    if name in CONTRACTIONS and name != "conv_general_dilated":
-        left, _ = numbers_of(eqn).contract
-        shape = eqn.invars[0].aval.shape
-        summed = math.prod(shape[a] for a in left)
-        return 2 * math.prod(eqn.outvars[0].aval.shape) * summed
     if name == "conv_general_dilated":
-        out, *window = eqn.params["dimension_numbers"].rhs_spec
-        shape = eqn.invars[1].aval.shape
-        summed = math.prod(shape[a] for a in window)
-        return 2 * math.prod(eqn.outvars[0].aval.shape) * summed
+        _, *window = eqn.params["dimension_numbers"].rhs_spec
+        return 1, tuple(window)
+    if name in CONTRACTIONS:
+        left, _ = numbers_of(eqn).contract
+        return 0, tuple(left)
+    return None
+
+
+def _of(eqn: Any) -> int:
+    product = summed(eqn)
+    if product is not None:
+        operand, axes = product
+        shape = eqn.invars[operand].aval.shape
+        terms = math.prod(shape[a] for a in axes)
+        return 2 * math.prod(eqn.outvars[0].aval.shape) * terms
     call = interpreter.call_of(eqn)
     if call is None:
         return 0

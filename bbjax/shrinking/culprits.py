@@ -55,7 +55,23 @@ def _tried(
     differences: Differences,
 ) -> dict[int, str]:
     """Groups that make a difference by themselves; if none does, all that may do so."""
-    suspects = [group for group in left if group in first.groups] or list(left)
+    suspects = [group for group in left if group in first.groups]
+    others = [group for group in left if group not in suspects]
+    found = _alone(suspects, left, first, names, kinds, differences)
+    # A number may come from the size of a group that only looks like another one.
+    found = found or _alone(others, left, first, names, kinds, differences)
+    return found or dict.fromkeys(suspects or others, first.text)
+
+
+def _alone(
+    suspects: Sequence[int],
+    left: Mapping[int, np.ndarray],
+    first: Difference,
+    names: Mapping[int, str],
+    kinds: Mapping[int, Hashable],
+    differences: Differences,
+) -> dict[int, str]:
+    """Those of some groups that make a difference by themselves, and others alike."""
     alike: dict[Hashable, list[int]] = {}
     for group in suspects:
         alike.setdefault(kinds[group], []).append(group)
@@ -69,7 +85,7 @@ def _tried(
             found |= {g: others for g in left if kinds[g] == kind} | {one: text}
         else:
             found |= _halved(groups[1:], left, differences)
-    return found or dict.fromkeys(suspects, first.text)
+    return found
 
 
 def _halved(

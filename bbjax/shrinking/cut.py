@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -45,8 +46,9 @@ def cut(array: A, mine: tuple[Cut, ...]) -> A:
     put on their devices again. Weak types (`jnp.full(n, 0.1)`) stay weak.
     """
     traced = isinstance(array, jax.core.Tracer)
-    if not isinstance(array, jax.Array) or traced or array.weak_type:
-        for axis, layers, indices in mine:  # numpy has no weak types
+    keys = jnp.issubdtype(array.dtype, jax.dtypes.extended)
+    if not isinstance(array, jax.Array) or traced or keys or array.weak_type:
+        for axis, layers, indices in mine:  # numpy has no weak types, and no keys
             array = _along(array, axis, layers, indices)
         return array
     found = cut(np.asarray(array), mine)
@@ -87,7 +89,7 @@ def shape_of(array: Array, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
 
 
 def _along(array: A, axis: int, layers: tuple[int, ...], indices: np.ndarray) -> A:
-    xp = array.__array_namespace__()
+    xp: Any = jnp if isinstance(array, jax.Array) else np  # keys know no namespace
     if not layers:
         return xp.take(array, indices, axis=axis)
     spread = on_axes(indices, (*layers, axis), array.ndim)

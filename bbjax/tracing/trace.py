@@ -22,7 +22,7 @@ from bbjax.tracing.call import Prepared, prepare
 from bbjax.tracing.flow import kernels as flow_kernels
 from bbjax.tracing.flow.values import DATA, leaf, plain
 from bbjax.tracing.flow.walk import Flow, walk
-from bbjax.tracing.graph import groups, sets, uses
+from bbjax.tracing.graph import groups, layers, sets, uses
 from bbjax.tracing.graph.scans import scans_of_groups
 
 
@@ -79,7 +79,7 @@ def followed(prepared: Prepared) -> Followed:
     """Kernels, groups and sets of units of a prepared function."""
     flow = walked(prepared)
     found = _kernels(prepared, flow)
-    program = _program(prepared)
+    program = program_of(prepared)
     number = {path: leaf for leaf, path in enumerate(prepared.paths)}
     kernels = {number[kernel.path]: kernel for kernel in found.kernels}
     used = uses.follow(program, flow, kernels)
@@ -92,11 +92,12 @@ def followed(prepared: Prepared) -> Followed:
 
 def grouped(prepared: Prepared, units: Units) -> Followed:
     """Groups of a prepared function whose kernels are known."""
-    program = _program(prepared)
+    program = program_of(prepared)
     return _with_groups(prepared, program, units, scans_of_groups(program), ())
 
 
-def _program(prepared: Prepared) -> Program:
+def program_of(prepared: Prepared) -> Program:
+    """A prepared function with the dims of all its arrays."""
     return follow(prepared.jaxpr, prepared.paths, prepared.results(), prepared.others)
 
 
@@ -108,7 +109,8 @@ def _with_groups(
     made: tuple[UnitSet, ...],
 ) -> Followed:
     graph, numbers = groups.graph(program, prepared.paths, units.kernels, scans)
-    graph = dataclasses.replace(graph, sets=made, note=_note(graph, prepared))
+    note, found = _note(graph, prepared), layers.stacks(program, prepared.paths)
+    graph = dataclasses.replace(graph, sets=made, note=note, stacks=found)
     return Followed(dataclasses.replace(units, graph=graph), program, numbers, scans)
 
 

@@ -223,3 +223,22 @@ def test_an_error_without_words_is_reported_with_its_place():
     (change,) = bb.shrink(fn, params, masks, X).report.changes
     assert "AssertionError: test_proof.py, line " in change.why
     assert change.why.endswith(", in fn")
+
+
+def test_a_group_of_the_same_size_is_not_taken_for_the_one_that_makes_a_difference():
+    """The root of 2 of 4 entries of a head; the values have 2 of 4 entries as well."""
+
+    def net(p, x):
+        q, k, v = x @ p["q"], x @ p["k"], x @ p["v"]
+        weights = jax.nn.softmax(q @ k.swapaxes(1, 2) / q.shape[-1] ** 0.5)
+        return jax.nn.relu(weights @ v @ p["o"] @ p["up"]) @ p["down"]
+
+    shapes = {n: (8, 4) for n in "qkv"} | {"o": (4, 6), "up": (6, 10), "down": (10, 3)}
+    params = drawn(**shapes)
+    units = bb.trace(net, params, X)
+    scores = bb.unitwise.group_magnitude(units, params)
+    masks = bb.unitwise.cut(units, scores, 0.5)
+    small = bb.shrink(net, params, masks, X)
+    after = {c.group: c.after for c in small.report.changes}
+    assert after == {"q[1]": 4, "v[1]": 2, "o[1]": 3, "up[1]": 5}
+    same(net, params, masks, small, X)

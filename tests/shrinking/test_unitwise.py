@@ -195,8 +195,14 @@ def test_groups_compete_for_a_global_density(params):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"density": None}, "expected a density or a least score, got density=None"),
-        ({"least": 1.0}, "expected a density or a least score, got density=0.5"),
+        (
+            {"density": None},
+            "expected a density, a least score or a budget, got density=None",
+        ),
+        (
+            {"least": 1.0},
+            "expected a density, a least score or a budget, got density=0.5",
+        ),
         ({"density": 1.5}, r"expected a density in \[0, 1\] for 'up\[1\]', got 1.5"),
         ({"density": {}}, r"expected a density in \[0, 1\] for 'up\[1\]', got None"),
         ({"scope": "all"}, 'expected scope "group" or "global", got \'all\''),

@@ -13,7 +13,9 @@ from bbjax.model.checks import check_values, meant
 from bbjax.model.groups import Group, on_axes
 from bbjax.model.numbers import INT32, check_int
 from bbjax.model.units import Units
+from bbjax.shrinking.unitwise.budget import Given, Scope, counted, ranking, within
 from bbjax.shrinking.unitwise.groups import free_groups
+from bbjax.shrinking.unitwise.model_costs import Costs
 
 
 def cut(
@@ -22,6 +24,8 @@ def cut(
     density: float | Mapping[str, float] | None = None,
     *,
     least: float | None = None,
+    budget: Mapping[Literal["params", "flops", "bytes"], float] | None = None,
+    costs: Costs | None = None,
     scope: Literal["group", "global"] = "group",
     multiple_of: int | Mapping[str, int] = 1,
 ) -> dict[str, np.ndarray]:
@@ -35,6 +39,15 @@ def cut(
         group, or for all.
       least: the lowest score that stays; in place of a density. Units over a traffic
         budget `b` have a `traffic` score below `-b`.
+      budget: in place of a density, the share of the whole model's parameters, of the
+        operations of its products, or of the bytes of its parameters that may be left,
+        in (0, 1]: `{"flops": 0.5}`. Of several, all hold. As many units stay as the
+        budget allows: one more step (the next share of units for all groups, or under
+        `"global"` the next unit) would exceed it.
+      costs: from `bb.unitwise.costs`, with a budget. Groups in `costs.whole`, which
+        `bb.shrink` would leave whole, keep all units, and so does any group that it
+        would leave whole at the numbers of units that are found: the function is traced
+        once more to check them.
       scope: `"group"`: every group and layer by itself; `"global"`: units of all groups
         compete, and the density holds for all together. Layers of a scan keep the same
         number of units.
@@ -47,10 +60,12 @@ def cut(
       `bb.apply_masks`.
 
     Raises:
-      ValueError: no group can shrink, with the reasons; neither or both of density and
-        least, a density outside [0, 1], an unknown group or scope, scores of another
-        shape or NaN, a multiple below 1.
-      TypeError: scores that are no numbers; scores or densities without values.
+      ValueError: no group can shrink, with the reasons; none or several of density,
+        least and budget, a density outside [0, 1], an unknown group or scope, scores of
+        another shape or NaN, a multiple below 1; a budget outside (0, 1], of an unknown
+        kind, or that the smallest model exceeds, with what cannot shrink.
+      TypeError: scores that are no numbers; scores or densities without values; a
+        budget that is not by kind of cost, or without costs.
 
     Example:
       >>> import bbjax as bb, jax, jax.numpy as jnp
@@ -62,6 +77,10 @@ def cut(
       >>> masks = cut(units, scores, 0.5)
       >>> masks["up"].tolist(), masks["down"].tolist()
       ([[False, True]], [[False], [True]])
+      >>> costs = bb.unitwise.costs(net, units, params, jnp.ones((5, 1)))
+      >>> masks = cut(units, scores, budget={"flops": 0.5}, costs=costs)
+      >>> masks["up"].tolist()
+      [[False, True]]
     """
     known = free_groups(units)
     if not known:
@@ -75,24 +94,48 @@ def cut(
     scores = _checked(scores, known)
     shares: dict[str, Any] = dict.fromkeys(scores)
     shares |= _each(density, scores, "densities of groups that have scores")
-    _check(shares, density, least, scope)
+    _check(shares, density, least, budget, scope)
+    if budget is None and costs is not None:
+        raise ValueError(
+            "expected costs with a budget, got them alone; pass budget={...}, as "
+            '{"flops": 0.5}'
+        )
     steps = dict.fromkeys(known, 1)
     steps |= _each(multiple_of, known, "multiples of groups that can shrink")
     for name, step in steps.items():
         check_int("multiple_of", step, 1, INT32, f"got it for the units of {name!r}")
-    if least is not None:
-        counts = {n: (s >= least).sum(axis=-1).max() for n, s in scores.items()}
-    elif scope == "global":
-        counts = _shared(scores, shares)
+    ranks = {name: _rank(score) for name, score in scores.items()}
+    given = Given(scores, ranks, steps)
+    if budget is not None:
+        sizes = within(budget, costs, units, given, scope)
     else:
-        counts = {n: round(float(shares[n]) * s.shape[-1]) for n, s in scores.items()}
+        sizes = given.rounded(_counts(scores, shares, least, scope))
     masks: dict[str, np.ndarray] = {}
-    for name, score in scores.items():
-        best = np.argsort(-score, axis=-1, kind="stable")
-        rank = np.argsort(best, axis=-1, kind="stable")
-        step, stay = steps[name], max(int(counts[name]), 1)
-        _mask(known[name], rank < -(-stay // step) * step, masks)
+    for name, rank in ranks.items():
+        _mask(known[name], rank < sizes[name], masks)
     return masks
+
+
+def _rank(score: np.ndarray) -> np.ndarray:
+    """The rank of every unit in its layer: the highest score first, ties by index."""
+    best = np.argsort(-score, axis=-1, kind="stable")
+    return np.argsort(best, axis=-1, kind="stable")
+
+
+def _counts(
+    scores: Mapping[str, np.ndarray],
+    shares: Mapping[str, Any],
+    least: float | None,
+    scope: Scope,
+) -> dict[str, int]:
+    """How many units stay under a density or a least score."""
+    if least is not None:
+        return {n: (s >= least).sum(axis=-1).max() for n, s in scores.items()}
+    if scope == "group":
+        return {n: round(float(shares[n]) * s.shape[-1]) for n, s in scores.items()}
+    names = ranking(scores)
+    density = float(next(iter(shares.values()), 0.0))
+    return counted(names[: round(density * len(names))], scores)
 
 
 def _checked(scores: Any, known: Mapping[str, Group]) -> dict[str, np.ndarray]:
@@ -138,26 +181,6 @@ def _each(given: Any, names: Collection[str], what: str) -> dict[str, Any]:
     return dict(given)
 
 
-def _shared(
-    scores: Mapping[str, np.ndarray], shares: Mapping[str, float]
-) -> dict[str, int]:
-    """How many units every group keeps if all compete, with one share for all.
-
-    The scores of a group in a scan are means over its layers, rank by rank.
-    """
-    if not scores:
-        return {}
-    ranked = {
-        name: np.sort(score, axis=-1)[..., ::-1].reshape(-1, score.shape[-1]).mean(0)
-        for name, score in scores.items()
-    }
-    names = np.concatenate([[n] * len(s) for n, s in ranked.items()])
-    values = np.concatenate([np.r_[np.inf, s[1:]] for s in ranked.values()])
-    density = float(next(iter(shares.values())))
-    best = np.argsort(-values, kind="stable")[: round(density * len(values))]
-    return {name: int((names[best] == name).sum()) for name in ranked}
-
-
 def _mask(group: Group, kept: np.ndarray, masks: dict[str, np.ndarray]) -> None:
     """Cuts all parameters of the units that do not stay."""
     for member in group.members:
@@ -167,11 +190,13 @@ def _mask(group: Group, kept: np.ndarray, masks: dict[str, np.ndarray]) -> None:
         masks[member.path] = mask & own
 
 
-def _check(shares: Mapping[str, Any], density: Any, least: Any, scope: str) -> None:
-    if (density is None) == (least is None):
+def _check(
+    shares: Mapping[str, Any], density: Any, least: Any, budget: Any, scope: str
+) -> None:
+    if sum(given is None for given in (density, least, budget)) != 2:
         raise ValueError(
-            f"expected a density or a least score, got density={density!r} and "
-            f"least={least!r}; pass one of them"
+            f"expected a density, a least score or a budget, got density={density!r}, "
+            f"least={least!r} and budget={budget!r}; pass one of them"
         )
     if scope not in ("group", "global"):
         raise ValueError(
@@ -189,7 +214,7 @@ def _check(shares: Mapping[str, Any], density: Any, least: Any, scope: str) -> N
             "scores are cut"
         )
     check_values(shares, "densities")
-    for name, share in shares.items() if least is None else ():
+    for name, share in shares.items() if density is not None else ():
         if not _is_number(share) or not 0.0 <= float(share) <= 1.0:
             raise ValueError(
                 f"expected a density in [0, 1] for {name!r}, got {share!r}; it is the "

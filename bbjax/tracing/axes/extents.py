@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -91,6 +91,25 @@ class Extents:
             found.update(dict.fromkeys(w for ws in inside for w in ws))
         self._seen[dim] = tuple(found)
         return self._seen[dim]
+
+    def terms(self, dim: Dim) -> dict[Dim, int]:
+        """The size of a dim as a polynomial in the sizes of whole factors.
+
+        Returns:
+          The coefficient of every product of whole factors, sorted. Fixed ones are
+          numbers, and part of the coefficients.
+        """
+        found: dict[Dim, int] = {(): 1}
+        for factor in self.factors(dim):
+            if factor in self._sum:
+                parts = [self.terms(part) for part in self._sum[factor]]
+                own = added(parts)
+            elif factor in self._fixed:
+                own = {(): self._sizes[factor]}
+            else:
+                own = {(factor,): 1}
+            found = multiplied(found, own)
+        return found
 
     def why_fixed(self, whole: int) -> str:
         """Why the size of a whole factor cannot change; empty if it can."""
@@ -350,6 +369,32 @@ class Extents:
                 before.append(pieces[i])
         after = pieces[len(before) :]
         return self.joined(before), self.joined(after)
+
+
+def added(polynomials: Iterable[Mapping[Dim, int]]) -> dict[Dim, int]:
+    """A sum of polynomials, each given as by `Extents.terms`.
+
+    Example:
+      >>> added([{(1,): 2, (): 3}, {(1,): 1}])
+      {(1,): 3, (): 3}
+    """
+    found: dict[Dim, int] = {}
+    for polynomial in polynomials:
+        for factors, times in polynomial.items():
+            found[factors] = found.get(factors, 0) + times
+    return found
+
+
+def multiplied(one: Mapping[Dim, int], two: Mapping[Dim, int]) -> dict[Dim, int]:
+    """A product of two polynomials.
+
+    Example:
+      >>> multiplied({(1,): 2, (): 3}, {(0,): 5})
+      {(0, 1): 10, (0,): 15}
+    """
+    return added(
+        {tuple(sorted((*a, *b))): m * n} for a, m in one.items() for b, n in two.items()
+    )
 
 
 def _all(size: int) -> np.ndarray:
