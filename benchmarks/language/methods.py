@@ -122,6 +122,7 @@ def _methods() -> dict[str, Method]:
         "magnitude": Method(rules.magnitude),
         "Wanda": Method(rules.wanda),
         "RIA": Method(rules.ria),
+        "TRIM": Method(rules.trim),
         "SparseGPT": Method(rules.sparsegpt),
         "competition": Method(_bb(spread=0.0), rules.wanda),
     }
