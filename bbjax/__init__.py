@@ -56,7 +56,7 @@ from bbjax.files.params import load, save
 from bbjax.model import removal as graph
 from bbjax.model.units import Kernel, Units
 from bbjax.model.version import __version__ as __version__
-from bbjax.oneshot import saliency
+from bbjax.oneshot import recover, saliency
 from bbjax.oneshot.fine_pruning.personalise import personalise
 from bbjax.oneshot.nnrelief.relieve import relieve
 from bbjax.oneshot.nnrelief.residual import Residual
@@ -114,6 +114,7 @@ __all__ = [
     "prune_in_order",
     "ramp",
     "reconstruct",
+    "recover",
     "relieve",
     "relieve_and_train",
     "report",

@@ -219,7 +219,7 @@ class Meter:
         """The activity on a stream, of parameters with the shapes of those before."""
         total: Sides | None = None
         lost: Sides = {}
-        for batch in _tuples(batches):
+        for batch in as_tuples(batches):
             sums = self._sums(params, batch)
             if total is None:
                 total, lost = sums, _no_error(sums)
@@ -294,7 +294,12 @@ class _Program:
         return self.run(self.consts, arrays, mask)
 
 
-def _tuples(batches: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+def as_tuples(batches: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """The batches, each checked when it comes.
+
+    Raises:
+      TypeError: not an iterable, or a batch that is no tuple.
+    """
     if not isinstance(batches, Iterable):
         raise TypeError(
             f"expected an iterable of batches, got {type(batches).__name__}; pass a "

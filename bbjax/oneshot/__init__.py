@@ -3,6 +3,7 @@
 prune         `bb.prune`, `bb.prune_in_order`, `bb.apply_masks`
 unseen        stack slices that no calibration sample reached
 reconstruct   updates of kept weights after any rule
+recover       biases that take over means, and norms measured again
 saliency      scores of edges from gradients
 rounds        prunes, trains and scores in turn
 spreads       slopes of the balance, chosen from calibration data

@@ -119,7 +119,7 @@ def reconstruct(
     dense, tree = Leaves.of(params), Leaves.of(params if start is None else start)
     kernels = _kernels(units, masks, dense)
     grams = {kernel.path: _gram(kernel, stats) for kernel in kernels}
-    _check_dense(kernels, dense, masks)
+    check_dense(kernels, dense, masks)
     errors = {}
     for kernel in kernels:
         keep = jnp.asarray(masks[kernel.path])
@@ -210,22 +210,17 @@ def _kernels(units: Units, masks: Any, tree: Leaves) -> list[Kernel]:
 
 def _gram(kernel: Kernel, stats: Any) -> jax.Array:
     """The Gram matrices of a kernel's inputs, `(slices, in, in)`."""
-    sides = stats.get(kernel.path) if isinstance(stats, dict) else None
-    if getattr(getattr(sides, "inputs", None), "gram", None) is None:
-        raise ValueError(
-            f"expected the Gram matrix of the inputs of {kernel.path!r}, got none; "
-            "calibrate with units that select the kernel, "
-            'bb.calibrate(fn, units, params, batches, needs=["inputs.gram"])'
-        )
-    names = ("inputs.gram",)
-    sides = observations.check_activity(kernel, names, stats)
-    observations.check_measured(kernel, names, sides)
+    gram = observations.of_inputs(kernel, "gram", "the Gram matrix", stats)
     n = math.prod(kernel.in_units)
-    return jnp.reshape(sharding.whole(jnp.asarray(sides.inputs.gram)), (-1, n, n))
+    return jnp.reshape(sharding.whole(jnp.asarray(gram)), (-1, n, n))
 
 
-def _check_dense(kernels: list[Kernel], tree: Leaves, masks: Mapping[str, Any]) -> None:
-    """Refuses weights that are not finite, and params that are pruned already."""
+def check_dense(kernels: list[Kernel], tree: Leaves, masks: Mapping[str, Any]) -> None:
+    """Refuses weights that are not finite, and params that are pruned already.
+
+    Raises:
+      ValueError: if so; not under jit, where values are not known.
+    """
     gone = lost = False
     for kernel in kernels:
         weights, mask = tree.get(kernel, "parameter"), masks[kernel.path]
