@@ -1,6 +1,7 @@
 """One shot: pruning a trained network.
 
 prune         `bb.prune`, `bb.prune_in_order`, `bb.apply_masks`
+sensitivity   the loss with one kernel pruned at a time, and budgets from it
 unseen        stack slices that no calibration sample reached
 reconstruct   updates of kept weights after any rule
 recover       biases that take over means, and norms measured again
