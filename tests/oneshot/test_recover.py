@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -437,6 +438,41 @@ def test_norms_of_nnx_modules():
     outs = [np.asarray(x) @ kernel + bias for (x,) in batches]
     close(net.norm.mean[...], np.mean([out.mean(0) for out in outs], 0))
     close(net.norm.var[...], np.mean([out.var(0) for out in outs], 0))
+
+
+@pytest.mark.parametrize("mode", ["ema", "batch"])
+def test_norms_of_equinox(mode, lenient):
+    norm, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(5, "batch", mode=mode)
+
+    @jax.jit
+    def update(state, x):
+        run = jax.vmap(norm, in_axes=(0, None), out_axes=(0, None), axis_name="batch")
+        return run(x, state)[1]
+
+    for _ in range(3):
+        state = update(state, normal(32, 5) - 3)
+    batches = [(normal(16, 5),), (2 * normal(16, 5) + 1,)]
+    new = bb.recover.norms(update, state, batches)
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+    first, *found = jax.tree.leaves(new)  # a flag or a counter, the mean, the variance
+    assert first == jax.tree.leaves(state)[0]
+    close(found[0], np.mean([np.asarray(x).mean(0) for (x,) in batches], 0))
+    close(found[1], np.mean([np.asarray(x).var(0) for (x,) in batches], 0))
+
+
+def test_norms_that_are_sharded_over_devices():
+    mesh = jax.make_mesh((4,), ("model",), axis_types=(AxisType.Auto,))
+    place = NamedSharding(mesh, PartitionSpec("model"))
+    old = {"mean": jax.device_put(jnp.ones(8), place)}
+    x = normal(6, 8)
+
+    @jax.jit
+    def update(norms, x):
+        return {"mean": 0.9 * norms["mean"] + 0.1 * x.mean(0)}
+
+    new = bb.recover.norms(update, old, [(x,)])
+    close(new["mean"], np.asarray(x).mean(0))
+    assert new["mean"].sharding.is_equivalent_to(place, 1)
 
 
 def moving(norms, x, weight=0.9):

@@ -12,6 +12,7 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import bbjax as bb
 from bbjax.budgets.allocation import Uneven, budgets
@@ -254,6 +255,46 @@ def test_convolutions_and_patterns():
         ValueError, match=r"densities=\(0.5,\) with the pattern 2:4, go"
     ):
         bb.sensitivity(fn, units, params, [(x,)], MAGNITUDE, pattern=pattern)
+
+
+def test_bfloat16_parameters():
+    params, x, y, units = problem()
+    half = {k: v.astype(jnp.bfloat16) for k, v in params.items()}
+
+    def fn(p, x, y):
+        return mlp(jax.tree.map(lambda w: w.astype(jnp.float32), p), x, y)
+
+    units = bb.trace(fn, half, x, y).select("up|down")
+    found = bb.sensitivity(fn, units, half, [(x, y)], MAGNITUDE, densities=[0.5])
+    for path in ("up", "down"):
+        pruned, _ = bb.prune(half, units.only([path]), MAGNITUDE, 0.5)
+        assert found.losses[path][0] == pytest.approx(float(fn(pruned, x, y)), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_parameters_that_are_sharded_over_devices(kind):
+    params, x, units = stacked()
+    given = {"densities": (0.5, 0.2), "rule": MAGNITUDE}
+    want = bb.sensitivity(gated_stack, units, params, [(x,)], **given)
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind,) * 2)
+    specs = {"gate": (None, None, "model"), "up": (None, None, "model")}
+
+    def put(path, leaf):
+        spec = PartitionSpec(*specs.get(path[-1].key, ()))
+        return jax.device_put(leaf, NamedSharding(mesh, spec))
+
+    def loss(p, x):
+        if kind is AxisType.Explicit:  # products over a sharded axis have to say where
+            p = jax.tree.map(lambda w: jax.sharding.reshard(w, PartitionSpec()), p)
+        return gated_stack(p, x)
+
+    with jax.set_mesh(mesh):
+        sharded = jax.tree_util.tree_map_with_path(put, params)
+        units = bb.trace(loss, sharded, x).select("layers")
+        found = bb.sensitivity(loss, units, sharded, [(x,)], **given)
+    assert found.losses.keys() == want.losses.keys()
+    for name, losses in want.losses.items():
+        np.testing.assert_allclose(found.losses[name], losses, rtol=1e-4)
 
 
 # Budgets ----------------------------------------------------------------------------
