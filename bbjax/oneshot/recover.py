@@ -313,7 +313,7 @@ class _Passes(NamedTuple):
         for i, probe in zip(self.floats, probes, strict=True):
             leaf = jnp.asarray(self.leaves[i])
             # In float32 at least: bfloat16 would lose the weight in its rounding.
-            dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+            dtype = jnp.float32 if jnp.finfo(leaf.dtype).bits < 32 else leaf.dtype
             given[i] = sharding.match(jnp.full(leaf.shape, probe, dtype), leaf)
         made = self.update(jax.tree_util.tree_unflatten(self.structure, given), *batch)
         leaves, structure = jax.tree_util.tree_flatten(made)

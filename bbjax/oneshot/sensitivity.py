@@ -152,6 +152,7 @@ class Sensitivity:
             (path, tuple(found[at] for at in range(len(found))))
             for path, found in shares.items()
         )
+        # The density that is met: another one moves every budget by a part of an edge.
         return Uneven(total / everything, raised)
 
     def _curve(self, row: Row) -> curves.Curve:

@@ -518,6 +518,20 @@ def test_entries_that_only_some_batches_change():
     close(new["mean"], [3.0, 2.0, 9.0])
 
 
+def test_statistics_in_bfloat16_are_measured_in_float32():
+    old = {"mean": jnp.full(4, 7, jnp.bfloat16)}
+    x = 100 * normal(64, 4)
+
+    def update(norms, x):
+        return {"mean": norms["mean"] * jnp.float32(0.99) + 0.01 * x.mean(0)}
+
+    new = bb.recover.norms(update, old, [(x,)])
+    assert new["mean"].dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        new["mean"].astype(jnp.float32), np.asarray(x).mean(0), rtol=2**-8
+    )
+
+
 def test_a_trained_net_that_is_pruned_by_half_gets_better(lenient):
     net = ConvNet(0.99)
     key = jax.random.key(1)

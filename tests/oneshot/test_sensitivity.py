@@ -337,6 +337,38 @@ def test_budgets_add_up_and_are_what_was_allocated(lines, density):
         assert (edges >= round(0.2 * kernel.edge_count)).all()
 
 
+@pytest.mark.parametrize("part", [-0.49, 0.0, 0.3])
+def test_a_budget_that_is_rounded_takes_no_edge_from_the_sparsest_row(part):
+    """The density that is passed on is the one that is met."""
+    kernels = [
+        bb.Kernel(n, (k, k), fan_in=(0,), fan_out=(1,))
+        for n, k in (("a", 40), ("b", 10))
+    ]
+    rows = (
+        Row("a", (), 1600, np.array([1.0, 9.0]), (("a", 0, 1600),)),
+        Row("b", (), 100, np.array([0.0, 0.001]), (("b", 0, 100),)),
+    )
+    density = Sensitivity(0.0, (0.9, 0.05), rows).allocate((1285 + part) / 1700)
+    spent = budgets(density, kernels, jnp.int32(0))
+    assert [int(edges) for edges in spent.edges] == [1280, 5]
+
+
+@pytest.mark.parametrize("side, off", [(1400, 0), (20000, 100)])
+def test_budgets_of_large_kernels(side, off):
+    shapes = {"a": (side, side), "b": (side, side // 3)}
+    kernels = [bb.Kernel(n, s, fan_in=(0,), fan_out=(1,)) for n, s in shapes.items()]
+    rows = tuple(
+        Row(k.path, (), k.edge_count, np.array([w]), ((k.path, 0, k.edge_count),))
+        for k, w in zip(kernels, (2.0, 1.0), strict=True)
+    )
+    given = Sensitivity(0.0, (0.3,), rows).allocate(0.777)
+    edges = [int(n) for n in budgets(given, kernels, jnp.int32(0)).edges]
+    sizes = [row.edges for row in rows]
+    assert sum(edges) == round(0.777 * sum(sizes))
+    for got, size, (_, (share,)) in zip(edges, sizes, given.raised, strict=True):
+        assert abs(got - share * size) <= off + 0.5
+
+
 @given(LINES, st.floats(0.21, 0.99), st.floats(0, 0.5))
 def test_with_a_larger_density_or_floor_rows_obey(lines, density, floor):
     found = made(lines)
