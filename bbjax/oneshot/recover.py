@@ -19,8 +19,9 @@ at padded borders, which read fewer positions, get the same shift.
 
 with a weight `w` that need not be known. A pass with `old = 0` and one with `old = p`
 give `w = (new_p - new_0) / p` and `batch = new_0 / (1 - w)`, entry by entry, whatever
-the framework is. The result is the mean of `batch` over all batches: as if training had
-gone on for long with the weights at hand, without the memory of those before.
+the framework is. The result is the plain mean of `batch` over all batches; old values,
+from before pruning, have no part in it. Where such a norm follows a kernel, `norms`
+alone puts the mean of its units right.
 
 References: An, Zhao, Yu, Tang, Wang, "Fluctuation-based Adaptive Structured Pruning"
 (FLAP), arXiv 2312.11983; the second is the batch norm adaptation of NNCF, and
@@ -63,6 +64,10 @@ def means(
 
     For the masks of any rule, and of `bb.unitwise.cut`. The kept weights do not change.
     Costs one pass over the weights, and memory for a float32 copy of one kernel.
+
+    The means are those of the dense net. Where so much is pruned that the inputs of
+    later kernels are far from them, the shift can raise the loss: compare the loss with
+    and without.
 
     Args:
       params: the parameters before pruning.
@@ -191,9 +196,10 @@ def norms(
 
     Each statistic becomes its mean over batches. So a running variance becomes the mean
     of the batches' variances, which is what training estimates and what PyTorch and
-    NNCF measure. The spread of the batches' means is not in it: which leaf is a mean
-    and which a variance is the framework's own. It is about one part in the number of
-    samples that a batch has for a unit; take batches as large as those of training.
+    NNCF measure. The variance of the batches' means is not added, since nothing in a
+    tree tells which leaf is the mean of which variance. With n entries of a unit in a
+    batch (samples times positions) it is about 1/n of the whole if they are
+    independent; take batches as large as those of training.
 
     Args:
       update: of `(norms, *batch)`, one forward pass in training mode, returns the new
