@@ -248,7 +248,7 @@ def norms(
         own, changed = passes.measured(batch, check=first)
         size, first = _size(batch), False
         total = [
-            _Sum(s.value + size * np.where(c, v, 0.0), s.weight + size * c)
+            _Sum(s.value + size * v, s.weight + size * c)
             for s, v, c in zip(total, own, changed, strict=True)
         ]
     if first:
@@ -289,7 +289,7 @@ class _Passes(NamedTuple):
     def measured(
         self, batch: tuple[Any, ...], check: bool
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """The statistics of a batch, and which entries the pass has changed."""
+        """The statistics of a batch, 0 where the pass has changed nothing; where it has."""
         at_0 = self._run([0.0] * len(self.floats), batch)
         # A probe as large as the values: the weight is then known to a few ulp.
         probes = [
