@@ -289,7 +289,7 @@ class _Passes(NamedTuple):
     def measured(
         self, batch: tuple[Any, ...], check: bool
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """The statistics of a batch, 0 where the pass has changed nothing; where it has."""
+        """The statistics of a batch, 0 where nothing changed, and which entries did."""
         at_0 = self._run([0.0] * len(self.floats), batch)
         # A probe as large as the values: the weight is then known to a few ulp.
         probes = [
