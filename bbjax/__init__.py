@@ -22,7 +22,7 @@ The packages, in the order of the story; each imports only those above it:
     budgets     how many edges a unit keeps    degrees, laws, ramp, erk, owl
     rules       which edges                    rules, n_m
     training    when masks are chosen          transform, wrap, hold, masks, metrics
-    oneshot     pruning a trained network      prune, reconstruct, relieve, personalise
+    oneshot     pruning a trained network      prune, sensitivity, reconstruct, recover
     shrinking   smaller arrays                 shrink, unitwise, depth
     files       masks and models on disk       save, load, save_masks, load_masks
     reporting   what pruning did               report, diff_masks, overlap
@@ -56,7 +56,7 @@ from bbjax.files.params import load, save
 from bbjax.model import removal as graph
 from bbjax.model.units import Kernel, Units
 from bbjax.model.version import __version__ as __version__
-from bbjax.oneshot import saliency
+from bbjax.oneshot import recover, saliency
 from bbjax.oneshot.fine_pruning.personalise import personalise
 from bbjax.oneshot.nnrelief.relieve import relieve
 from bbjax.oneshot.nnrelief.residual import Residual
@@ -64,6 +64,7 @@ from bbjax.oneshot.nnrelief.rounds import densities_of, relieve_and_train
 from bbjax.oneshot.prune import apply_masks, prune, prune_in_order
 from bbjax.oneshot.reconstruct import reconstruct
 from bbjax.oneshot.refine import refine
+from bbjax.oneshot.sensitivity import sensitivity
 from bbjax.oneshot.spreads import spreads
 from bbjax.reporting import report
 from bbjax.reporting.compare import diff_masks, overlap, overlap_table
@@ -116,6 +117,7 @@ __all__ = [
     "prune_in_order",
     "ramp",
     "reconstruct",
+    "recover",
     "refine",
     "relieve",
     "relieve_and_train",
@@ -126,6 +128,7 @@ __all__ = [
     "saliency",
     "save",
     "save_masks",
+    "sensitivity",
     "shrink",
     "shrink_rounds",
     "spreads",

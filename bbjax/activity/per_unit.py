@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num, Shaped
@@ -80,6 +80,13 @@ class Over:
         return jnp.broadcast_to(jnp.asarray(count, jnp.float32), shape)
 
 
+_SUMMED: dict[str, Callable[[Array], Array]] = {
+    "mean": lambda x: x,
+    "mean_abs": jnp.abs,
+    "mean_square": jnp.square,
+}
+
+
 def unit_sums(
     x: Num[Array, "..."], over: Over, *, on: On, statistics: Sequence[str]
 ) -> Raw:
@@ -102,9 +109,7 @@ def unit_sums(
         elif name == "max_abs":
             raw[name] = over.peak(jnp.abs(x))
         else:
-            wide = x.astype(jnp.float32)
-            sizes = jnp.square(wide) if name == "mean_square" else jnp.abs(wide)
-            raw[name] = over.total(sizes)
+            raw[name] = over.total(_SUMMED[name](x.astype(jnp.float32)))
     return raw
 
 

@@ -4,7 +4,8 @@ Per unit, over the batch and all positions that are not padding (`stack + units`
 
     on_rate      mean of on(x)            mean_abs     mean of |x|
     mean_square  mean of x**2             zero_share   mean of (x == 0)
-    max_abs      maximum of |x|           count        entries measured
+    max_abs      maximum of |x|           mean         mean of x
+    count        entries measured
 
 Larger statistics, measured only on the side that is named with them:
 
@@ -38,7 +39,7 @@ from jaxtyping import Array, Float
 from bbjax.activity.convolution import Geometry, fro_of_mean
 from bbjax.model.units import Side
 
-MEANS = ("on_rate", "mean_abs", "mean_square", "zero_share")
+MEANS = ("on_rate", "mean", "mean_abs", "mean_square", "zero_share")
 PER_UNIT = (*MEANS, "max_abs")
 PER_EDGE = ("fro_of_mean", "mean_of_fro", "l1")
 SIDED: dict[str, tuple[Side, ...]] = {  # measured on these sides, and only if asked for
@@ -63,6 +64,7 @@ class Statistics:
     Attributes:
       on_rate: mean of "is on", in [0, 1].
       count: number of entries each unit was measured on.
+      mean: mean of `x`, where asked for.
       mean_abs: mean of `|x|`, where asked for.
       mean_square: mean of `x**2`, where asked for.
       zero_share: mean of `x == 0`, where asked for.
@@ -85,6 +87,7 @@ class Statistics:
 
     on_rate: Float[Array, "*units"] | None = None
     count: Float[Array, "*units"] | None = None
+    mean: Float[Array, "*units"] | None = None
     mean_abs: Float[Array, "*units"] | None = None
     mean_square: Float[Array, "*units"] | None = None
     zero_share: Float[Array, "*units"] | None = None

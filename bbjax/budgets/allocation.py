@@ -5,6 +5,8 @@
     erk(density)              wide kernels sparser, small ones denser, one total
     owl(density, ...)         layers with more outliers denser, one total
                               (`bbjax.budgets.outliers`)
+    bb.sensitivity(...)       layers whose pruning costs most denser, one total
+      .allocate(density)      (`bbjax.budgets.curves`)
 
 Erdos-Renyi-Kernel: the density of a kernel falls with the size of its array,
 
@@ -46,13 +48,15 @@ class Erk:
 
 
 @dataclasses.dataclass(frozen=True)
-class Owl:
-    """A density over all kernels, shared out by their outliers; made by `owl`.
+class Uneven:
+    """A density over all kernels, with a share for every slice.
+
+    Made by `owl` and by `allocate` of `bb.sensitivity`.
 
     Attributes:
       density: of all kernels together.
-      raised: path of each kernel, and for each of its slices how far its density is
-        above that of the layer with the fewest outliers.
+      raised: path of each kernel, and for each of its slices how dense it is, up to one
+        number for all slices: the mean over all edges is moved to `density`.
     """
 
     density: Plain
@@ -80,7 +84,7 @@ def erk(density: Plain) -> Erk:
     return Erk(density)
 
 
-Together = Erk | Owl  # one budget of all kernels, shared out over layers
+Together = Erk | Uneven  # one budget of all kernels, shared out over layers
 Density = Plain | Mapping[str, Plain] | Together | None
 
 
@@ -105,12 +109,13 @@ def budgets(
     """The budget of every kernel at a step.
 
     Args:
-      density: number, schedule, mapping from path patterns, `erk(...)` or `owl(...)`;
-        None keeps everything, for rules whose density is an outcome.
+      density: number, schedule, mapping from path patterns, `erk(...)`, `owl(...)` or
+        what `bb.sensitivity` allocates; None keeps everything, for rules whose density
+        is an outcome.
       kernels: the budgeted kernels.
       step: int32, for schedules.
-      k_min: for each kernel the least number of edges of a slice, for `erk` and
-        `owl`.
+      k_min: for each kernel the least number of edges of a slice, for budgets of all
+        kernels together.
     """
     if isinstance(density, Together):
         return _shared_out(density, at(density.density, step), kernels, k_min)
@@ -235,14 +240,15 @@ def _weights(
     return jnp.asarray(edges, jnp.float32) * jnp.clip(share, 0.0, 1.0)
 
 
-def _raised(how: Owl, kernel: Kernel) -> tuple[float, ...]:
-    """What `owl` measured of a kernel."""
+def _raised(how: Uneven, kernel: Kernel) -> tuple[float, ...]:
+    """How dense each slice of a kernel is, up to one number for all."""
     found = dict(how.raised).get(kernel.path, ())
     if len(found) != math.prod(kernel.stack_shape):
         got = f"{len(found)} slices" if found else f"only {list(dict(how.raised))}"
         raise ValueError(
-            f"expected outliers of {math.prod(kernel.stack_shape)} slices of "
-            f"{kernel.path!r}, got {got}; call bb.owl with the units that are pruned"
+            f"expected densities of {math.prod(kernel.stack_shape)} slices of "
+            f"{kernel.path!r}, got {got}; call bb.owl or bb.sensitivity with the units "
+            "that are pruned"
         )
     return found
 

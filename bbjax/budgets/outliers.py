@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from bbjax.arrays.types import Number
-from bbjax.budgets.allocation import Owl, Plain
+from bbjax.budgets.allocation import Plain, Uneven
 from bbjax.model.kernel import Kernel
 from bbjax.model.leaves import Leaves
 from bbjax.model.numbers import check_number
@@ -46,7 +46,7 @@ def owl(
     outlier: Number = 5.0,
     band: float = 0.08,
     layers: str | None = None,
-) -> Owl:
+) -> Uneven:
     r"""Shares one budget out over layers by their outliers (OWL).
 
     Costs one pass over the weights, and memory for one score per edge of one kernel.
@@ -98,7 +98,7 @@ def owl(
     check_number("band", band, "[0, 0.5]", "it is a difference of densities, e.g. 0.08")
     kernels = [units[path] for path in units.budgeted]
     tree = Leaves.of(params)
-    members = _layers(kernels, layers)
+    members = by_layer(kernels, layers, "layers").values()
     found: dict[str, tuple[float, ...]] = {}
     for group in members:
         scores = [_scores(kernel, tree, stats) for kernel in group]
@@ -122,26 +122,38 @@ def owl(
         path: tuple(scale * (share - low) for share in shares)
         for path, shares in found.items()
     }
-    return Owl(density, tuple(raised.items()))
+    return Uneven(density, tuple(raised.items()))
 
 
-def _layers(kernels: Sequence[Kernel], pattern: str | None) -> list[list[Kernel]]:
-    """The kernels that are one layer, slice by slice."""
+def by_layer(
+    kernels: Sequence[Kernel], pattern: str | None, argument: str
+) -> dict[str, list[Kernel]]:
+    """The kernels that are one layer, slice by slice, by what their paths share.
+
+    Args:
+      kernels: to be grouped.
+      pattern: finds what the kernels of a layer share; None for kernels by themselves.
+      argument: name of the argument that the pattern was passed as.
+
+    Raises:
+      ValueError: no regular expression, a kernel in whose path it finds nothing, or
+        kernels of a layer with unlike stacks.
+    """
     if pattern is None:
-        return [[kernel] for kernel in kernels]
+        return {kernel.path: [kernel] for kernel in kernels}
     try:
         search = re.compile(pattern).search
     except (TypeError, re.error) as error:
         raise ValueError(
-            f"expected layers to be a regular expression, got {pattern!r}: {error}"
+            f"expected {argument} to be a regular expression, got {pattern!r}: {error}"
         ) from error
     groups: dict[str, list[Kernel]] = {}
     for kernel in kernels:
         found = search(kernel.path)
         if found is None:
             raise ValueError(
-                f"expected layers={pattern!r} to match every kernel, got no match in "
-                f"{kernel.path!r}; widen it, e.g. to '{pattern}|.*'"
+                f"expected {argument}={pattern!r} to match every kernel, got no match "
+                f"in {kernel.path!r}; widen it, e.g. to '{pattern}|.*'"
             )
         groups.setdefault(found.group(), []).append(kernel)
     for name, group in groups.items():
@@ -151,7 +163,7 @@ def _layers(kernels: Sequence[Kernel], pattern: str | None) -> list[list[Kernel]
                 f"expected kernels of layer {name!r} with the same stack axes, got "
                 f"{stacks}; take a pattern that tells them apart"
             )
-    return list(groups.values())
+    return groups
 
 
 def _scores(kernel: Kernel, tree: Leaves, stats: Any) -> Float[Array, "slices edges"]:

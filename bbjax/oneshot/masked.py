@@ -103,18 +103,9 @@ def gram_of(kernel: Kernel, stats: Any) -> jax.Array:
     Raises:
       ValueError: they were not measured, or do not fit.
     """
-    sides = stats.get(kernel.path) if isinstance(stats, dict) else None
-    if getattr(getattr(sides, "inputs", None), "gram", None) is None:
-        raise ValueError(
-            f"expected the Gram matrix of the inputs of {kernel.path!r}, got none; "
-            "calibrate with units that select the kernel, "
-            'bb.calibrate(fn, units, params, batches, needs=["inputs.gram"])'
-        )
-    names = ("inputs.gram",)
-    sides = observations.check_activity(kernel, names, stats)
-    observations.check_measured(kernel, names, sides)
+    gram = observations.of_inputs(kernel, "gram", "the Gram matrix", stats)
     n = math.prod(kernel.in_units)
-    return jnp.reshape(sharding.whole(jnp.asarray(sides.inputs.gram)), (-1, n, n))
+    return jnp.reshape(sharding.whole(jnp.asarray(gram)), (-1, n, n))
 
 
 def check_dense(kernels: list[Kernel], tree: Leaves, masks: Mapping[str, Any]) -> None:

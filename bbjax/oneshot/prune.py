@@ -90,7 +90,7 @@ def prune(
     tree = Leaves.of(params)
     found: Masks = {}
     for kernel, choice in job.choices(tree, stats, grads):
-        found |= _put(tree, kernel, choice)
+        found |= put(tree, kernel, choice)
     return tree.tree(), found
 
 
@@ -190,8 +190,12 @@ class Job:
         )
 
 
-def _put(tree: Leaves, kernel: Kernel, choice: Choice) -> Masks:
-    """Writes the kept weights of a kernel, and of its bias, into the tree."""
+def put(tree: Leaves, kernel: Kernel, choice: Choice) -> Masks:
+    """Writes the kept weights of a kernel, and of its bias, into the tree.
+
+    Returns:
+      Their masks by path.
+    """
     weights = kernel.edges(tree.get(kernel, "parameter"))
     mask = kernel.over_spatial(sharded_as(kernel, choice.mask, weights))
     keep = jnp.broadcast_to(mask, kernel.split)
@@ -330,7 +334,7 @@ def prune_in_order(
         stats = meters[index].measure(params, batches) if meters else None
         tree = Leaves.of(params)
         choice = as_choice(rule.select(job.candidates(index, tree, stats, gradients)))
-        masks = _put(tree, kernel, _slice_of(kernel, at, choice, tree))
+        masks = put(tree, kernel, slice_of(kernel, at, choice, tree))
         found = both(found, masks)
         params = tree.tree()
     return params, found
@@ -349,7 +353,7 @@ def _turns(budgeted: arguments.Budgeted) -> Iterator[tuple[int, int]]:
             yield from ((index, at) for index in indices)
 
 
-def _slice_of(kernel: Kernel, at: int, choice: Choice, tree: Leaves) -> Choice:
+def slice_of(kernel: Kernel, at: int, choice: Choice, tree: Leaves) -> Choice:
     """The choice for one stack slice; all others stay as they are."""
     if not kernel.stack_shape:
         return choice

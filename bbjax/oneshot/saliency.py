@@ -127,7 +127,8 @@ def prune_by_flow(
       units: as for `bb.prune`; select the output layer as well, and not only the hidden
         ones, to prune what the paper prunes.
       density: final share of the edges of all selected kernels together, in (0, 1];
-        also a mapping from path patterns, `bb.erk(...)` or `bb.owl(...)`.
+        also a mapping from path patterns, `bb.erk(...)`, `bb.owl(...)`, or what
+        `bb.sensitivity` allocates.
       inputs: as for `synaptic_flow`.
       rounds: number of rounds, at least 1; the paper takes 100.
       k_min: least number of edges of a unit; 0 gives the published rule.

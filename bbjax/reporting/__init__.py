@@ -7,6 +7,7 @@
     words      figures -> the names, sentences and tables of page and terminal
     numbers    figures -> JSON
     page       figures -> one HTML file, with charts (SVG), masks (PNG) and page.css
+    losses     charts of losses with one row pruned
     terminal   figures -> a terminal, with rich
     forks      refuses forked processes in which JAX hangs
     build      all of it together: `bb.report`, and its result `Report`

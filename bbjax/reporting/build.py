@@ -17,6 +17,7 @@ from bbjax.files import atomic
 from bbjax.model.checks import APPLY_MASKS
 from bbjax.model.leaves import Leaves
 from bbjax.model.units import Units
+from bbjax.oneshot.sensitivity import Sensitivity
 from bbjax.reporting import figures, forks, numbers, sources, words
 from bbjax.reporting.data import Facts, Given, KernelFacts
 from bbjax.reporting.formats import counted
@@ -103,6 +104,7 @@ def report(
     activity: Mapping[str, Activity] | None = None,
     latency: Mapping[str, float] | None = None,
     shrunk: Mapping[str, tuple[float, float]] | None = None,
+    sensitivity: Sensitivity | None = None,
     file: str | os.PathLike[str] | None = None,
     title: str = "Pruning report",
 ) -> Report:
@@ -125,6 +127,8 @@ def report(
       latency: milliseconds by a name of your own.
       shrunk: `(before, after)` by a name of your own: parameters, FLOPs, bytes, as
         `sizes` of the report of `bb.shrink`.
+      sensitivity: from `bb.sensitivity`: losses with one kernel or layer pruned at a
+        time, drawn as curves, and for layers of a stack as maps.
       file: where to write the page; its numbers if the name ends in `.json`.
       title: of the page.
 
@@ -153,6 +157,11 @@ def report(
             f"expected units as bb.trace makes them, got {type(units).__name__}; "
             "masks of another time go into previous="
         )
+    if sensitivity is not None and not isinstance(sensitivity, Sensitivity):
+        raise TypeError(
+            f"expected sensitivity as bb.sensitivity returns it, got "
+            f"{type(sensitivity).__name__}; pass its result as it is"
+        )
     if file is not None:
         _page_or_numbers(file)
     forks.check()
@@ -176,6 +185,7 @@ def report(
             "shrunk": _checked("shrunk", shrunk, 2),
         },
         notes=tuple(_notes(found.updates, kernels, units)),
+        losses=None if sensitivity is None else figures.loss_facts(sensitivity),
     )
     if file is not None:
         made.save(file)

@@ -129,20 +129,35 @@ def _step(low: float, high: float, most: int) -> int:
     return next(m * scale for m in (1, 2, 5, 10) if span <= most * m * scale)
 
 
-def _frame(
+def frame(
     axes: Axes,
     marks: Iterable[str],
     x_ticks: Iterable[tuple[float, str]],
     names: tuple[str, str],
     summary: str,
+    y_ticks: Iterable[tuple[float, str]] | None = None,
+    grid: bool = True,
 ) -> str:
-    """The chart around its marks: grid, ticks, names of the axes."""
+    """The chart around its marks: grid, ticks, names of the axes.
+
+    Args:
+      axes: its scales.
+      marks: elements that show data.
+      x_ticks: values and their labels; those without room are left out.
+      names: of the axes.
+      summary: the chart in a sentence.
+      y_ticks: as `x_ticks`; None for round whole numbers.
+      grid: whether a line goes through the marks at each of these.
+    """
     parts = [tag("title", escape(summary))]
     left, bottom, right = round(axes.left, 1), HEIGHT - BOTTOM, WIDTH - RIGHT
-    for k in ticks(*axes.y, most=4):
-        y = round(axes.py(k), 1)
-        parts.append(tag("line", class_="grid", x1=left, x2=right, y1=y, y2=y))
-        parts.append(label(left - 5, y + 3.5, count(k), class_="tick end"))
+    if y_ticks is None:
+        y_ticks = [(float(k), count(k)) for k in ticks(*axes.y, most=4)]
+    for value, text in y_ticks:
+        y = round(axes.py(value), 1)
+        if grid:
+            parts.append(tag("line", class_="grid", x1=left, x2=right, y1=y, y2=y))
+        parts.append(label(left - 5, y + 3.5, text, class_="tick end"))
     free = 0.0  # up to where labels are set
     for value, text in x_ticks:
         x = round(axes.px(value), 1)
@@ -185,7 +200,7 @@ def degrees(side: SideFacts) -> Chart:
     )
     at = [(float(t), count(t)) for t in ticks(bins.start, end - 1)]
     names = (f"degree k: kept {edges}", f"number of {units}")
-    svg = _frame(axes, [*_bars(axes, bins), *line], at, names, summary)
+    svg = frame(axes, [*_bars(axes, bins), *line], at, names, summary)
     each = f"{count(bins.width)} degrees" if bins.width > 1 else "one degree"
     legend = (("bar", f"units, {each} a bar"), ("mean", f"mean degree {number(mean)}"))
     return Chart(svg, legend)
@@ -229,7 +244,7 @@ def by_layer(side: SideFacts) -> Chart:
     units, edges = MEANING[side.side]
     summary = f"Least, mean and largest degree of the {units} of {len(layers)} layers"
     at = [(float(t), str(t)) for t in ticks(0, len(layers) - 1, most=8)]
-    svg = _frame(axes, marks, at, ("layer", "degree k"), summary)
+    svg = frame(axes, marks, at, ("layer", "degree k"), summary)
     legend = (("range", "least to largest degree"), ("average", "mean degree"))
     return Chart(svg, legend)
 
@@ -264,7 +279,7 @@ def activity(side: SideFacts, layer: int | None) -> Chart:
     r2 = "" if m.r2 is None else f", R2 {number(m.r2)}"
     summary = f"Degree against on-rate of {count(m.units)} {units}: {fit}{r2}"
     names = ("on-rate a (spaced by log-odds)", "degree k")
-    svg = _frame(axes, marks, _rate_ticks(axes.x), names, summary)
+    svg = frame(axes, marks, _rate_ticks(axes.x), names, summary)
     return Chart(svg, tuple(_activity_legend(free.any(), bound, line)))
 
 

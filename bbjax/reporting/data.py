@@ -4,6 +4,8 @@
       KernelFacts                  one kernel: budget, edges, bytes, mask pictures
         SideFacts                  its output or its input units: degrees, on-rates
           Measures                 of all units, and of each layer of a stack
+      LossFacts                    losses with one row pruned at a time
+        LossRow                    of one kernel, layer, or slice of a stack
 
 Arrays per unit have shape `(layers, units)`: stack axes are flattened into one axis,
 and unit axes into another. A kernel without a stack has one layer. Unknown figures are
@@ -121,6 +123,52 @@ class ModelSize(NamedTuple):
     kept: int
     dense_bytes: int
     sparse_bytes: int
+
+
+class LossRow(NamedTuple):
+    """Increases of the loss with one kernel, layer or slice of a stack pruned.
+
+    Attributes:
+      name: of the row.
+      group: the name without the slice.
+      layer: index of the slice; empty without a stack.
+      edges: number of edges.
+      increases: loss at each density, minus the dense loss.
+    """
+
+    name: str
+    group: str
+    layer: Ints
+    edges: int
+    increases: tuple[float, ...]
+
+
+class LossFacts(NamedTuple):
+    """What `bb.sensitivity` measured.
+
+    Attributes:
+      dense: loss of the dense model.
+      densities: that were measured, from high to low.
+      rows: in the order of the model.
+    """
+
+    dense: float
+    densities: tuple[float, ...]
+    rows: tuple[LossRow, ...]
+
+    @property
+    def most(self) -> float:
+        """The largest increase; 0 if the loss never rises."""
+        return max(0.0, *(x for row in self.rows for x in row.increases))
+
+    @property
+    def stacks(self) -> dict[str, tuple[LossRow, ...]]:
+        """The rows of each stack with several slices, by their group."""
+        found: dict[str, tuple[LossRow, ...]] = {}
+        for row in self.rows:
+            if row.layer:
+                found[row.group] = (*found.get(row.group, ()), row)
+        return {group: rows for group, rows in found.items() if len(rows) > 1}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -242,6 +290,7 @@ class Facts:
       given: figures that the caller gave to be printed: by the key of their table in
         JSON, then by name, one number or a pair.
       notes: what a reader must know first.
+      losses: with one row pruned at a time, where they were given.
     """
 
     title: str
@@ -253,6 +302,7 @@ class Facts:
     model: ModelSize | None
     given: Mapping[str, Mapping[str, Given]]
     notes: tuple[str, ...]
+    losses: LossFacts | None = None
 
     def __iter__(self) -> Iterator[KernelFacts]:
         return iter(self.kernels)

@@ -31,11 +31,14 @@ from bbjax.model.checks import refuse_stray
 from bbjax.model.kernel import Actuator, Kernel, Side
 from bbjax.model.leaves import Leaves
 from bbjax.model.units import Units
+from bbjax.oneshot.sensitivity import Sensitivity
 from bbjax.reporting.data import (
     Histogram,
     Hub,
     Ints,
     KernelFacts,
+    LossFacts,
+    LossRow,
     Measures,
     ModelSize,
     Picture,
@@ -52,6 +55,21 @@ LAYERS = 4  # layers of a stack that are drawn
 MANY = 24  # kernels beyond which pictures are smaller, and fewer
 PIXELS = (256, 128)  # of a picture, at most, down and across; the latter beside many
 ACTUATORS: dict[Side, Actuator] = {"outputs": "in", "inputs": "out"}
+
+
+def loss_facts(found: Sensitivity) -> LossFacts:
+    """The losses of a sensitivity analysis, as increases over the dense one."""
+    rows = (
+        LossRow(
+            name=row.name,
+            group=row.group,
+            layer=row.at,
+            edges=row.edges,
+            increases=tuple((row.losses - found.dense).tolist()),
+        )
+        for row in found.rows
+    )
+    return LossFacts(found.dense, found.densities, tuple(rows))
 
 
 def kernel_facts(

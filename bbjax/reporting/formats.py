@@ -76,6 +76,16 @@ def number(value: float | None) -> str:
     return f"{value:.3g}"
 
 
+def signed(value: float) -> str:
+    """Any number, with its sign; none for 0.
+
+    Example:
+      >>> signed(0.25), signed(-1234.5), signed(0.0)
+      ('+0.25', '-1,230', '0')
+    """
+    return f"+{number(value)}" if value > 0 else number(value)
+
+
 def exact(value: float) -> str:
     """All digits of a whole number, three of another.
 

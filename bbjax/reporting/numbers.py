@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from bbjax.reporting.data import Facts, KernelFacts, Measures, SideFacts
+from bbjax.reporting.data import Facts, KernelFacts, LossFacts, Measures, SideFacts
 
 
 def to_dict(facts: Facts) -> dict[str, Any]:
@@ -37,6 +37,7 @@ def to_dict(facts: Facts) -> dict[str, Any]:
                 {"path": path, "entries": size, "kept": kept}
                 for path, size, kept in facts.others
             ],
+            "sensitivity": facts.losses and _losses(facts.losses),
             "kernels": [_kernel(kernel) for kernel in facts],
         }
     )
@@ -61,6 +62,17 @@ def _kernel(kernel: KernelFacts) -> dict[str, object]:
         "dense_bytes": kernel.dense_bytes,
         "sparse_bytes": kernel.sparse_bytes,
         "sides": {side.side: _side(side) for side in kernel.sides},
+    }
+
+
+def _losses(losses: LossFacts) -> dict[str, object]:
+    return {
+        "dense_loss": losses.dense,
+        "densities": losses.densities,
+        "rows": [
+            {"name": row.name, "edges": row.edges, "increases": row.increases}
+            for row in losses.rows
+        ],
     }
 
 

@@ -1,7 +1,7 @@
 """The page: one HTML file that needs nothing else, no script and no network.
 
-    headline and cards -> table of kernels -> one section a kernel -> what the caller
-    gave, other masks -> what the words mean
+    headline and cards -> table of kernels -> one section a kernel -> losses with one
+    row pruned -> what the caller gave, other masks -> what the words mean
 
 Sections are `<details>` elements, which browsers can fold; the table links to them.
 Paths, titles and names are escaped. The same report gives the same bytes: the page
@@ -15,13 +15,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bbjax.model.version import __version__
-from bbjax.reporting import charts, masks, words
+from bbjax.reporting import charts, losses, masks, words
 from bbjax.reporting.charts import Chart, tag
-from bbjax.reporting.data import Facts, KernelFacts, Picture, SideFacts
+from bbjax.reporting.data import Facts, KernelFacts, LossFacts, Picture, SideFacts
 from bbjax.reporting.figures import LAYERS, MANY, evenly
 from bbjax.reporting.formats import count, counted, escape, percent
 from bbjax.reporting.words import MEANING, Table
 
+MAPS = 12  # stacks up to which all have a heat map
 OPEN = 12  # kernels up to which all sections are open
 HINT = "scroll sideways →"
 _CSS = Path(__file__).with_name("page.css").read_text("utf-8")
@@ -41,6 +42,7 @@ def page(facts: Facts) -> str:
         _cards(facts),
         tag("div", _kernels_table(facts), id="kernels"),
         *(_kernel(facts, i) for i in range(len(facts.kernels))),
+        "" if facts.losses is None else _losses(facts.losses),
         "".join(_table(table, level="h2") for table in words.other_tables(facts)),
         tag("h2", "What the words mean") + _pairs(words.GLOSSARY, "facts words"),
         tag("footer", f"bbjax {__version__}"),
@@ -235,6 +237,19 @@ def _activity(side: SideFacts, most: int) -> list[str]:
         small = f"{which}{counted(m.units, units)}; {words.line(side, m)}"
         found.append(_chart(name, small, charts.activity(side, layer)))
     return found
+
+
+def _losses(found: LossFacts) -> str:
+    """Charts and numbers of a sensitivity analysis."""
+    drawn = [
+        _chart("Increase of the loss", words.losses_line(found), losses.curves(found))
+    ]
+    for group, rows in list(found.stacks.items())[:MAPS]:
+        small = f"{counted(len(rows), 'layers')}, one at a time pruned to each density"
+        drawn.append(_chart(f"Layers of {group}", small, losses.heat_map(found, group)))
+    figures = tag("div", "".join(drawn), class_="figures")
+    table = _table(words.losses_table(found), level="h3")
+    return tag("h2", "Sensitivity", id="sensitivity") + figures + table
 
 
 def _chart(name: str, small: str, chart: Chart) -> str:

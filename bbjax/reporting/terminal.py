@@ -1,7 +1,7 @@
 """The report in a terminal, drawn with rich: the same figures and words as the page.
 
-    headline and notes -> table of kernels -> a section on each kernel -> what the
-    caller gave, other masks -> what the words mean
+    headline and notes -> table of kernels -> a section on each kernel -> losses with
+    one row pruned -> what the caller gave, other masks -> what the words mean
 
 A histogram is a line of bars, a mask a block of shades, and activity against degree is
 given by the fitted line and the mean degree by on-rate.
@@ -9,6 +9,7 @@ given by the fitted line and the mean degree by on-rate.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -29,7 +30,7 @@ from rich.text import Text
 
 from bbjax.model.text import printable
 from bbjax.reporting import masks, words
-from bbjax.reporting.data import Facts, KernelFacts, SideFacts
+from bbjax.reporting.data import Facts, KernelFacts, LossFacts, SideFacts
 from bbjax.reporting.formats import count, counted, number
 from bbjax.reporting.words import MEANING
 
@@ -75,6 +76,8 @@ def render(facts: Facts, details: bool | None = None) -> RenderableType:
     if not every:
         hint = "details=True prints a section on every kernel; save(...) writes a page"
         parts.append(Text(hint, "dim"))
+    if facts.losses is not None:
+        parts += _losses(facts.losses)
     for table in words.other_tables(facts):
         parts += [Text(), _table(table)]
     if every:
@@ -159,6 +162,23 @@ def _kernel(kernel: KernelFacts, since: str) -> Iterator[RenderableType]:
     for table in words.layer_tables(kernel):
         yield Text()
         yield _table(table)
+
+
+# Losses --------------------------------------------------------------------------
+def _losses(losses: LossFacts) -> Iterator[RenderableType]:
+    """Increases of the loss as numbers, and as bars from high to low density."""
+    table = words.losses_table(losses)
+    most = losses.most or 1.0
+    bars = [
+        "".join(_BARS[math.ceil(8 * max(x, 0.0) / most)] for x in row.increases)
+        for row in losses.rows
+    ]
+    rows = [(*cells, f"|{bar}|") for cells, bar in zip(table.rows, bars, strict=True)]
+    yield Text()
+    yield Rule()
+    yield _text(words.losses_line(losses), "dim")
+    yield _table(table._replace(head=(*table.head, "bars"), rows=rows))
+    yield Text(f"full bar: {number(losses.most)}", "dim")
 
 
 def _bars(side: SideFacts) -> RenderableType:

@@ -13,7 +13,15 @@ from typing import NamedTuple
 import numpy as np
 
 from bbjax.model import text as plain
-from bbjax.reporting.data import Facts, Given, Hub, KernelFacts, Measures, SideFacts
+from bbjax.reporting.data import (
+    Facts,
+    Given,
+    Hub,
+    KernelFacts,
+    LossFacts,
+    Measures,
+    SideFacts,
+)
 from bbjax.reporting.formats import (
     NONE,
     at,
@@ -23,6 +31,7 @@ from bbjax.reporting.formats import (
     number,
     percent,
     shape,
+    signed,
     size,
 )
 
@@ -74,6 +83,11 @@ GLOSSARY = (
     ("refresh", "an update that chooses the masks anew"),
     ("churn", "share of the edges, kept or not, that changed"),
     ("stored", "one bit per edge and the values of the kept weights"),
+    (
+        "increase of the loss",
+        "loss with one row (a kernel, a layer, a slice of a stack) pruned to a density "
+        "and the others dense, minus the dense loss",
+    ),
 )
 
 
@@ -259,6 +273,26 @@ def layer_tables(kernel: KernelFacts) -> Iterator[Table]:
             line = (number(m.slope), number(m.r2))
             rows.append([*shares, degrees(m), count(m.dead), *line])
         yield Table(f"Layers, {MEANING[side.side][0]}", head, rows)
+
+
+def losses_line(losses: LossFacts) -> str:
+    """What was measured, in a sentence."""
+    levels = ", ".join(f"{density:.4g}" for density in losses.densities)
+    rows = counted(len(losses.rows), "rows")
+    return (
+        f"{rows}, one at a time pruned to density {levels}; dense loss "
+        f"{number(losses.dense)}, largest increase {number(losses.most)}"
+    )
+
+
+def losses_table(losses: LossFacts) -> Table:
+    """Increases of the loss, one row for each row and one column a density."""
+    head = ("row", "edges", *(f"at {d:.4g}" for d in losses.densities))
+    rows = [
+        (row.name, count(row.edges), *(signed(x) for x in row.increases))
+        for row in losses.rows
+    ]
+    return Table("Increase of the loss", head, rows)
 
 
 GIVEN = {  # title and head of the tables of what the caller gave, by their JSON keys

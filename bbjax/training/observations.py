@@ -98,6 +98,31 @@ def check_measured(kernel: Kernel, names: tuple[str, ...], sides: Any) -> None:
             )
 
 
+def of_inputs(kernel: Kernel, statistic: str, what: str, stats: Any) -> Any:
+    """A statistic of a kernel's inputs, where no rule reads it.
+
+    Args:
+      kernel: whose inputs they are.
+      statistic: its name, without the side.
+      what: its name in words.
+      stats: activity by path.
+
+    Raises:
+      ValueError: it was not measured, has another shape, or is not finite.
+    """
+    sides = stats.get(kernel.path) if isinstance(stats, dict) else None
+    name = f"inputs.{statistic}"
+    if getattr(getattr(sides, "inputs", None), statistic, None) is None:
+        raise ValueError(
+            f"expected {what} of the inputs of {kernel.path!r}, got none; calibrate "
+            "with units that select the kernel, bb.calibrate(fn, units, params, "
+            f'batches, needs=["{name}"])'
+        )
+    sides = check_activity(kernel, (name,), stats)
+    check_measured(kernel, (name,), sides)
+    return getattr(sides.inputs, statistic)
+
+
 def warn_of_stray(looked: jax.Array, stray: Mapping[str, jax.Array]) -> None:
     """Warns of pruned weights that are not 0, where values are known (outside jit).
 

@@ -75,8 +75,9 @@ def transform(
       density: kept share of the edges of every kernel and stack slice, in (0, 1]; a
         float or a schedule of the step (`bb.ramp`). A mapping from path patterns gives
         kernels densities of their own, the first match counts; `bb.erk(density)` shares
-        one budget out by shape, `bb.owl(density, ...)` by outliers. `None` is 0.7, with
-        a pattern `n / m`, and required where the density is an outcome of the rule.
+        one budget out by shape, `bb.owl(density, ...)` by outliers, and `allocate` of
+        `bb.sensitivity` by losses. `None` is 0.7, with a pattern `n / m`, and required
+        where the density is an outcome of the rule.
       every: updates between refreshes, at least 1; by default 100.
       start: first update (counting from 0) that may refresh, by default 100; before
         it, nothing is pruned.

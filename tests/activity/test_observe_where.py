@@ -9,7 +9,7 @@ import pytest
 import bbjax as bb
 from tests.support.zoo_case import normal, relu, weights
 
-NEEDS = ("mean_abs", "mean_square", "zero_share", "max_abs")
+NEEDS = ("mean", "mean_abs", "mean_square", "zero_share", "max_abs")
 TOKENS = normal(1, 3, 5, 4)
 REAL = jnp.arange(5)[None] < jnp.array([5, 2, 3])[:, None]  # (batch, time)
 
@@ -28,6 +28,7 @@ def by_hand(values, real):
     rows = rows.reshape(-1, rows.shape[-1])
     return {
         "on_rate": (rows > 0).mean(0),
+        "mean": rows.mean(0),
         "mean_abs": np.abs(rows).mean(0),
         "mean_square": (rows**2).mean(0),
         "zero_share": (rows == 0).mean(0),

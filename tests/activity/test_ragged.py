@@ -21,7 +21,15 @@ P = weights(
 )
 P["router"] = P["router"].at[:, 2].set(0).at[0, 2].set(-50.0)  # the third is empty
 X = jnp.abs(normal(1, 12, DIM))
-NEEDS = ("mean_abs", "mean_square", "max_abs", "zero_share", "inputs.gram", "inputs.l1")
+NEEDS = (
+    "mean",
+    "mean_abs",
+    "mean_square",
+    "max_abs",
+    "zero_share",
+    "inputs.gram",
+    "inputs.l1",
+)
 
 
 def routed(p, x):
@@ -76,6 +84,8 @@ def check(activity, want, names=NEEDS):
                 n = max(len(values), 1)
                 close(side.count[e], np.full(values.shape[1], len(values)))
                 close(side.on_rate[e], (values > 0).sum(0) / n)
+                if "mean" in names:
+                    close(side.mean[e], values.sum(0) / n)
                 if "mean_abs" in names:
                     close(side.mean_abs[e], np.abs(values).sum(0) / n)
                     close(side.mean_square[e], np.square(values).sum(0) / n)
@@ -252,7 +262,7 @@ def test_layers_of_a_scan_have_experts_each():
     stacked = jax.tree.map(lambda w: jnp.stack([w, 0.5 * w[..., ::-1]]), P)
     units = bb.trace(net, stacked, X)
     assert units["up"].stack_shape == (2, EXPERTS)
-    needs = ("mean_abs", "mean_square", "max_abs", "zero_share", "inputs.gram")
+    needs = ("mean", "mean_abs", "mean_square", "max_abs", "zero_share", "inputs.gram")
     observed = jax.jit(bb.observe(net, units.select(".*"), needs=needs))
     activity = observed(stacked, X)[1]
     x = X

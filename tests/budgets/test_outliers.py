@@ -224,7 +224,9 @@ def test_statistics_that_are_missing_or_of_other_units():
 def test_other_kernels_than_were_measured():
     params, units, stats = given(A, B, STACK)
     density = bb.owl(0.5, params, units.only(["a/0"]), {"a/0": stats["a/0"]})
-    with pytest.raises(ValueError, match="expected outliers of 1 slices of 'b/0', got"):
+    with pytest.raises(
+        ValueError, match="expected densities of 1 slices of 'b/0', got"
+    ):
         edges(density, units)
 
 

