@@ -14,7 +14,8 @@ What counts as on, of a unit `silu(gate) * up`:
     gate > 0      the gate lets something through
     unit > 0      the product is positive: `bb.on.positive`
     above rms     |product| is above the layer's root mean square
-    soft          x**2 / (x**2 + rms**2): the same, graded
+    top quarter   |product| is above the 3/4 quantile of the layer
+    soft          x**2 / (x**2 + rms**2): graded
 
 What may be added to a rule:
 
@@ -48,11 +49,18 @@ def soft(x: jax.Array) -> jax.Array:
     return jnp.where(square > 0, square / jnp.where(square > 0, square + rms, 1), 0)
 
 
+def top_quarter(x: jax.Array) -> jax.Array:
+    """On where `|x|` is in the top quarter of the layer; the limit is that of a sample."""
+    size = jnp.abs(x)
+    return size > jnp.quantile(jnp.ravel(size)[::17], 0.75)
+
+
 # What a value has to be; the gate is measured by the model itself.
 ON: dict[str, Callable[[jax.Array], jax.Array] | None] = {
     GATE: None,
     "unit > 0": bb.on.positive,
     "above rms": bb.on.above(1.0, "rms"),
+    "top quarter": top_quarter,
     "soft": soft,
 }
 

@@ -397,6 +397,13 @@ def test_a_graded_count_by_hand():
     np.testing.assert_allclose(found, [0, 3 / 13, 27 / 37], rtol=1e-6)
 
 
+def test_the_top_quarter_is_a_quarter():
+    x = jax.random.normal(jax.random.key(0), (4, 50, 40))
+    found = language("methods").top_quarter(x)
+    assert abs(float(found.mean()) - 0.25) < 0.05
+    assert float(jnp.abs(x)[found].min()) >= float(jnp.abs(x)[~found].max())
+
+
 def test_names_of_files_differ():
     names = [cell(name).name for name in language("methods").METHODS]
     assert len(set(names)) == len(names)
