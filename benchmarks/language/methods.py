@@ -50,7 +50,7 @@ def soft(x: jax.Array) -> jax.Array:
 
 
 def top_quarter(x: jax.Array) -> jax.Array:
-    """On where `|x|` is in the top quarter of the layer; the limit is that of a sample."""
+    """On where `|x|` is in the top quarter of its layer; the limit is of a sample."""
     size = jnp.abs(x)
     return size > jnp.quantile(jnp.ravel(size)[::17], 0.75)
 
