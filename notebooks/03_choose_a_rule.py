@@ -20,7 +20,7 @@
 # [badge]: https://colab.research.google.com/assets/colab-badge.svg
 # [colab]: https://colab.research.google.com/github/OWNER/bbjax/blob/main/notebooks/03_choose_a_rule.ipynb
 #
-# A *rule* says which edges are kept. bbjax has nineteen of them under one contract:
+# A *rule* says which edges are kept. bbjax has twenty-one of them under one contract:
 # budget, schedule, optimizer and model stay as they are, and only one argument changes.
 # Here they meet on one task: accuracy against density, first for rules that prune while
 # the net trains, then for rules that prune a trained net once. At the end a table says

@@ -7,6 +7,7 @@ kernels have equal degrees, by the score that the law has. Names of methods:
     half blend    the same with half of the competition
     law alone     the same without competition
     reversed      the law alone, with the sign turned: busy units keep more
+    calibrated    the law alone, its slope (of either sign) from the calibration data
     competition   three quarters competition, activity ignored
 
 What counts as on, of a unit `silu(gate) * up`:
@@ -139,6 +140,8 @@ def _methods() -> dict[str, Method]:
         plain[f"BB, {on}"] = Method(_bb(), rules.wanda, on)
         plain[f"half blend, {on}"] = Method(_bb(competition=0.5), rules.wanda, on)
         plain[f"law alone, {on}"] = Method(_bb(competition=0.0), rules.wanda, on)
+        fitted = _bb(spread="calibrated", competition=0.0)
+        plain[f"calibrated, {on}"] = Method(fitted, rules.wanda, on)
         turned = _bb(spread=-0.1, competition=0.0)
         plain[f"reversed, {on}"] = Method(turned, rules.wanda, on)
     made = dict(plain)
