@@ -5,12 +5,14 @@
 Units are cut by a score, then `down` gets new values (`bb.reconstruct`, least squares:
 all outputs keep the same units), then `bb.shrink` removes them. Measured are perplexity
 with and without new values, parameters, bytes, and the time of reading a prompt and of
-each further token, dense and shrunk in turn. `benchmarks/language/README.md` has the
+each further token, dense and shrunk in turn. What is measured is kept line by line, so
+that the command goes on where it was stopped. `benchmarks/language/README.md` has the
 results.
 """
 
 import argparse
 import functools
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -102,24 +104,69 @@ def cut(
     return {"masks": masks, "masked": masked, "updated": updated}
 
 
-def measured(bench: Bench, draws: int, density: float, console: Any) -> dict[str, Any]:
-    """Perplexities by score and draw, then sizes and times of one model."""
-    rows: dict[str, dict[str, Any]] = {}
+def measured(
+    bench: Bench, draws: int, density: float, log: Path, console: Any
+) -> dict[str, Any]:
+    """Perplexities by score and draw, then sizes and times of one model.
+
+    Args:
+      bench: the dense model.
+      draws: of calibration data.
+      density: share of the units that stay.
+      log: JSON lines, one for each draw and score that is done; these are not repeated.
+      console: to print to.
+    """
+    done = logged(log, bench, density)
     for draw in range(draws):
-        clock = Clock()
-        stats = clock("calibrate", functools.partial(calibrated, bench, draw))
-        for name in SCORES:
+        left = [name for name in SCORES if (name, draw) not in done]
+        if not left:
+            continue
+        stats = calibrated(bench, draw)
+        for name in left:
+            clock = Clock()
             made = cut(bench, stats, name, density, draw, clock)
-            row = rows.setdefault(name, {"masked": [], "updated": []})
+            row: dict[str, Any] = {"seconds": clock.seconds}
             for kind in ("masked", "updated"):
                 found = bench.perplexities(made[kind])
-                row[kind].append({k: v["perplexity"] for k, v in found.items()})
+                row[kind] = {k: v["perplexity"] for k, v in found.items()}
                 value = found["all"]["perplexity"]
                 console.print(f"draw {draw}, {name:28} {kind:8} {value:10.2f}")
-            row["seconds"] = clock.seconds
-            if draw == 0 and name == BEST:
-                kept = made
+            done[name, draw] = row
+            line = {"name": name, "draw": draw} | settings(bench, density) | row
+            with log.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+    rows = {
+        name: {
+            "masked": [done[name, draw]["masked"] for draw in range(draws)],
+            "updated": [done[name, draw]["updated"] for draw in range(draws)],
+            "seconds": done[name, 0]["seconds"],
+        }
+        for name in SCORES
+    }
+    kept = cut(bench, calibrated(bench, 0), BEST, density, 0, Clock())
     return {"rows": rows, "smaller": smaller(bench, kept, console)}
+
+
+def settings(bench: Bench, density: float) -> dict[str, Any]:
+    """What has to be the same for a result to count."""
+    return {
+        "density": density,
+        "windows": len(bench.windows),
+        "sequences": bench.sequences,
+        "layers": bench.config.layers,
+    }
+
+
+def logged(log: Path, bench: Bench, density: float) -> dict[tuple[str, int], Any]:
+    """What is done, by score and draw. A line that was not finished does not count."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    text = log.read_text() if log.exists() else ""
+    if text and not text.endswith("\n"):
+        text = text[: text.rfind("\n") + 1]
+        log.write_text(text)
+    wanted = settings(bench, density).items()
+    lines = map(json.loads, text.splitlines())
+    return {(x["name"], x["draw"]): x for x in lines if wanted <= x.items()}
 
 
 def calibrated(bench: Bench, draw: int) -> Stats:
@@ -293,7 +340,8 @@ def main(given: list[str] | None = None) -> None:
     began = time.perf_counter()
     bench = bench_of(args)
     dense = bench.perplexities(bench.params)
-    found = measured(bench, args.draws, args.density, console)
+    log = args.out / "language_smaller.jsonl"
+    found = measured(bench, args.draws, args.density, log, console)
     about = {
         "command": "python -m benchmarks.language.smaller --data FOLDER",
         "windows": args.windows,

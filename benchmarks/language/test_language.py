@@ -271,6 +271,27 @@ def test_units_are_cut_and_the_model_gets_smaller():
     assert found["shrunk"]["parameters"] < found["dense"]["parameters"]
 
 
+def test_a_stopped_cut_goes_on(tmp_path, monkeypatch):
+    smaller = language("smaller")
+    one, log = bench(), tmp_path / "log.jsonl"
+    console = language("__main__").Console(quiet=True)
+    monkeypatch.setattr(smaller, "SCORES", {"random": smaller.random})
+    monkeypatch.setattr(smaller, "BEST", "random")
+    monkeypatch.setattr(smaller, "smaller", lambda *_: {})
+    calls = []
+    whole = one.perplexities
+    monkeypatch.setattr(one, "perplexities", lambda p: (calls.append(1), whole(p))[1])
+    first = smaller.measured(one, 1, 0.5, log, console)
+    with log.open("a") as file:
+        file.write('{"name": "ran')  # stopped while it wrote
+    again = smaller.measured(one, 2, 0.5, log, console)
+    assert len(calls) == 4  # two of each draw
+    assert again["rows"]["random"]["masked"][:1] == first["rows"]["random"]["masked"]
+    assert len(again["rows"]["random"]["updated"]) == 2
+    assert len(log.read_text().splitlines()) == 2
+    assert not smaller.logged(log, one, 0.25)  # another density
+
+
 # Methods and cells -----------------------------------------------------------------
 FAST = ("magnitude", "Wanda", "BB, gate > 0")
 
