@@ -80,7 +80,7 @@ def sent(bench: Bench, stats: Stats, draw: int) -> Scores:
 SCORES: dict[str, Callable[[Bench, Stats, int], Scores]] = {
     "random": random,
     "magnitude": magnitude,
-    "mean |unit|": functools.partial(activity, "mean_abs"),
+    "mean size of the unit": functools.partial(activity, "mean_abs"),
     "rms of the unit": functools.partial(activity, "mean_square"),
     "rms x norm of down": sent,
     "traffic, gate > 0": functools.partial(traffic, 1),
