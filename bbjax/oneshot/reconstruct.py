@@ -120,8 +120,9 @@ def reconstruct(
         old = dense.get(kernel, "parameter")
         begun = tree.get(kernel, "parameter")
         keep_edges = matrices(kernel, kernel.edge_mask(keep))
-        width, shared = _width(keep_edges), _shared(keep_edges)
+        width, shared = keep_edges.shape[1], False  # only least squares reads them
         if method == "least_squares":
+            width, shared = _width(keep_edges), _shared(keep_edges)
             _check_cost(kernel, width, shared, limit)
         done = refit(
             matrix_of(kernel, old), matrix_of(kernel, begun), grams[kernel.path],
