@@ -30,7 +30,7 @@ from bbjax.tracing.primitives import REMAT
 Env = dict[Any, Any]  # values by variable
 
 
-class Place(Protocol):
+class TapPlace(Protocol):
     """Where a tap is: its scope, and the scans around it.
 
     For each enclosing scan, outermost first, `layers` has the scope of its body, and
@@ -46,7 +46,7 @@ class Place(Protocol):
         """The scans around it."""
 
 
-P = TypeVar("P", bound=Place)
+P = TypeVar("P", bound=TapPlace)
 
 
 @dataclasses.dataclass(frozen=True)
