@@ -107,9 +107,9 @@ class Bench:
             return None, 0.0
         if draw != self.at:
             self.at, self.known = draw, {}
+        stats, seconds = self._measured(draw, method.needs, method.measured_on)
         if method.on != GATE:
-            return self._measured(draw, method.needs, method.on)
-        stats, seconds = self._measured(draw, method.needs, "unit > 0")
+            return stats, seconds
         rates, more = self._known(GATE, lambda: self.gate_rates(draw))
         return with_rates(stats, rates), seconds + more
 

@@ -56,9 +56,8 @@ def top_quarter(x: jax.Array) -> jax.Array:
     return size > jnp.quantile(jnp.ravel(size)[::17], 0.75)
 
 
-# What a value has to be; the gate is measured by the model itself.
-ON: dict[str, Callable[[jax.Array], jax.Array] | None] = {
-    GATE: None,
+# What a value has to be. The gate is no value of a unit: the model itself measures it.
+ON: dict[str, Callable[[jax.Array], jax.Array]] = {
     "unit > 0": bb.on.positive,
     "above rms": bb.on.above(1.0, "rms"),
     "top quarter": top_quarter,
@@ -72,7 +71,7 @@ class Method(NamedTuple):
     Attributes:
       rule: for all kernels, or only for `gate` and `up` where others have another rule.
       rest: the rule of the others.
-      on: a name in `ON`, where on-rates are read.
+      on: `GATE` or a name in `ON`, where on-rates are read.
       owl: whether layers share one budget by their outliers.
       in_order: whether each layer is measured behind pruned ones.
       swaps: whether masks are refined.
@@ -86,6 +85,11 @@ class Method(NamedTuple):
     in_order: bool = False
     swaps: bool = False
     update: bool = False
+
+    @property
+    def measured_on(self) -> str:
+        """What is measured as on; rates of gates take its place afterwards."""
+        return "unit > 0" if self.on == GATE else self.on
 
     @property
     def reads_data(self) -> bool:
@@ -135,7 +139,7 @@ def _methods() -> dict[str, Method]:
         "SparseGPT": Method(rules.sparsegpt),
         "competition": Method(_bb(spread=0.0), rules.wanda),
     }
-    for on in ON:
+    for on in (GATE, *ON):
         plain[f"activity only, {on}"] = Method(rules.activity_only, rules.magnitude, on)
         plain[f"BB, {on}"] = Method(_bb(), rules.wanda, on)
         plain[f"half blend, {on}"] = Method(_bb(competition=0.5), rules.wanda, on)

@@ -152,13 +152,11 @@ class InOrder:
         """The statistics of one layer."""
         if not method.needs:
             return None
-        on = "unit > 0" if method.on == GATE else method.on
-        key = (method.needs, on)
+        key = (method.needs, method.measured_on)
         if key not in self.observed:
             units = self.units.select(paths_of(model.PROJECTIONS))
-            observe = bb.observe(
-                self.forward, units, needs=method.needs, on=ON[on] or bb.on.positive
-            )
+            on = ON[method.measured_on]
+            observe = bb.observe(self.forward, units, needs=method.needs, on=on)
             self.observed[key] = jax.jit(observe)
         stats = self.observed[key](kernels, x)[1]
         if method.on == GATE:

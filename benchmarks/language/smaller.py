@@ -40,7 +40,6 @@ NEEDS = ("on_rate", "inputs.mean_square", "inputs.gram")
 PROMPT = 256  # tokens, read at once
 TOKENS = 32  # and so many after them
 ROUNDS = 7
-UPDATE: Any = {"method": "least_squares"}
 BEST = "rms x norm of down"  # the one that is shrunk
 
 Scores = dict[str, np.ndarray]
@@ -98,7 +97,7 @@ def cut(
     masked = bb.apply_masks(bench.params, masks)
     update = functools.partial(
         bb.reconstruct, bench.params, bench.units, {DOWN: masks[DOWN]}, stats,
-        start=masked, **UPDATE,
+        start=masked, method="least_squares",
     )  # fmt: skip
     updated, _ = clock("update", update)
     return {"masks": masks, "masked": masked, "updated": updated}
