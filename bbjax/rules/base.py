@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Shaped
 
 from bbjax.arrays.types import Number
 from bbjax.model.units import Actuator, Kernel, Side
@@ -69,7 +69,7 @@ class Candidates:
     regrow: bool
     step: Int[Array, ""]
     grads: Float[Array, "*split"] | None = None
-    index: int = 0
+    index: Int[ArrayLike, ""] = 0
     bias: Float[Array, "*outputs"] | None = None
     pattern: Pattern | None = None
     hysteresis: Number = 0.0
@@ -187,6 +187,9 @@ class Rule:
       one_sided: whether it can budget one side of a kernel only.
       favours: whether it can raise the scores of kept edges (hysteresis).
       fits: whether it chooses its slope on calibration data (`bb.spreads`).
+      alike: whether kernels that differ in nothing but numbers in their paths
+        (`layer_0/up`, `layer_1/up`) may share one compiled program in a refresh. The
+        rule then sees the path `layer_*/up`. False for a rule that looks paths up.
     """
 
     name: str
@@ -200,6 +203,7 @@ class Rule:
     one_sided: bool = False
     favours: bool = True
     fits: bool = False
+    alike: bool = True
 
     @property
     def reads_activity(self) -> bool:

@@ -10,30 +10,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from bbjax.arrays import bits, sharding
+from bbjax.arrays import sharding
 from bbjax.arrays.loop import when
-from bbjax.budgets.allocation import Budgets, budgets
+from bbjax.budgets.allocation import budgets
 from bbjax.model.leaves import Leaves
 from bbjax.model.units import Kernel
-from bbjax.rules.base import Candidates, Choice, Group, as_choice, tracked
+from bbjax.rules.base import (
+    tracked,
+)
 from bbjax.training import arguments, continuation, observations
+from bbjax.training.all_kernels import AllKernels
 from bbjax.training.continuation import Contents
 from bbjax.training.options import Options
 from bbjax.training.plan import Budgeted, Plan
-from bbjax.training.refresh import (
-    Refreshed,
-    RefreshInput,
-    apply_mask,
-    finish,
-    prepare,
-)
+from bbjax.training.refresh import Held, apply_mask, share_of
 from bbjax.training.state import (
     PruneState,
     first_dormant,
@@ -42,7 +37,6 @@ from bbjax.training.state import (
     first_scale,
     mean_names,
     pack,
-    read_mean,
     unpack,
     update_means,
 )
@@ -221,55 +215,60 @@ class Pruner:
         grads: Any,
     ) -> tuple[PruneState, dict[str, jax.Array]]:
         """The state after a refresh, if one is due, and the edges that come back."""
-        gradients = Leaves.of(grads) if "grads" in self.options.rule.needs else None
         kernels = [kernel for kernel, _ in self.budgeted]
         least = arguments.least_edges(self.budgeted, self.options.k_min)
         spend = budgets(self.options.density, kernels, state.bb_count, least)
-        arrivals = {
-            path: jnp.zeros_like(mask)
-            for path, mask in state.bb_masks.items()
-            if self.options.regrow
-        }
-        held = _Held(
-            state.bb_masks, state.bb_dormant, state.bb_churn, state.bb_scale, arrivals
-        )
+        if "grads" not in self.options.rule.needs:
+            grads = None
+        gradients = None if grads is None else Leaves.of(grads)
+        work = AllKernels(self.budgeted, self.options, state, weights, gradients, spend)
 
-        def refresh(which: Sequence[int], old: _Held) -> _Held:
-            new = old.copy()
-            inputs = (
-                self._prepared(i, old, state, weights, gradients, spend) for i in which
-            )
-            for given, choice in self._choices(inputs, spend):
-                kernel = given.candidates.kernel
-                rest = old.dormant.get(kernel.path)
-                dtype = None if rest is None else rest.dtype
-                new.take(kernel, finish(given, choice.mask, dtype))
-            return new.matched(old)
-
-        def each(carried: tuple[_Held, _Shares]) -> tuple[_Held, _Shares]:
+        def each(carried: tuple[list[Held], _Shares]) -> tuple[list[Held], _Shares]:
             held, before = carried
-            stray = self._stray(looks, held.masks, weights, before)
-            every = range(len(kernels))
-            for which in [every] if self.options.rule.joint else [(i,) for i in every]:
-                paths = [kernels[i].path for i in which]
-                part = functools.partial(refresh, which)
-                held = held.joined(when(due, part, held.only(paths)))
+            masks = {k.path: one.mask for k, one in zip(kernels, held, strict=True)}
+            stray = self._stray(looks, masks, weights, before)
+            for which in work.together(held):
+                part = functools.partial(work.refresh, which)
+                done = when(due, part, [held[i] for i in which])
+                for i, one in zip(which, done, strict=True):
+                    held[i] = one
             return held, stray
 
-        held, stray = when(due | looks, each, (held, state.bb_stray))
+        held, stray = when(due | looks, each, (self._held(state), state.bb_stray))
+        after = {k.path: one for k, one in zip(kernels, held, strict=True)}
+
+        def by_path(name: str) -> dict[str, jax.Array]:
+            found = {path: getattr(one, name) for path, one in after.items()}
+            return {path: x for path, x in found.items() if x is not None}
+
         asked = {
             k.path: jnp.where(due, d, state.bb_density[k.path])
             for k, d in zip(kernels, spend.asked, strict=True)
         }
         new = state._replace(
-            bb_masks=held.masks,
-            bb_dormant=held.dormant,
-            bb_churn=held.churn,
+            bb_masks=by_path("mask"),
+            bb_dormant=by_path("dormant"),
+            bb_churn=by_path("churn"),
             bb_stray=stray,
             bb_density=asked,
-            bb_scale=held.scale,
+            bb_scale=by_path("scale"),
         )
-        return new, held.arrivals
+        return new, by_path("arrivals")
+
+    def _held(self, state: PruneState) -> list[Held]:
+        """What a refresh may change of every kernel."""
+        return [
+            Held(
+                mask=state.bb_masks[k.path],
+                churn=state.bb_churn[k.path],
+                dormant=state.bb_dormant.get(k.path),
+                scale=state.bb_scale.get(k.path),
+                arrivals=jnp.zeros_like(state.bb_masks[k.path])
+                if self.options.regrow
+                else None,
+            )
+            for k, _ in self.budgeted
+        ]
 
     def _look_if(
         self, looks: jax.Array, state: PruneState, weights: Leaves
@@ -291,117 +290,9 @@ class Pruner:
             mask, old = masks[kernel.path], before[kernel.path]
             acts = kernel.edge_mask(jnp.asarray(weights.get(kernel, "parameter")) != 0)
             acts = sharding.match(pack(kernel, acts, mask), mask)
-            share = jnp.where(looks, _share_of(kernel, acts & ~mask), old)
+            share = jnp.where(looks, share_of(kernel, acts & ~mask), old)
             found[kernel.path] = sharding.match(share, old)
         return found
-
-    def _choices(
-        self, inputs: Iterator[RefreshInput], spend: Budgets
-    ) -> Iterator[tuple[RefreshInput, Choice]]:
-        """What the rule chooses, kernel by kernel unless they compete."""
-        rule = self.options.rule
-        if not rule.joint:
-            for given in inputs:
-                yield given, as_choice(rule.select(given.candidates))
-            return
-        together = list(inputs)
-        # Weights of one kernel that are not finite spoil the shares of all: then every
-        # mask stays.
-        finite = jnp.all(jnp.stack([given.finite for given in together]))
-        group = Group(tuple(given.candidates for given in together), spend.pool)
-        for given, choice in zip(together, rule.choose(group), strict=True):
-            yield given._replace(finite=finite), choice
-
-    def _prepared(
-        self,
-        index: int,
-        held: _Held,
-        state: PruneState,
-        weights: Leaves,
-        gradients: Leaves | None,
-        spend: Budgets,
-    ) -> RefreshInput:
-        options = self.options
-        kernel, actuators = self.budgeted[index]
-        means = state.bb_means[kernel.path]
-        names = [name for name in means if not name.endswith(".weight")]
-        w = lax.stop_gradient(weights.get(kernel, "parameter"))
-        grads = None
-        if gradients is not None:
-            grads = kernel.edges(gradients.get(kernel, "gradient"))
-        candidates = Candidates(
-            kernel=kernel,
-            actuators=actuators,
-            weights=w,
-            mask=unpack(kernel, held.masks[kernel.path], w),
-            statistics={name: read_mean(means, name) for name in names},
-            budget=spend.edges[index],
-            k_min=options.k_min,
-            regrow=options.regrow,
-            step=state.bb_count,
-            grads=grads,
-            index=index,
-            bias=weights.bias_of(kernel),
-            pattern=options.pattern,
-            hysteresis=options.hysteresis,
-        )
-        path = kernel.path
-        return prepare(candidates, held.dormant.get(path), held.scale.get(path))
-
-
-class _Held(NamedTuple):
-    """What the loop of a refresh carries: by path, parts of the state, and arrivals.
-
-    Attributes:
-      masks: kept edges, as bits.
-      dormant: values of pruned weights.
-      churn: shares of the edges that flipped.
-      scale: factors on kept weights.
-      arrivals: edges that come back, as bits; all 0 without a refresh.
-    """
-
-    masks: dict[str, jax.Array]
-    dormant: dict[str, jax.Array]
-    churn: dict[str, jax.Array]
-    scale: dict[str, jax.Array]
-    arrivals: dict[str, jax.Array]
-
-    def copy(self) -> _Held:
-        """A copy whose dicts may be changed."""
-        return _Held(*(dict(part) for part in self))
-
-    def take(self, kernel: Kernel, done: Refreshed) -> None:
-        """Takes in the refresh of one kernel."""
-        path = kernel.path
-        old = self.masks[path]
-        new = sharding.match(pack(kernel, done.mask, old), old)
-        self.masks[path] = new
-        self.churn[path] = _share_of(kernel, new ^ old)
-        if done.dormant is not None:
-            self.dormant[path] = done.dormant
-        if done.scale is not None:
-            self.scale[path] = sharding.whole(done.scale)
-        if path in self.arrivals:
-            self.arrivals[path] = new & ~old
-
-    def only(self, paths: Sequence[str]) -> _Held:
-        """The part of some kernels."""
-        return _Held(*({p: part[p] for p in paths if p in part} for part in self))
-
-    def joined(self, part: _Held) -> _Held:
-        """The same with the values of some kernels replaced."""
-        return _Held(*(mine | theirs for mine, theirs in zip(self, part, strict=True)))
-
-    def matched(self, old: _Held) -> _Held:
-        """The same with the shardings of `old`, as a loop wants it."""
-        return jax.tree.map(sharding.match, self, old)
-
-
-def _share_of(kernel: Kernel, packed: jax.Array) -> jax.Array:
-    """Share of the edges of a kernel whose bits are set: float32 scalar."""
-    # Counts of a slice are exact in int32, those of a whole stack may not be.
-    counts = bits.count(packed, kernel.axes("group", "in", "out"))
-    return jnp.sum(counts.astype(jnp.float32)) / float(math.prod(kernel.edge_shape))
 
 
 def _ratio(new: jax.Array | None, old: jax.Array | None) -> jax.Array | None:

@@ -17,30 +17,35 @@ A kernel with a weight that is not finite keeps its mask and its dormant weights
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bbjax.arrays import sharding
+from bbjax.arrays import bits, sharding
 from bbjax.model.units import Kernel
 from bbjax.rules.base import Candidates
+from bbjax.training.state import pack, unpack
 
 
-class Refreshed(NamedTuple):
-    """Result of a refresh.
+class Held(NamedTuple):
+    """What a refresh may change of one kernel.
 
     Attributes:
-      mask: kept edges, per edge.
-      dormant: value of every weight that is pruned or comes back now, `kernel.shape`;
-        None without regrowth.
+      mask: kept edges, as bits.
+      churn: share of the edges that flipped.
+      dormant: values of pruned weights, `kernel.shape`; None without regrowth.
       scale: rescaling of the kept weights of each output unit, `stack + units`; None
         without rescaling.
+      arrivals: edges that come back, as bits; None without regrowth.
     """
 
     mask: jax.Array
+    churn: jax.Array
     dormant: jax.Array | None
     scale: jax.Array | None
+    arrivals: jax.Array | None
 
 
 class RefreshInput(NamedTuple):
@@ -48,53 +53,100 @@ class RefreshInput(NamedTuple):
 
     Attributes:
       candidates: what the rule chooses from.
-      scale: rescaling of the weights so far, `stack + units`, or None.
+      held: what is held of it.
       finite: whether weights and gradients are finite, bool scalar.
     """
 
     candidates: Candidates
-    scale: jax.Array | None
+    held: Held
     finite: jax.Array
 
 
-def prepare(
-    candidates: Candidates, dormant: jax.Array | None, scale: jax.Array | None
-) -> RefreshInput:
+class Settled(NamedTuple):
+    """The mask after a refresh, and the scale that goes with it.
+
+    Attributes:
+      mask: kept edges, as bits.
+      scale: as in `Held`.
+    """
+
+    mask: jax.Array
+    scale: jax.Array | None
+
+
+def prepare(candidates: Candidates, held: Held) -> RefreshInput:
     """Replaces the weights as they are by latent ones.
 
     Args:
       candidates: with the parameter array, 0 where pruned, as weights.
-      dormant: values of pruned weights, `kernel.shape`, or None.
-      scale: rescaling of the weights so far, `stack + units`; None without rescaling.
+      held: what is held of the kernel.
     """
     kernel, mask, weights = candidates.kernel, candidates.mask, candidates.weights
     finite = _finite(weights, candidates.grads)
-    latent = _latent(kernel, mask, weights, dormant, scale)
-    return RefreshInput(dataclasses.replace(candidates, weights=latent), scale, finite)
+    latent = _latent(kernel, mask, weights, held.dormant, held.scale)
+    seen = dataclasses.replace(candidates, weights=latent)
+    return RefreshInput(seen, held._replace(dormant=None), finite)
 
 
-def finish(given: RefreshInput, keep: jax.Array, dtype: Any) -> Refreshed:
-    """What follows from the mask that a rule chose.
+def settle(given: RefreshInput, chosen: jax.Array) -> Settled:
+    """The mask that a rule chose; the old one where the kernel is not finite.
 
     Args:
       given: what it was chosen from.
-      keep: the mask, per edge.
-      dtype: of the dormant weights; None stores none.
+      chosen: kept edges, per edge.
     """
     kernel, old = given.candidates.kernel, given.candidates.mask
-    latent = given.candidates.weights
-    keep = sharding.match(keep, old)  # rules need not care about shardings
+    keep = sharding.match(chosen, old)  # rules need not care about shardings
     keep = jnp.where(given.finite, keep, old)
-    values, dormant, scale = latent, None, None
-    if given.scale is not None:
-        scale = jnp.where(given.finite, scale_of(kernel, keep), given.scale)
-        comes_back = kernel.over_spatial(keep & ~old)
-        values = jnp.where(comes_back, _scaled(latent, _factor(kernel, scale)), latent)
+    packed = pack(kernel, keep, given.held.mask)
+    if given.held.scale is None:
+        return Settled(packed, None)
+    scale = jnp.where(given.finite, scale_of(kernel, keep), given.held.scale)
+    return Settled(packed, scale)
+
+
+def finish(given: RefreshInput, settled: Settled, dtype: Any) -> Held:
+    """What is held after a refresh.
+
+    Args:
+      given: the kernel before it.
+      settled: the mask that was chosen.
+      dtype: of the dormant weights; None stores none.
+    """
+    kernel, old = given.candidates.kernel, given.held
+    new = settled.mask
+    dormant = None
     if dtype is not None:
-        stays = kernel.over_spatial(keep & old)
-        pruned = jnp.where(stays, jnp.zeros_like(values), values)
-        dormant = stored(kernel.weights(pruned), dtype)
-    return Refreshed(keep, dormant, scale)
+        keep = unpack(kernel, new, given.candidates.weights)
+        dormant = _dormant(given, keep, settled.scale, dtype)
+    return Held(
+        mask=new,
+        churn=share_of(kernel, new ^ old.mask),
+        dormant=dormant,
+        scale=None if settled.scale is None else sharding.whole(settled.scale),
+        arrivals=None if old.arrivals is None else new & ~old.mask,
+    )
+
+
+def share_of(kernel: Kernel, packed: jax.Array) -> jax.Array:
+    """Share of the edges of a kernel whose bits are set: float32 scalar."""
+    # Counts of a slice are exact in int32, those of a whole stack may not be.
+    counts = bits.count(packed, kernel.axes("group", "in", "out"))
+    return jnp.sum(counts.astype(jnp.float32)) / float(math.prod(kernel.edge_shape))
+
+
+def _dormant(
+    given: RefreshInput, keep: jax.Array, scale: jax.Array | None, dtype: Any
+) -> jax.Array:
+    """Value of each weight that is pruned or comes back now, else 0: `kernel.shape`."""
+    kernel, old = given.candidates.kernel, given.candidates.mask
+    values = given.candidates.weights
+    if scale is not None:
+        comes_back = kernel.over_spatial(keep & ~old)
+        values = jnp.where(comes_back, _scaled(values, _factor(kernel, scale)), values)
+    stays = kernel.over_spatial(keep & old)
+    pruned = jnp.where(stays, jnp.zeros_like(values), values)
+    return stored(kernel.weights(pruned), dtype)
 
 
 def scale_of(kernel: Kernel, mask: jax.Array) -> jax.Array:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import bbjax as bb
-from bbjax.training.refresh import finish, prepare, scale_of
+from bbjax.training.refresh import Held, finish, prepare, scale_of, settle
+from bbjax.training.state import pack, unpack
 from tests.support.runs import candidates, dense
 
 KERNEL = dense(6, 4)
@@ -25,12 +26,19 @@ GROUPED = bb.Kernel(
 
 @functools.partial(jax.jit, static_argnames=("kernel", "rescale"))
 def _run(kernel, keep, mask, w, dormant, rescale):
-    scale = scale_of(kernel, mask) if rescale else None
-    given = prepare(candidates(kernel, w, 0, mask=mask), dormant, scale)
-    done = finish(given, keep, None if dormant is None else dormant.dtype)
+    held = holding(kernel, mask, dormant, scale_of(kernel, mask) if rescale else None)
+    given = prepare(candidates(kernel, w, 0, mask=mask), held)
+    dtype = None if dormant is None else dormant.dtype
+    done = finish(given, settle(given, keep), dtype)
     units = kernel.per_unit_shape("outputs")
-    ratio = done.scale / scale if rescale else jnp.ones(units, jnp.float32)
-    return Done(done.mask, done.dormant, ratio)
+    ratio = done.scale / held.scale if rescale else jnp.ones(units, jnp.float32)
+    return Done(unpack(kernel, done.mask), done.dormant, ratio, done.churn)
+
+
+def holding(kernel, mask, dormant, scale):
+    """What is held of a kernel before a refresh."""
+    bits = pack(kernel, mask, mask)
+    return Held(bits, jnp.float32(0), dormant, scale, arrivals=None)
 
 
 class Done(NamedTuple):
@@ -39,6 +47,7 @@ class Done(NamedTuple):
     mask: jax.Array
     dormant: jax.Array | None
     ratio: jax.Array
+    churn: jax.Array
 
 
 def run(kernel, keep, mask, w, dormant, rescale=False):
@@ -69,6 +78,7 @@ def test_what_rests_and_what_comes_back(example):
     np.testing.assert_array_equal(done.dormant[away], dormant[away])
     np.testing.assert_array_equal(done.dormant[back], dormant[back])
     assert (done.ratio == 1).all()
+    assert done.churn == np.float32((mask != keep).mean())
 
 
 def test_the_rule_sees_latent_weights(example):
@@ -77,7 +87,8 @@ def test_the_rule_sees_latent_weights(example):
     view = candidates(KERNEL, jnp.asarray(w), 0, mask=jnp.asarray(mask))
     scaled = scale_of(KERNEL, jnp.asarray(mask))
     rest = [(jnp.asarray(dormant), None), (jnp.asarray(dormant), scaled), (None, None)]
-    seen = [prepare(view, d, s).candidates for d, s in rest]
+    held = [holding(KERNEL, jnp.asarray(mask), d, s) for d, s in rest]
+    seen = [prepare(view, one).candidates for one in held]
     plain, unscaled, without = [np.asarray(v.weights) for v in seen]
     np.testing.assert_array_equal(plain, np.where(mask, w, dormant))
     scale = np.sqrt(6 / mask.sum(0))
