@@ -4,6 +4,8 @@ transform     `bb.transform`, `bb.wrap`, `bb.hold`
 arguments     checks of what they are given
 options       their settings, in one record
 pruner        what one update does
+all_kernels   a refresh of all kernels: together where they are alike or compete
+alike         the loop over kernels that are alike, which are compiled once
 refresh       one kernel's refresh, before and after the rule chooses
 plan          the static part of a state: rule, kernels, actuators
 state         what the optimizer state holds, and how it is read
