@@ -73,14 +73,15 @@ def steps(part: Part) -> Table:
 
 def topk(part: Part) -> Table:
     """Selection by method."""
-    names = ("count", "top_k", "sort", "read")
-    table = Table("shape dtype axis", *(f"{n} ms" for n in names))
-    for name in ("top_k/count", "sort/count", "count/read"):
-        table.add_column(name)
-    for name, row in part["rows"].items():
-        ratios = (row[k]["median"] for k in ("top_k/count", "sort/count", "count/read"))
-        cells = [ms(row["ms"][n]) for n in names] + [f"{r:.1f}" for r in ratios]
-        table.add_row(name, *cells)
+    rows = part["rows"]
+    # Not every version of JAX has every method; older rows have fewer.
+    names = list(dict.fromkeys(name for row in rows.values() for name in row["ms"]))
+    pairs = list(dict.fromkeys(k for row in rows.values() for k in row if "/" in k))
+    table = Table("shape dtype axis", *(f"{n} ms" for n in names), *pairs)
+    for name, row in rows.items():
+        times = [ms(row["ms"][n]) if n in row["ms"] else "" for n in names]
+        ratios = [f"{row[k]['median']:.1f}" if k in row else "" for k in pairs]
+        table.add_row(name, *times, *ratios)
     return table
 
 

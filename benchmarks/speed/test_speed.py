@@ -132,7 +132,9 @@ def test_sorting_takes_part_in_few_rounds_where_it_is_slow(selection):
     calls, _ = selection
     times = topk.in_turns(calls, rounds=5, slow=True)
     rounds = {name: len(taken) for name, taken in times.items()}
-    assert rounds == {"count": 5, "read": 5, "top_k": 2, "sort": 2}
+    sorting = dict.fromkeys(set(calls) - set(topk.QUICK), 2)
+    assert {"top_k", "sort", "approx"} <= set(sorting)
+    assert rounds == dict.fromkeys(topk.QUICK, 5) | sorting
     quick = topk.in_turns(calls, rounds=3, slow=False)
     assert {len(taken) for taken in quick.values()} == {3}
 

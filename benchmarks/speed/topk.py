@@ -7,13 +7,19 @@ Every unit has its own k, drawn from 0 to n. In turns run
     count    `top_k_mask(method="count")`
     top_k    `top_k_mask(method="top_k")`, the reference: sort, then make the mask
     sort     `lax.top_k` alone, not charged for making a mask of its indices
+    unstable the same with `is_stable=False`, where this version of JAX has it: the fast
+             path of GPUs, but equal scores may be taken in any order
+    approx   `lax.approx_max_k` of half the entries, recall 0.95: a bound, not exact
     read     one pass that reads the scores, a maximum along the axis
+    copy     a copy of the scores on the device: the least that a pass which reads and
+             writes as many bytes can take
 
 The masks of both methods must be equal, or the run stops. Where that check takes more
 than `SLOW_MS`, what sorts runs in two rounds only, and its ratios are over these. On
 two CPU cores nearly all the time goes into the sorting of 8192 x 8192.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -30,6 +36,10 @@ SMALL_SHAPES = ((32, 64), (128, 64))
 DTYPES = ("float32", "bfloat16")
 SLOW_MS = 1500.0
 SLOW_ROUNDS = 2
+QUICK = ("count", "read", "copy")  # what does not sort
+RATIOS = ("top_k/count", "sort/count", "unstable/count", "approx/count") + tuple(
+    f"count/{name}" for name in QUICK[1:]
+)
 Calls = Mapping[str, Callable[[], Any]]
 
 
@@ -51,13 +61,24 @@ def methods(scores: jax.Array, k: jax.Array, axis: int) -> Calls:
     def select(method: str) -> Callable[..., jax.Array]:
         return lambda s, k: top_k_mask(s, k, axis=axis, method=method)
 
+    def sorting(**how: bool) -> Callable[..., Any]:
+        return lambda s: jax.lax.top_k(jnp.moveaxis(s, axis, 1), n, **how)
+
+    def approximately(s: jax.Array) -> Any:
+        return jax.lax.approx_max_k(s, max(n // 2, 1), reduction_dimension=axis)
+
     n = scores.shape[axis]
-    return {
+    calls = {
         "count": ready(select("count"), scores, k),
         "top_k": ready(select("top_k"), scores, k),
-        "sort": ready(lambda s: jax.lax.top_k(jnp.moveaxis(s, axis, 1), n), scores),
+        "sort": ready(sorting(), scores),
+        "approx": ready(approximately, scores),
         "read": ready(lambda s: jnp.max(s, axis), scores),
+        "copy": ready(jnp.copy, scores),
     }
+    if "is_stable" in inspect.signature(jax.lax.top_k).parameters:
+        calls["unstable"] = ready(sorting(is_stable=False), scores)
+    return calls
 
 
 def check(calls: Calls, k: jax.Array, axis: int) -> None:
@@ -75,7 +96,7 @@ def in_turns(calls: Calls, rounds: int, slow: bool) -> dict[str, np.ndarray]:
     if not slow or rounds <= SLOW_ROUNDS:
         return interleaved(calls, rounds)
     times = interleaved(calls, SLOW_ROUNDS, warmup=0)
-    quick = {name: calls[name] for name in ("count", "read")}
+    quick = {name: calls[name] for name in QUICK}
     more = interleaved(quick, rounds - SLOW_ROUNDS)
     return times | {name: np.append(times[name], more[name]) for name in quick}
 
@@ -98,9 +119,10 @@ def case(shape: tuple[int, int], dtype: str, axis: int, rounds: int) -> dict[str
         "axis": axis,
         "rounds": {name: len(t) for name, t in times.items()},
         "ms": {name: spread(t) for name, t in times.items()},
-        "top_k/count": ratio(times, "top_k", "count"),
-        "sort/count": ratio(times, "sort", "count"),
-        "count/read": ratio(times, "count", "read"),
+    } | {
+        pair: ratio(times, *pair.split("/"))
+        for pair in RATIOS
+        if set(pair.split("/")) <= set(times)
     }
 
 
