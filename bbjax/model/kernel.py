@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Literal
 
 import jax
@@ -198,6 +199,36 @@ class Kernel:
     def weights(self, edges: jax.Array) -> jax.Array:
         """The inverse of `edges`: `split -> shape`."""
         return edges if edges.shape == self.shape else jnp.reshape(edges, self.shape)
+
+    @property
+    def form(self) -> Kernel:
+        """The kernel without what tells it apart from others of its form.
+
+        Paths have `*` in place of every number, and whether another kernel reads its
+        output units is left open (False). Programs that see the form of a kernel alone
+        are the same for all layers of a model that are alike.
+
+        Example:
+          >>> Kernel("layer_3/up", (3, 4), fan_in=(0,), fan_out=(1,)).form.path
+          'layer_*/up'
+        """
+
+        def bare(path: str) -> str:
+            return re.sub(r"\d+", "*", path)
+
+        def all_of(paths: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(sorted({bare(path) for path in paths}))
+
+        return dataclasses.replace(
+            self,
+            path=bare(self.path),
+            reads=all_of(self.reads),
+            bias=bare(self.bias),
+            companions=all_of(self.companions),
+            stream=all_of(self.stream),
+            why_not="",
+            hidden=False,
+        )
 
     def behind(self, sizes: tuple[int, ...]) -> Kernel:
         """The kernel with more stack axes in front, as for several seeds.

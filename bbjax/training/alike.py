@@ -15,14 +15,11 @@ through them, and chooses inside its body which one it reads and writes:
 turn. So the compiler sees the same code for every kernel, and compiles that once, too:
 with a number of its own in it, each would be other code.
 
-In the loop a kernel has a path with `*` in place of every number, and `hidden` is
-False.
+In the loop a kernel is its form (`Kernel.form`), with `*` in place of every number.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import re
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
@@ -31,40 +28,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from bbjax.arrays.loop import when
-from bbjax.model.kernel import Kernel
 
 T = TypeVar("T")
 S = TypeVar("S")
 M = TypeVar("M")
 
 MOST = 32  # kernels of one loop, whose body looks at every flag
-
-
-def without_numbers(kernel: Kernel) -> Kernel:
-    """The kernel with `*` for every number in a path, and less that tells it apart.
-
-    Example:
-      >>> kernel = Kernel("layer_3/up", (3, 4), fan_in=(0,), fan_out=(1,))
-      >>> without_numbers(kernel).path
-      'layer_*/up'
-    """
-
-    def bare(path: str) -> str:
-        return re.sub(r"\d+", "*", path)
-
-    def all_of(paths: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(sorted({bare(path) for path in paths}))
-
-    return dataclasses.replace(
-        kernel,
-        path=bare(kernel.path),
-        reads=all_of(kernel.reads),
-        bias=bare(kernel.bias),
-        companions=all_of(kernel.companions),
-        stream=all_of(kernel.stream),
-        why_not="",
-        hidden=False,
-    )
 
 
 def types(arrays: Any) -> Hashable:

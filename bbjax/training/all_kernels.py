@@ -68,7 +68,7 @@ class AllKernels:
                 self.state.bb_means[kernel.path],
                 one,
             )
-            form = alike.without_numbers(kernel)
+            form = kernel.form
             forms.append((form, actuators, alike.types(arrays)))
         return alike.classes(forms)
 
@@ -101,7 +101,7 @@ class AllKernels:
         """What is held once the rule has chosen the masks of kernels that are alike."""
         kernel, actuators = self.budgeted[which[0]]
         if len(which) > 1:
-            kernel = alike.without_numbers(kernel)
+            kernel = kernel.form
 
         def read(index: int, one: Held) -> _Read:
             given = self._prepared(index, one)
@@ -131,7 +131,7 @@ class AllKernels:
         gradient = self._gradient(kernel)
         candidates = Candidates(
             weights=w,
-            mask=unpack(kernel, held.mask, w),
+            mask=unpack(kernel.form, held.mask, w),
             statistics={name: read_mean(means, name) for name in names},
             budget=self.spend.edges[index],
             step=self.state.bb_count,

@@ -28,7 +28,7 @@ from bbjax.training.all_kernels import AllKernels
 from bbjax.training.continuation import Contents
 from bbjax.training.options import Options
 from bbjax.training.plan import Budgeted, Plan
-from bbjax.training.refresh import Held, apply_mask, share_of
+from bbjax.training.refresh import Held, apply_mask, stray
 from bbjax.training.state import (
     PruneState,
     first_dormant,
@@ -36,7 +36,6 @@ from bbjax.training.state import (
     first_means,
     first_scale,
     mean_names,
-    pack,
     unpack,
     update_means,
 )
@@ -149,10 +148,10 @@ class Pruner:
             path = kernel.path
             p = jnp.asarray(weights.get(kernel, "parameter"))
             masked = apply_mask(
-                kernel,
+                kernel.form,
                 wanted.get(kernel, "update"),
                 p,
-                keep=unpack(kernel, new.bb_masks[path], p),
+                keep=unpack(kernel.form, new.bb_masks[path], p),
                 arrivals=_unpacked(kernel, arrivals, p),
                 dormant=new.bb_dormant.get(path),
                 due=due,
@@ -288,9 +287,8 @@ class Pruner:
         found = {}
         for kernel, _ in self.budgeted:
             mask, old = masks[kernel.path], before[kernel.path]
-            acts = kernel.edge_mask(jnp.asarray(weights.get(kernel, "parameter")) != 0)
-            acts = sharding.match(pack(kernel, acts, mask), mask)
-            share = jnp.where(looks, share_of(kernel, acts & ~mask), old)
+            p = jnp.asarray(weights.get(kernel, "parameter"))
+            share = jnp.where(looks, stray(kernel.form, p, mask), old)
             found[kernel.path] = sharding.match(share, old)
         return found
 
@@ -307,4 +305,4 @@ def _unpacked(
 ) -> jax.Array | None:
     if kernel.path not in packed:
         return None
-    return unpack(kernel, packed[kernel.path], weights)
+    return unpack(kernel.form, packed[kernel.path], weights)

@@ -12,11 +12,15 @@ Pure arrays, no schedule and no Optax. In the code's names, per kernel:
 without it. The state holds the `scale` that the weights have: 1 before the first
 refresh.
 A kernel with a weight that is not finite keeps its mask and its dormant weights.
+
+What is done for every kernel of a model is traced once for all of one form
+(`Kernel.form`): tracing is a good part of the time to compile a step.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -83,7 +87,7 @@ def prepare(candidates: Candidates, held: Held) -> RefreshInput:
     """
     kernel, mask, weights = candidates.kernel, candidates.mask, candidates.weights
     finite = _finite(weights, candidates.grads)
-    latent = _latent(kernel, mask, weights, held.dormant, held.scale)
+    latent = _latent(kernel.form, mask, weights, held.dormant, held.scale)
     seen = dataclasses.replace(candidates, weights=latent)
     return RefreshInput(seen, held._replace(dormant=None), finite)
 
@@ -117,7 +121,7 @@ def finish(given: RefreshInput, settled: Settled, dtype: Any) -> Held:
     new = settled.mask
     dormant = None
     if dtype is not None:
-        keep = unpack(kernel, new, given.candidates.weights)
+        keep = unpack(kernel.form, new, given.candidates.weights)
         dormant = _dormant(given, keep, settled.scale, dtype)
     return Held(
         mask=new,
@@ -133,6 +137,19 @@ def share_of(kernel: Kernel, packed: jax.Array) -> jax.Array:
     # Counts of a slice are exact in int32, those of a whole stack may not be.
     counts = bits.count(packed, kernel.axes("group", "in", "out"))
     return jnp.sum(counts.astype(jnp.float32)) / float(math.prod(kernel.edge_shape))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def stray(kernel: Kernel, weights: jax.Array, packed: jax.Array) -> jax.Array:
+    """Share of the edges that are pruned and whose weight is not 0: float32 scalar.
+
+    Args:
+      kernel: the kernel.
+      weights: of the parameter.
+      packed: kept edges, as bits.
+    """
+    acts = pack(kernel, kernel.edge_mask(weights != 0), packed)
+    return share_of(kernel, sharding.match(acts, packed) & ~packed)
 
 
 def _dormant(
@@ -164,6 +181,7 @@ def _scaled(edges: jax.Array, factor: jax.Array) -> jax.Array:
     return (edges.astype(jnp.float32) * factor).astype(edges.dtype)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _latent(
     kernel: Kernel,
     mask: jax.Array,
@@ -189,6 +207,7 @@ def stored(values: jax.Array, dtype: Any) -> jax.Array:
     return values.astype(dtype)
 
 
+@jax.jit
 def _finite(weights: jax.Array, grads: jax.Array | None) -> jax.Array:
     # Dormant weights are finite, for only finite ones are stored. A maximum is cheaper
     # than a conjunction, and passes NaN on.
@@ -196,6 +215,7 @@ def _finite(weights: jax.Array, grads: jax.Array | None) -> jax.Array:
     return jnp.all(jnp.isfinite(jnp.stack([p.astype(jnp.float32) for p in peaks])))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def apply_mask(
     kernel: Kernel,
     u: jax.Array,

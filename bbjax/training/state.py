@@ -91,6 +91,7 @@ def pack(kernel: Kernel, mask: jax.Array, old: jax.Array) -> jax.Array:
     return bits.pack(sharding.match(mask, old), packed_axis(kernel))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def unpack(
     kernel: Kernel, packed: jax.Array, weights: jax.Array | None = None
 ) -> jax.Array:
@@ -212,6 +213,23 @@ def update_means(
       sides: `Activity` of the kernel.
       decay: of the running mean, in [0, 1).
     """
+    measured, counts = {}, {}
+    for name in means:
+        side, statistic = name.split(".")
+        counts[side] = getattr(getattr(sides, side), "count", None)
+        if statistic != "weight":
+            measured[name] = getattr(getattr(sides, side), statistic)
+    found: dict[str, jax.Array] = _averaged(dict(means), measured, counts, decay)
+    return found
+
+
+@jax.jit  # traced once for all kernels of one form
+def _averaged(
+    means: dict[str, jax.Array],
+    measured: dict[str, jax.Array],
+    counts: dict[str, jax.Array | None],
+    decay: jax.Array | float,
+) -> dict[str, jax.Array]:
     decay = jnp.asarray(decay).astype(jnp.float32)
     values: dict[str, jax.Array] = {}
     seen: dict[str, jax.Array] = {}
@@ -220,11 +238,10 @@ def update_means(
         if statistic == "weight":
             values[name] = jnp.ones_like(mean)
             continue
-        measured = getattr(sides, side)
-        value = sharding.whole(getattr(measured, statistic).astype(jnp.float32))
+        value = sharding.whole(measured[name].astype(jnp.float32))
         values[name] = jnp.broadcast_to(value, mean.shape)
         usable = jnp.isfinite(values[name])
-        count = getattr(measured, "count", None)
+        count = counts[side]
         if count is not None:
             usable &= jnp.broadcast_to(sharding.whole(count) > 0, usable.shape)
         # One weight serves all statistics of a side: a unit is observed or it is not.
@@ -238,6 +255,7 @@ def update_means(
     return {name: sharding.whole(mean) for name, mean in taken.items()}
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def read_mean(means: Mapping[str, jax.Array], name: str) -> jax.Array:
     """The bias-corrected mean; where nothing was observed, 0.5 for on-rates.
 
