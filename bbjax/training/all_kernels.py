@@ -60,31 +60,25 @@ class AllKernels:
         if not self.options.rule.alike:
             return [(i,) for i in range(len(self.budgeted))]
         forms = []
-        for (kernel, actuators), one in zip(self.budgeted, held, strict=True):
+        for i, (kernel, actuators) in enumerate(self.budgeted):
             arrays = (
                 self.weights.get(kernel, "parameter"),
                 self.weights.bias_of(kernel),
                 self._gradient(kernel),
                 self.state.bb_means[kernel.path],
-                one,
+                self.spend.edges[i],
+                held[i],
             )
-            form = kernel.form
-            forms.append((form, actuators, alike.types(arrays)))
+            forms.append((kernel.form, actuators, alike.types(arrays)))
         return alike.classes(forms)
 
     def refresh(self, which: Sequence[int], held: Sequence[Held]) -> list[Held]:
         """What is held after a refresh, of kernels that are refreshed together."""
-        if self.options.rule.joint:
-            given = [self._prepared(i, one) for i, one in zip(which, held, strict=True)]
-            done = [
-                finish(one, settled, _dtype(old))
-                for one, settled, old in zip(
-                    given, self._jointly(given), held, strict=True
-                )
-            ]
-        else:
-            done = self._one_by_one(which, held)
-        return [matched(new, old) for new, old in zip(done, held, strict=True)]
+        if not self.options.rule.joint:
+            return self._one_by_one(which, held)
+        given = [self._prepared(i, one) for i, one in zip(which, held, strict=True)]
+        chosen = self._jointly(given)
+        return [_after(*three) for three in zip(given, chosen, held, strict=True)]
 
     def _jointly(self, given: Sequence[RefreshInput]) -> list[Settled]:
         """The masks that the rule chooses for kernels that compete."""
@@ -118,8 +112,7 @@ class AllKernels:
             return settle(one, chosen.mask)
 
         def write(seen: _Read, settled: Settled) -> Held:
-            done = finish(given(0, seen), settled, _dtype(held[0]))
-            return matched(done, held[0])
+            return _after(given(which[0], seen), settled, held[0])
 
         return alike.each(which, held, read, change, write)
 
@@ -171,12 +164,8 @@ class _Read(NamedTuple):
     finite: jax.Array
 
 
-def matched(new: Held, old: Held) -> Held:
-    """The same with the shardings of `old`, as a loop wants it."""
-    done: Held = jax.tree.map(sharding.match, new, old)
+def _after(given: RefreshInput, chosen: Settled, old: Held) -> Held:
+    """What is held after a refresh, with the shardings that it had: loops want that."""
+    dtype = None if old.dormant is None else old.dormant.dtype
+    done: Held = jax.tree.map(sharding.match, finish(given, chosen, dtype), old)
     return done
-
-
-def _dtype(held: Held) -> Any:
-    """The dtype of dormant weights, None where none are stored."""
-    return None if held.dormant is None else held.dormant.dtype

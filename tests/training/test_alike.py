@@ -92,7 +92,16 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = ("prune only, rescaled", "in groups")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW), id=name)
+        for name in CASES
+    ],
+)
 def test_alike_kernels_get_what_each_gets_by_itself(name):
     rule, settings = CASES[name]
     together, one_by_one = trained(rule, settings), trained(apart(rule), settings)
@@ -133,6 +142,7 @@ def test_another_kernel_of_a_known_form_adds_no_loop_to_a_refresh():
     assert loops(4) - loops(2) == 2 * (loops(3) - loops(2)) == 2 * 2
 
 
+@pytest.mark.slow
 def test_seeds_and_alike_kernels():
     x = jax.random.normal(jax.random.key(9), (32, MODEL))
     rule, settings = CASES["default"]
