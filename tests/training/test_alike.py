@@ -80,11 +80,11 @@ CASES = {
         bb.rules.budgeted_broadcast(competition=0),
         {"density": 0.4, "regrow": False, "rescale": True},
     ),
-    "by layer, rescaled": (
-        bb.rules.magnitude(),
-        {"density": {"layer_1": 0.2, ".*": 0.4}, "rescale": True, "hysteresis": 0.1},
+    "gradients, by layer, rescaled": (
+        bb.rules.rigl(),
+        {"density": {"layer_1": 0.2, ".*": 0.4}, "rescale": True},
     ),
-    "gradients": (bb.rules.rigl(), {"density": 0.4}),
+    "hysteresis": (bb.rules.magnitude(), {"density": 0.4, "hysteresis": 0.1}),
     "in groups": (
         bb.rules.magnitude(),
         {"pattern": bb.n_m(1, 2), "dormant_dtype": jnp.bfloat16},
@@ -92,7 +92,7 @@ CASES = {
 }
 
 
-SLOW = ("prune only, rescaled", "in groups")
+SLOW = ("prune only, rescaled", "hysteresis", "in groups")
 
 
 @pytest.mark.parametrize(
