@@ -7,13 +7,14 @@ program, where arrays are traced and have none.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.typing import ArrayLike
+
+from bbjax.model.kernel import unnumbered
 
 Masks = Mapping[str, ArrayLike]
 
@@ -123,16 +124,12 @@ def meant(path: str, known: Iterable[str]) -> str:
       >>> meant("scale", ["params/Conv_0/kernel"])
       ''
     """
-    known, plain = list(known), _unnumbered(path)
+    known, plain = list(known), unnumbered(path)
     near = _ending_alike(path, known)
-    others = [k for k in known if _unnumbered(k) != plain]
+    # Layers of one kind are no slips of the pen of each other.
+    others = [k for k in known if unnumbered(k) != plain]
     near = near or difflib.get_close_matches(path, others, n=1, cutoff=0.8)
     return f" (did you mean {near[0]!r}?)" if near else ""
-
-
-def _unnumbered(path: str) -> str:
-    """The same for layers of one kind, which are no slips of the pen of each other."""
-    return re.sub(r"\d+", "#", path)
 
 
 def _ending_alike(path: str, known: Iterable[str]) -> list[str]:

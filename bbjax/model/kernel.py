@@ -21,6 +21,7 @@ in_units`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from typing import Literal
@@ -31,6 +32,16 @@ import jax.numpy as jnp
 Actuator = Literal["in", "out"]
 Side = Literal["inputs", "outputs"]
 RAW = "raw"  # in `Kernel.nonlinearity`: a range of units that has none
+
+
+def unnumbered(path: str) -> str:
+    """A path with `*` in place of every number: equal for layers of one kind.
+
+    Example:
+      >>> unnumbered("layer_3/up")
+      'layer_*/up'
+    """
+    return re.sub(r"\d+", "*", path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +211,7 @@ class Kernel:
         """The inverse of `edges`: `split -> shape`."""
         return edges if edges.shape == self.shape else jnp.reshape(edges, self.shape)
 
-    @property
+    @functools.cached_property
     def form(self) -> Kernel:
         """The kernel without what tells it apart from others of its form.
 
@@ -213,17 +224,14 @@ class Kernel:
           'layer_*/up'
         """
 
-        def bare(path: str) -> str:
-            return re.sub(r"\d+", "*", path)
-
         def all_of(paths: tuple[str, ...]) -> tuple[str, ...]:
-            return tuple(sorted({bare(path) for path in paths}))
+            return tuple(sorted({unnumbered(path) for path in paths}))
 
         return dataclasses.replace(
             self,
-            path=bare(self.path),
+            path=unnumbered(self.path),
             reads=all_of(self.reads),
-            bias=bare(self.bias),
+            bias=unnumbered(self.bias),
             companions=all_of(self.companions),
             stream=all_of(self.stream),
             why_not="",

@@ -20,20 +20,41 @@ In the loop a kernel is its form (`Kernel.form`), with `*` in place of every num
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from bbjax.arrays.loop import when
+from bbjax.model.kernel import Kernel
 
+P = ParamSpec("P")
 T = TypeVar("T")
 S = TypeVar("S")
 M = TypeVar("M")
 
 MOST = 32  # kernels of one loop, whose body looks at every flag
+
+
+def once_per_form(
+    fn: Callable[Concatenate[Kernel, P], T],
+) -> Callable[Concatenate[Kernel, P], T]:
+    """Traces a function of a kernel and arrays once for all kernels of one form.
+
+    What is done for every kernel would be traced for every kernel, a good part of the
+    time to compile a step. Outside jit, too, kernels of one form share a program.
+    """
+    compiled = jax.jit(fn, static_argnums=0)
+
+    @functools.wraps(fn)
+    def of_form(kernel: Kernel, *args: P.args, **kwargs: P.kwargs) -> T:
+        found: T = compiled(kernel.form, *args, **kwargs)
+        return found
+
+    return of_form
 
 
 def types(arrays: Any) -> Hashable:

@@ -18,7 +18,7 @@ from bbjax.arrays import sharding
 from bbjax.budgets.allocation import Budgets
 from bbjax.model.leaves import Leaves
 from bbjax.model.units import Actuator, Kernel
-from bbjax.rules.base import Candidates, Group, as_choice, put_together, taken_apart
+from bbjax.rules.base import Candidates, Group, as_choice, taken_apart
 from bbjax.training import alike
 from bbjax.training.options import Options
 from bbjax.training.plan import Budgeted
@@ -103,7 +103,7 @@ class AllKernels:
 
         def given(index: Any, seen: _Read) -> RefreshInput:
             static = self._static(kernel, actuators, index)
-            candidates = put_together(seen.arrays, tuple(static.items()))
+            candidates = Candidates(**seen.arrays, **static)
             return RefreshInput(candidates, seen.held, seen.finite)
 
         def change(index: Any, seen: _Read) -> Settled:
@@ -124,7 +124,7 @@ class AllKernels:
         gradient = self._gradient(kernel)
         candidates = Candidates(
             weights=w,
-            mask=unpack(kernel.form, held.mask, w),
+            mask=unpack(kernel, held.mask, w),
             statistics={name: read_mean(means, name) for name in names},
             budget=self.spend.edges[index],
             step=self.state.bb_count,

@@ -28,7 +28,7 @@ from bbjax.training.all_kernels import AllKernels
 from bbjax.training.continuation import Contents
 from bbjax.training.options import Options
 from bbjax.training.plan import Budgeted, Plan
-from bbjax.training.refresh import Held, apply_mask, stray
+from bbjax.training.refresh import Held, apply_mask, stray_share
 from bbjax.training.state import (
     PruneState,
     first_dormant,
@@ -148,10 +148,10 @@ class Pruner:
             path = kernel.path
             p = jnp.asarray(weights.get(kernel, "parameter"))
             masked = apply_mask(
-                kernel.form,
+                kernel,
                 wanted.get(kernel, "update"),
                 p,
-                keep=unpack(kernel.form, new.bb_masks[path], p),
+                keep=unpack(kernel, new.bb_masks[path], p),
                 arrivals=_unpacked(kernel, arrivals, p),
                 dormant=new.bb_dormant.get(path),
                 due=due,
@@ -217,9 +217,7 @@ class Pruner:
         kernels = [kernel for kernel, _ in self.budgeted]
         least = arguments.least_edges(self.budgeted, self.options.k_min)
         spend = budgets(self.options.density, kernels, state.bb_count, least)
-        if "grads" not in self.options.rule.needs:
-            grads = None
-        gradients = None if grads is None else Leaves.of(grads)
+        gradients = Leaves.of(grads) if "grads" in self.options.rule.needs else None
         work = AllKernels(self.budgeted, self.options, state, weights, gradients, spend)
 
         def each(carried: tuple[list[Held], _Shares]) -> tuple[list[Held], _Shares]:
@@ -288,7 +286,7 @@ class Pruner:
         for kernel, _ in self.budgeted:
             mask, old = masks[kernel.path], before[kernel.path]
             p = jnp.asarray(weights.get(kernel, "parameter"))
-            share = jnp.where(looks, stray(kernel.form, p, mask), old)
+            share = jnp.where(looks, stray_share(kernel, p, mask), old)
             found[kernel.path] = sharding.match(share, old)
         return found
 
@@ -305,4 +303,4 @@ def _unpacked(
 ) -> jax.Array | None:
     if kernel.path not in packed:
         return None
-    return unpack(kernel.form, packed[kernel.path], weights)
+    return unpack(kernel, packed[kernel.path], weights)

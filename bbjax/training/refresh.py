@@ -12,15 +12,11 @@ Pure arrays, no schedule and no Optax. In the code's names, per kernel:
 without it. The state holds the `scale` that the weights have: 1 before the first
 refresh.
 A kernel with a weight that is not finite keeps its mask and its dormant weights.
-
-What is done for every kernel of a model is traced once for all of one form
-(`Kernel.form`): tracing is a good part of the time to compile a step.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -30,6 +26,7 @@ import jax.numpy as jnp
 from bbjax.arrays import bits, sharding
 from bbjax.model.units import Kernel
 from bbjax.rules.base import Candidates
+from bbjax.training.alike import once_per_form
 from bbjax.training.state import pack, unpack
 
 
@@ -57,7 +54,7 @@ class RefreshInput(NamedTuple):
 
     Attributes:
       candidates: what the rule chooses from.
-      held: what is held of it.
+      held: what is held of it, less the dormant values, which the latent weights have.
       finite: whether weights and gradients are finite, bool scalar.
     """
 
@@ -87,7 +84,7 @@ def prepare(candidates: Candidates, held: Held) -> RefreshInput:
     """
     kernel, mask, weights = candidates.kernel, candidates.mask, candidates.weights
     finite = _finite(weights, candidates.grads)
-    latent = _latent(kernel.form, mask, weights, held.dormant, held.scale)
+    latent = _latent(kernel, mask, weights, held.dormant, held.scale)
     seen = dataclasses.replace(candidates, weights=latent)
     return RefreshInput(seen, held._replace(dormant=None), finite)
 
@@ -121,7 +118,7 @@ def finish(given: RefreshInput, settled: Settled, dtype: Any) -> Held:
     new = settled.mask
     dormant = None
     if dtype is not None:
-        keep = unpack(kernel.form, new, given.candidates.weights)
+        keep = unpack(kernel, new, given.candidates.weights)
         dormant = _dormant(given, keep, settled.scale, dtype)
     return Held(
         mask=new,
@@ -139,8 +136,8 @@ def share_of(kernel: Kernel, packed: jax.Array) -> jax.Array:
     return jnp.sum(counts.astype(jnp.float32)) / float(math.prod(kernel.edge_shape))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def stray(kernel: Kernel, weights: jax.Array, packed: jax.Array) -> jax.Array:
+@once_per_form
+def stray_share(kernel: Kernel, weights: jax.Array, packed: jax.Array) -> jax.Array:
     """Share of the edges that are pruned and whose weight is not 0: float32 scalar.
 
     Args:
@@ -181,7 +178,7 @@ def _scaled(edges: jax.Array, factor: jax.Array) -> jax.Array:
     return (edges.astype(jnp.float32) * factor).astype(edges.dtype)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@once_per_form
 def _latent(
     kernel: Kernel,
     mask: jax.Array,
@@ -215,7 +212,7 @@ def _finite(weights: jax.Array, grads: jax.Array | None) -> jax.Array:
     return jnp.all(jnp.isfinite(jnp.stack([p.astype(jnp.float32) for p in peaks])))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@once_per_form
 def apply_mask(
     kernel: Kernel,
     u: jax.Array,

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from bbjax.arrays import bits, sharding
 from bbjax.model.units import Actuator, Kernel, Side
 from bbjax.rules.base import side_in, side_of
+from bbjax.training.alike import once_per_form
 from bbjax.training.plan import Plan
 
 UNOBSERVED = 0.5
@@ -91,7 +92,7 @@ def pack(kernel: Kernel, mask: jax.Array, old: jax.Array) -> jax.Array:
     return bits.pack(sharding.match(mask, old), packed_axis(kernel))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@once_per_form
 def unpack(
     kernel: Kernel, packed: jax.Array, weights: jax.Array | None = None
 ) -> jax.Array:
