@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo notebooks notebook-outputs test test-optimized test-slow lint types \
+.PHONY: help demo notebooks notebook-outputs test test-core test-optimized test-long test-slow lint types \
 	wheel doctest check clean
 
 help: ## list the targets; durations are for 2 CPU cores
@@ -28,18 +28,24 @@ notebooks: $(VENV)/.installed-test $(VENV)/.installed-weights ## run the noteboo
 notebook-outputs: $(VENV)/.installed-test $(VENV)/.installed-weights ## run the notebooks in full, store outputs, about 25 minutes
 	$(PY) notebooks/store_outputs.py $(NOTEBOOKS)
 
-test: $(VENV)/.installed-test ## run the tests (options in PYTEST_ARGS), about 12 minutes
+test: $(VENV)/.installed-test ## run the tests that are quick (options in PYTEST_ARGS), about 10 minutes
 	$(PY) -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
-# Optimized as users compile: what meets most of the compiler.
-OPTIMIZED := tests/training/test_contract_steps.py tests/training/test_cost.py tests/budgets/test_degrees.py \
+# What meets most of the compiler, and what differs most between versions of JAX.
+CORE := tests/training/test_contract_steps.py tests/training/test_cost.py tests/budgets/test_degrees.py \
 	tests/activity/test_observe_zoo.py tests/training/test_run_oracle.py tests/arrays/test_topk.py
 
-test-optimized: $(VENV)/.installed-test ## run the core of the tests, fully compiled, a few minutes
-	BBJAX_OPTIMIZED=1 $(PY) -m pytest -n $(WORKERS) $(OPTIMIZED) $(PYTEST_ARGS)
+test-core: $(VENV)/.installed-test ## run the core of the tests, a few minutes
+	$(PY) -m pytest -n $(WORKERS) $(CORE) $(PYTEST_ARGS)
+
+test-optimized: $(VENV)/.installed-test ## run the core of the tests, compiled as users compile, a few minutes
+	BBJAX_OPTIMIZED=1 $(PY) -m pytest -n $(WORKERS) $(CORE) $(PYTEST_ARGS)
+
+test-long: $(VENV)/.installed-test ## run the tests that take seconds each, about 40 minutes
+	$(PY) -m pytest -n $(WORKERS) -m "long and not slow" $(PYTEST_ARGS)
 
 # pytest exits with 5 when it collects nothing; having no slow test is no failure.
-test-slow: $(VENV)/.installed-test ## run the long checks, hours
+test-slow: $(VENV)/.installed-test ## run the slow checks, hours
 	$(PY) -m pytest -n $(WORKERS) -m "slow and not notebook" $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 lint: $(VENV)/.installed-dev ## check style and formatting, seconds
@@ -54,7 +60,7 @@ wheel: $(VENV)/.installed-dev ## install the wheel alone, check it and its types
 
 doctest: $(VENV)/.installed-test ## run the examples of docstrings and README, a few minutes
 	JAX_PLATFORMS=cpu MPLBACKEND=Agg $(PY) -m pytest --doctest-modules bbjax
-	$(PY) -m pytest tests/project/test_readme.py
+	$(PY) -m pytest -m "" -n $(WORKERS) tests/project/test_readme.py
 
 check: lint types test doctest ## style, types, tests and examples, about 20 minutes
 

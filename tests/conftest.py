@@ -38,6 +38,8 @@ import pytest
 
 from tests.support import shapes
 from tests.support.memory import Memory
+from tests.support.order import Order
+from tests.support.sampled import Sampled
 
 shapes.check()  # before bbjax is imported
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -57,9 +59,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Bounds the memory of this process; `benchmarks/conftest.py` comes here, too."""
-    if not config.pluginmanager.hasplugin("memory"):
-        config.pluginmanager.register(Memory(), "memory")
+    """Registers the plugins; `benchmarks/conftest.py` comes here, too."""
+    for plugin in (Memory(), Order(), Sampled()):
+        name = type(plugin).__name__
+        if not config.pluginmanager.hasplugin(name):
+            config.pluginmanager.register(plugin, name)
 
 
 def _seed(request: pytest.FixtureRequest) -> int:

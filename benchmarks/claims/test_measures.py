@@ -71,6 +71,7 @@ def test_masks_that_wander_undo_nothing_and_settled_ones_rest():
 
 
 # Information ---------------------------------------------------------------------
+@pytest.mark.long
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("sigma", [0.5, 2.0])
 def test_information_of_a_gaussian_channel_is_bracketed(getkey, size, sigma):
@@ -90,6 +91,7 @@ def test_information_without_noise_is_that_of_the_samples(getkey):
     assert abs(low) < 1e-3 and abs(high) < 1e-3
 
 
+@pytest.mark.long
 def test_codes_are_described_as_in_numpy(getkey):
     z = jax.nn.relu(jax.random.normal(getkey(), (500, 6)) @ jnp.eye(6).at[0, 1].set(2))
     z = z.at[:, 5].set(0)  # a dead unit
@@ -107,6 +109,7 @@ def test_codes_are_described_as_in_numpy(getkey):
     assert found["alive"] == 5
 
 
+@pytest.mark.long
 def test_channels_count_traffic_and_power(getkey):
     z = jax.nn.relu(jax.random.normal(getkey(), (300, 5)))
     w = jax.random.normal(getkey(), (5, 4)).at[0].set(0).at[1, :2].set(0)

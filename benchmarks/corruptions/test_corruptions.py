@@ -93,6 +93,7 @@ def test_missing_files_are_named(tmp_path):
         NETS["residual"].data(None)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("lenient")
 def test_units_of_the_residual_net_stand_behind_its_norms():
     net = NETS["residual"]
@@ -134,6 +135,7 @@ class Fake:
         return {"accuracy": accuracy, "kept": 0.05, "seconds": 1.0}
 
 
+@pytest.mark.long
 def test_a_stopped_benchmark_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "Bench", Fake)
     monkeypatch.setattr(Fake, "asked", [])
@@ -254,6 +256,7 @@ def test_verdicts_under_other_corruptions(first, second, expected):
 
 
 # The whole --------------------------------------------------------------------
+@pytest.mark.long
 def test_the_readme_says_what_was_measured():
     text = page.README.read_text()
     assert BEGIN in text and END in text

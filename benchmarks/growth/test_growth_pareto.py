@@ -19,6 +19,7 @@ SIZES = {
 
 
 # Growth --------------------------------------------------------------------------
+@pytest.mark.long
 @pytest.mark.parametrize("layout", SIZES)
 def test_update_costs_grow_no_faster_than_the_weights(layout):
     weights = [shape[0] * shape[1] * count for shape, count in SIZES[layout]]

@@ -95,6 +95,7 @@ def test_logits_by_hand():
     np.testing.assert_allclose(fn(params, TOKENS), by_hand()[0], atol=2e-5)
 
 
+@pytest.mark.long
 def test_nats_are_those_of_the_logits():
     fn, params, _ = small()
     right = jax.nn.log_softmax(fn(params, TOKENS))[:, :-1]
@@ -103,6 +104,7 @@ def test_nats_are_those_of_the_logits():
     np.testing.assert_allclose(found, -right, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_remembered_prompt_gives_the_scores_of_the_whole_text():
     fn, params, _ = small()
     generate = language("generate")
@@ -115,6 +117,7 @@ def test_a_remembered_prompt_gives_the_scores_of_the_whole_text():
     assert int(cache.used) == TOKENS.shape[1]
 
 
+@pytest.mark.long
 def test_generated_tokens_have_the_highest_scores():
     fn, params, _ = small()
     found = language("generate").generate(params, TOKENS[:, :5], 3, CONFIG)
@@ -137,6 +140,7 @@ def test_every_projection_is_a_stacked_kernel():
     ]
 
 
+@pytest.mark.long
 def test_on_rates_are_those_of_the_gated_product():
     fn, params, units = small()
     _, _, product, read = by_hand()
@@ -155,11 +159,13 @@ def test_on_rates_are_those_of_the_gated_product():
     np.testing.assert_allclose(down.mean_square, square, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_gates_by_hand():
     found = model.gates_on(small()[1], TOKENS, CONFIG)
     np.testing.assert_allclose(found, (by_hand()[1] > 0).mean((1, 2)), atol=1e-6)
 
 
+@pytest.mark.long
 def test_half_of_the_gated_units_go():
     _, params, units = small()
     scores = bb.unitwise.group_magnitude(units, params)
@@ -170,6 +176,7 @@ def test_half_of_the_gated_units_go():
     assert shapes["down"] == (2, 20, 24)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "heads, kept",
     # Three query heads stand beside each other for a head of keys and values.
@@ -246,6 +253,7 @@ def test_the_whole_model_reads_wikitext():
     assert 20 < float(jnp.exp(jnp.mean(nats))) < 45
 
 
+@pytest.mark.long
 def test_units_are_cut_and_the_model_gets_smaller():
     smaller, pruning = language("smaller"), language("pruning")
     one = bench()
@@ -271,6 +279,7 @@ def test_units_are_cut_and_the_model_gets_smaller():
     assert found["shrunk"]["parameters"] < found["dense"]["parameters"]
 
 
+@pytest.mark.long
 def test_a_stopped_cut_goes_on(tmp_path, monkeypatch):
     smaller = language("smaller")
     one, log = bench(), tmp_path / "log.jsonl"
@@ -310,6 +319,7 @@ def cell(method, **other):
     return made._replace(**other)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "method",
     [
@@ -324,6 +334,7 @@ def test_every_method_keeps_what_it_is_asked_to(method):
         assert np.isfinite(found["perplexities"]["all"]["perplexity"])
 
 
+@pytest.mark.long
 def test_the_dense_model_is_left_as_it_is():
     found = bench().run(cell("dense", scope="none", density=1.0))
     nats = model.nats(small()[1], jnp.asarray(bench().windows), CONFIG)
@@ -333,6 +344,7 @@ def test_the_dense_model_is_left_as_it_is():
     )
 
 
+@pytest.mark.long
 def test_the_sign_of_the_law_shows_in_degrees():
     methods = language("methods")
     rates = model.gates_on(small()[1], TOKENS, CONFIG)
@@ -348,6 +360,7 @@ def test_the_sign_of_the_law_shows_in_degrees():
     assert slopes[0] < -0.5 and slopes[1] > 0.5
 
 
+@pytest.mark.long
 def test_in_order_is_layer_by_layer_by_hand():
     """Wanda in numpy: each layer measured on what the pruned ones before it give."""
     params, tokens = small()[1], TOKENS
@@ -368,6 +381,7 @@ def test_in_order_is_layer_by_layer_by_hand():
         x = layer_by_hand(kernels, x)[0]
 
 
+@pytest.mark.long
 def test_new_values_are_better_and_in_order_reads_pruned_layers():
     methods, pruning = language("methods"), language("pruning")
     made, one = [], bench()
@@ -393,6 +407,7 @@ def test_new_values_are_better_and_in_order_reads_pruned_layers():
     assert not all(each[1].all() for each in alike)
 
 
+@pytest.mark.long
 def test_groups_of_four_keep_two():
     language("bench")
     pruning, methods = language("pruning"), language("methods")
@@ -413,11 +428,13 @@ def test_shares_are_read():
             main.parsed(["--data", "x", "--densities", wrong])
 
 
+@pytest.mark.long
 def test_a_graded_count_by_hand():
     found = language("methods").soft(jnp.array([0.0, 1.0, 3.0]))  # mean square 10 / 3
     np.testing.assert_allclose(found, [0, 3 / 13, 27 / 37], rtol=1e-6)
 
 
+@pytest.mark.long
 def test_the_top_quarter_is_a_quarter():
     x = jax.random.normal(jax.random.key(0), (4, 50, 40))
     found = language("methods").top_quarter(x)
@@ -474,6 +491,7 @@ def test_a_stopped_benchmark_goes_on(tmp_path):
     assert "Wanda" in page.results(page.report(store))
 
 
+@pytest.mark.long
 def test_tables_and_verdicts_from_cells(tmp_path):
     """Nats are made up, so that what is paired, and what is below, is known."""
     stored, page = language("store"), language("page")

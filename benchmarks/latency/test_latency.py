@@ -33,6 +33,7 @@ def test_efficiency_is_the_speed_up_over_the_ideal():
     assert found["ms"]["masked"]["median"] == 40
 
 
+@pytest.mark.long
 def test_products_alone_are_held_against_the_ideal():
     cell = {"ms": {"shrunk": {"median": 4.0}}, "ideal": {"flops": 4.0}}
     row = {"dense_ms": {"median": 10.0}, "densities": {"0.5": cell}}
@@ -41,6 +42,7 @@ def test_products_alone_are_held_against_the_ideal():
     assert found["share"] == {"dense": 0.9, "0.5": 0.75}
 
 
+@pytest.mark.long
 def test_the_goal_is_judged_by_operations_at_the_large_batch():
     def cell(reached):
         return {"efficiency": {"flops": {"median": reached}, "bytes": {"median": 2}}}
@@ -50,6 +52,7 @@ def test_the_goal_is_judged_by_operations_at_the_large_batch():
     assert found == {"met": ["mlp at 0.75 (0.95)"], "not met": ["mlp at 0.5 (0.40)"]}
 
 
+@pytest.mark.long
 def test_what_others_take_is_counted(tmp_path):
     began = quiet.Mark(total=100.0, busy=40.0, own=10.0)
     ended = quiet.Mark(total=300.0, busy=150.0, own=100.0)
@@ -62,6 +65,7 @@ def test_what_others_take_is_counted(tmp_path):
     assert found.busy / found.total == pytest.approx(0.4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TASKS)
 def test_every_free_group_loses_its_share(name):
     task = TASKS[name]
@@ -80,6 +84,7 @@ def test_every_free_group_loses_its_share(name):
     assert lost == widths and not any(c.idle for c in small.report.changes)
 
 
+@pytest.mark.long
 def test_decode_says_what_prefill_says_at_the_next_position():
     task = TASKS["gpt decode"]
     params, tokens = task.params(), task.inputs(2)
@@ -90,6 +95,7 @@ def test_decode_says_what_prefill_says_at_the_next_position():
     np.testing.assert_allclose(scores[:, 0], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.long
 def test_outputs_that_differ_stop_the_run():
     task = TASKS["mlp"]
     inputs = task.inputs(2)
@@ -101,6 +107,7 @@ def test_outputs_that_differ_stop_the_run():
         measure.error(task, found)
 
 
+@pytest.mark.long
 def test_every_product_of_a_model_is_timed():
     task = TASKS["gpt decode"]
     inputs = task.inputs(2)
@@ -111,6 +118,7 @@ def test_every_product_of_a_model_is_timed():
     assert jax.block_until_ready(products.alone(next(iter(found)))()).size
 
 
+@pytest.mark.long
 def test_the_page_says_what_the_saved_runs_say():
     found = page.PAGE.saved()
     if not found:
@@ -126,11 +134,13 @@ def command(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.long
 def test_a_trial_needs_a_place_of_its_own():
     done = command("--small")
     assert done.returncode == 2 and "expected --out with --small" in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "names",
     [("mlp",), pytest.param(("resnet", "gpt decode"), marks=pytest.mark.slow)],

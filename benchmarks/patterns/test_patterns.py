@@ -29,6 +29,7 @@ def pruned(key, inputs, outputs, dtype=jnp.float32):
     return jnp.where(mask, weights, 0), mask
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_packed_kernels_are_those_they_were(getkey, dtype):
     weights, mask = pruned(getkey(), 48, 5, dtype)
@@ -44,6 +45,7 @@ def test_a_kept_weight_that_is_0_keeps_its_place():
     assert int(packed.places[0, 0]) == 0 | 3 << 2 | (1 | 2 << 2) << 4
 
 
+@pytest.mark.long
 def test_packed_kernels_take_half_and_half_a_bit_a_weight(getkey):
     weights, mask = pruned(getkey(), 256, 64, jnp.bfloat16)
     packed = pack(weights, mask)
@@ -54,6 +56,7 @@ def interpreted(x, packed):
     return kernel.matmul(x, packed, interpret=True)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("way", "batch"),
     [
@@ -72,6 +75,7 @@ def test_all_ways_compute_the_same(getkey, way, batch):
     np.testing.assert_allclose(found, exact, atol=1e-5 * np.abs(exact).max())
 
 
+@pytest.mark.long
 def test_programs_that_share_the_groups_add_up(getkey, monkeypatch):
     weights, mask = pruned(getkey(), 1024, 64)
     x, packed = jax.random.normal(getkey(), (2, 1024)), pack(weights, mask)
@@ -83,6 +87,7 @@ def test_programs_that_share_the_groups_add_up(getkey, monkeypatch):
         np.testing.assert_allclose(found, one[1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("inputs", "outputs"), [(128, 64), (256, 32)])
 def test_sizes_that_the_kernel_cannot_take_are_refused(getkey, inputs, outputs):
     weights, mask = pruned(getkey(), inputs, outputs)
@@ -91,6 +96,7 @@ def test_sizes_that_the_kernel_cannot_take_are_refused(getkey, inputs, outputs):
 
 
 # From jax 0.11 on; what takes its place has to be written on a GPU.
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 def test_the_kernel_lowers_for_gpus_without_one(getkey):
     weights, mask = pruned(getkey(), 256, 64, jnp.bfloat16)
@@ -107,6 +113,7 @@ def test_the_kernel_lowers_for_gpus_without_one(getkey):
     assert "__gpu$xla.gpu.triton" in exported.mlir_module()
 
 
+@pytest.mark.long
 def test_ways_by_backend():
     assert ways.ways(1, "cpu") == ["dense", "unpacked", "picked", "bcoo"]
     assert ways.ways(16, "cpu") == ["dense", "unpacked", "bcoo"]
@@ -128,6 +135,7 @@ def test_a_small_run(tmp_path):
     assert page.results(report).count("| unpacked |") == 3
 
 
+@pytest.mark.long
 def test_the_readme_says_what_was_measured():
     found = page.PAGE.saved()
     assert found and not any(report["small"] for report in found)

@@ -111,6 +111,7 @@ def test_the_first_step_of_a_round_refreshes_and_no_other(lenient):
     assert changed == [False] * (every() - 1) + [True]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [*tasks.MODELS, "gpt-24"])
 def test_every_model_has_kernels_to_prune_at_full_size(name, lenient):
     what = tasks.task(name, "accelerator")

@@ -86,6 +86,7 @@ def test_batches_are_one_big_batch(stream):
     same(streamed(stream, batches), whole(stream))
 
 
+@pytest.mark.long
 def test_is_what_observe_says():
     needs = ("mean_abs", "inputs.gram", "inputs.abs_map")
     units = UNITS.select(".*")
@@ -117,6 +118,7 @@ def test_compiles_once_per_shape_of_batch():
     assert traced == [(7, 4), (3, 4)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stream", STREAMS)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_eight_devices_are_one(kind, stream):
@@ -127,6 +129,7 @@ def test_eight_devices_are_one(kind, stream):
         same(streamed(stream, there), whole(stream))
 
 
+@pytest.mark.long
 def test_counts_survive_more_samples_than_float32_counts():
     n, times = 2**21 + 1, 13
     x = jnp.where(jnp.arange(n) % 3 == 0, 1.0, -1.0)[:, None]
@@ -139,6 +142,7 @@ def test_counts_survive_more_samples_than_float32_counts():
     assert seen.on_rate[0] == np.float32(-(-n // 3) / n)
 
 
+@pytest.mark.long
 def test_padding_counts_in_no_batch():
     real = jnp.arange(5)[None] < jnp.array([5, 2, 3, 0])[:, None]
     x = normal(3, 4, 5, 4)
@@ -163,6 +167,7 @@ def test_selected_kernels_alone_or_all():
     assert set(calibrate(mlp, chosen, P, [(X,)])) == {"up"}
 
 
+@pytest.mark.long
 def test_a_module_with_state_is_left_as_it_was():
     class Net(nnx.Module):
         def __init__(self):
@@ -219,6 +224,7 @@ def test_what_the_result_alone_needs_is_not_computed():
 
 
 # Merging -------------------------------------------------------------------------
+@pytest.mark.long
 @pytest.mark.parametrize("stream", STREAMS)
 def test_merged_parts_are_the_whole(stream):
     a, b, c = (streamed(stream, [p]) for p in cut(STREAMS[stream][3], 8, 8))
@@ -231,6 +237,7 @@ def near(got, want):
     chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_units_that_one_part_did_not_measure_come_from_the_other():
     """Branches: each part of the data takes the other one."""
     model, units = zoo.built("cond")
@@ -258,6 +265,7 @@ def test_what_cannot_be_merged_is_listed():
         merge(bare, bare)
 
 
+@pytest.mark.long
 def test_sizes_of_edges_merge_only_with_the_same_weights():
     needs = ["inputs.fro_of_mean"]
     one = calibrate(conv_net, CONV_UNITS, CONV, [(IMAGES,)], needs=needs)
@@ -319,6 +327,7 @@ def test_a_kernel_that_no_sample_reaches_is_named():
         calibrate(mlp, UNITS, P, [(X,)], where=nothing)
 
 
+@pytest.mark.long
 def test_maps_of_different_sizes():
     batches = [(IMAGES,), (IMAGES[:, :5],)]
     calibrate(conv_net, CONV_UNITS, CONV, batches)

@@ -93,6 +93,7 @@ CASES = {  # window, groups, options
 NAMES = {"window_strides": "strides", "rhs_dilation": "dilation", "padding": "padding"}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", CASES)
 def test_of_convolutions(case):
     window, groups, options = CASES[case]
@@ -105,6 +106,7 @@ def test_of_convolutions(case):
     matches(measured(fn, p, (x[:2],), (x[2:],)), want)
 
 
+@pytest.mark.long
 def test_channels_first():
     x, p = normal(2, 3, 2, 6, 5), weights(w=(4, 2, 3, 2))
     fn = lambda p, x: jnp.sum(lax.conv(x, p["w"], (2, 1), "VALID"))  # noqa: E731
@@ -116,6 +118,7 @@ def test_channels_first():
     matches(measured(fn, p, (x,)), want)
 
 
+@pytest.mark.long
 def test_a_transposed_convolution_with_a_reversed_window():
     x, p = normal(3, 2, 4, 2), weights(w=(3, 3, 2))  # (window, out, in)
     dims = ("NHC", "HIO", "NHC")
@@ -136,6 +139,7 @@ def test_a_transposed_convolution_with_a_reversed_window():
     matches(measured(fn, p, (x,)), want)
 
 
+@pytest.mark.long
 def test_the_weights_are_those_that_the_product_reads():
     """Cast and masked on the way: an edge contributes what the product sees."""
     x, p = normal(4, 3, 6, 2), weights(w=(3, 2, 4))
@@ -150,6 +154,7 @@ def test_the_weights_are_those_that_the_product_reads():
     matches(measured(fn, p, (x,)), want)
 
 
+@pytest.mark.long
 def test_vmapped_convolutions_member_by_member():
     x, p = normal(6, 3, 2, 5, 2), weights(w=(3, 2, 2, 4))
     one = lambda w, x: convolution(x, w, padding="VALID")  # noqa: E731
@@ -159,6 +164,7 @@ def test_vmapped_convolutions_member_by_member():
     )
 
 
+@pytest.mark.long
 def test_members_that_see_the_same_input_are_output_units():
     """A kernel (member, window, in, group and out): the edge view keeps its order."""
     x, p = normal(6, 3, 5, 4), weights(w=(3, 2, 2, 6))
@@ -170,6 +176,7 @@ def test_members_that_see_the_same_input_are_output_units():
     matches(measured(fn, p, (x,)), rows[0] | want)
 
 
+@pytest.mark.long
 def test_scanned_convolutions_layer_by_layer():
     x, p = normal(7, 2, 5, 3), weights(w=(3, 2, 3, 3))
 
@@ -191,6 +198,7 @@ def stacked(activity, rows):
     matches(activity, want | {"positions": rows[0]["positions"]})
 
 
+@pytest.mark.long
 def test_a_kernel_that_is_used_twice_sees_samples_of_both():
     x, p = normal(8, 2, 5, 3), weights(w=(1, 3, 3))
 
@@ -213,6 +221,7 @@ def test_uses_that_move_differently_are_refused():
         measured(fn, p, (x,))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("spatial", [False, True])
 def test_padding_is_silent_in_a_map(spatial):
     """A sample counts if any of it is real; what stands in its padding does not."""
@@ -230,6 +239,7 @@ def test_padding_is_silent_in_a_map(spatial):
 
 
 # Matrix products -----------------------------------------------------------------
+@pytest.mark.long
 def test_of_a_matrix_product_the_three_sizes_are_one():
     """NNrelief's dense score |w_ij| mean |x_i|, over every entry that is real."""
     x, p = normal(10, 3, 4, 5), weights(w=(5, 2))
@@ -244,6 +254,7 @@ def test_of_a_matrix_product_the_three_sizes_are_one():
     assert seen.inputs.windows is None
 
 
+@pytest.mark.long
 def test_of_a_matrix_product_in_any_order_of_axes():
     """Experts whose kernel is (out, expert, in head, in dim)."""
     x, p = normal(11, 6, 3, 4, 2), weights(w=(5, 3, 2, 4))
@@ -264,6 +275,7 @@ def test_the_worked_example_of_nnrelief():
 
 
 # Theory --------------------------------------------------------------------------
+@pytest.mark.long
 def test_sizes_bound_what_cutting_an_edge_changes():
     """The mean change of a unit's map is at most the size of the edge that is cut."""
     x, p = normal(12, 4, 6, 5, 3), weights(w=(3, 2, 3, 4))
@@ -299,6 +311,7 @@ def test_a_kernel_on_the_left_of_its_convolution_is_refused():
 
 
 # Maps of outputs -----------------------------------------------------------------
+@pytest.mark.long
 def test_maps_of_output_units():
     x, p = normal(13, 3, 6, 2), weights(w=(3, 2, 4))
     seen = measured(net({}), p, (x,), needs=["outputs.abs_map"])
@@ -307,6 +320,7 @@ def test_maps_of_output_units():
     assert seen.inputs.abs_map is None
 
 
+@pytest.mark.long
 def test_samples_have_to_come_first_in_an_output_map():
     x, p = normal(14, 6, 3, 2), weights(w=(3, 2, 4))
     dims = ("HNC", "HIO", "HNC")

@@ -229,6 +229,7 @@ def lstm(gates, c):
     return c, sigmoid(o) * jnp.tanh(c)
 
 
+@pytest.mark.long
 def test_the_gates_of_an_lstm_cell_have_a_place_each():
     """`i` and `g` at their product, `f` after its sigmoid, `o` at the hidden state."""
     p = {"in": normal(7, 6, 16), "back": normal(8, 4, 16), "out": normal(9, 4, 3)}
@@ -256,6 +257,7 @@ def test_the_gates_of_an_lstm_cell_have_a_place_each():
     assert "units after logistic are always on: select it" in str(units)
 
 
+@pytest.mark.long
 def test_a_range_without_a_nonlinearity_counts_as_the_raw_output():
     """As in Mamba's input projection: a gate, what the state reads, and step sizes."""
 
@@ -318,6 +320,7 @@ def test_queries_keys_and_values_are_measured_as_before():
     )
 
 
+@pytest.mark.long
 def test_a_range_of_one_unit_and_ranges_inside_scanned_layers():
     layers = {"w": normal(11, 3, 6, 13) / 4, "o": normal(12, 3, 6, 6) / 4}
 
@@ -341,6 +344,7 @@ def test_a_range_of_one_unit_and_ranges_inside_scanned_layers():
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.long
 def test_ranges_of_an_ensemble_with_padding():
     """Members differ in their kernels; half of the positions are padding."""
     p = {"w": normal(18, 3, 6, 16), "o": normal(19, 8, 2)}
@@ -363,6 +367,7 @@ def test_ranges_of_an_ensemble_with_padding():
     assert (np.asarray(outputs.count) == where.sum()).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("groups", [1, 2])
 def test_halves_of_a_convolution(groups):
     w = normal(13, 3, 4 // groups, 8)

@@ -56,6 +56,7 @@ def test_only_where_it_is_asked_for():
         assert activity["up"].outputs.gram is None
 
 
+@pytest.mark.long
 def test_its_diagonal_is_the_mean_square():
     units = bb.trace(mlp, P, X)
     seen = bb.observe(mlp, units, needs=(*GRAM, "inputs.mean_square"))(P, X)[1]
@@ -63,6 +64,7 @@ def test_its_diagonal_is_the_mean_square():
         np.testing.assert_allclose(jnp.diag(side.gram), side.mean_square, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_padding_is_left_out_whatever_stands_there():
     real = jnp.arange(5)[None] < jnp.array([5, 2, 3])[:, None]
     rows = np.asarray(X)[np.asarray(real)]
@@ -71,6 +73,7 @@ def test_padding_is_left_out_whatever_stands_there():
         close(grams(mlp, P, dirty, where=real)["up"], by_hand(rows))
 
 
+@pytest.mark.long
 def test_products_of_bfloat16_are_summed_in_float32():
     x = normal(2, 4096, 4).astype(jnp.bfloat16)
     fn = lambda p, x: jnp.sum((x @ p["w"]).astype(jnp.float32))  # noqa: E731
@@ -96,6 +99,7 @@ def test_of_stacked_kernels_slice_by_slice(name):
     close(got["down"], by_hand(h, lead=1))
 
 
+@pytest.mark.long
 def test_of_scanned_layers_layer_by_layer():
     """Two nested scans; every layer has its own inputs."""
     model, _ = zoo.built("nested_scan")
@@ -118,6 +122,7 @@ def test_of_a_kernel_that_is_used_twice():
     close(grams(model.fn, p, x)["w"], by_hand(both))
 
 
+@pytest.mark.long
 def test_of_a_convolution_that_is_a_matrix_product():
     x, p = normal(4, 2, 5, 3), weights(w=(1, 3, 4))
     dims = ("NHC", "HIO", "NHC")
@@ -191,6 +196,7 @@ def test_a_need_names_a_side_that_exists():
             bb.observe(mlp, units, needs=(need,))
 
 
+@pytest.mark.long
 def test_a_need_of_one_side_is_measured_there_alone():
     units = bb.trace(mlp, P, X)
     needs = ("outputs.max_abs", "zero_share")

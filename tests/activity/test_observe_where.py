@@ -54,6 +54,7 @@ def test_padding_is_left_out_exactly(given):
     matches(activity["down"].inputs, by_hand(hidden, REAL))
 
 
+@pytest.mark.long
 def test_what_stands_in_the_padding_does_not_matter():
     units = bb.trace(ffn, P, TOKENS, REAL)
     observed = bb.observe(ffn, units, where=REAL, needs=NEEDS)
@@ -63,6 +64,7 @@ def test_what_stands_in_the_padding_does_not_matter():
         chex.assert_trees_all_equal(clean, observed(P, dirty, REAL)[1])
 
 
+@pytest.mark.long
 def test_fewer_axes_than_positions_cover_the_leading_ones():
     units = bb.trace(ffn, P, TOKENS, REAL)
     batch = jnp.array([True, False, True])
@@ -71,6 +73,7 @@ def test_fewer_axes_than_positions_cover_the_leading_ones():
     assert activity["up"].inputs.count.tolist() == [10.0] * 4
 
 
+@pytest.mark.long
 def test_unit_axes_may_stand_between_positions():
     """A (batch, time) mask against (batch, time, heads, features) per head."""
     params = weights(w=(4, 2, 3))
@@ -144,6 +147,7 @@ def test_a_batch_that_is_not_finite_does_not_pass_for_a_silent_one():
     np.testing.assert_array_equal(rate, [1.0, jnp.nan])
 
 
+@pytest.mark.long
 def test_rms_ignores_what_is_not_finite_at_padding():
     x, valid = jnp.array([[3.0, 4.0], [jnp.nan, jnp.inf]]), jnp.array([True, False])
     hit = bb.on.above(1.0, "rms")(x, jnp.broadcast_to(valid[:, None], x.shape))

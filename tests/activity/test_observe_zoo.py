@@ -77,6 +77,7 @@ def _split(params):
     return arrays, [None if isinstance(v, jax.Array) else v for v in leaves]
 
 
+@pytest.mark.sampled(2)
 def test_measures_what_the_oracle_says(case):
     expected = zoo.expected(case.name)
     model, units = zoo.built(case.name)
@@ -92,6 +93,7 @@ def test_measures_what_the_oracle_says(case):
         assert activity[path].inputs.on_rate.dtype == jnp.float32
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "compiled",
     [

@@ -18,6 +18,7 @@ TABLE = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TABLE)
 def test_measures_the_mean_of_its_function(name):
     on, want = TABLE[name]
@@ -38,6 +39,7 @@ def test_narrow_floats_are_counted_in_float32(dtype):
         assert hit.min() >= 0 and hit.max() <= 1
 
 
+@pytest.mark.long
 def test_default_is_positive():
     params = weights(w=(4, 3))
     x = normal(1, 5, 4)
@@ -50,6 +52,7 @@ def test_default_is_positive():
     assert default == named
 
 
+@pytest.mark.long
 def test_rms_leaves_padding_out():
     x = jnp.array([[1.0, 2.0], [100.0, 100.0]])
     params = {"w": jnp.eye(2)}
@@ -77,6 +80,7 @@ def test_bad_scale_and_temperature_raise():
             bb.on.soft(temperature)
 
 
+@pytest.mark.long
 def test_a_function_that_changes_the_shape_raises():
     params = {"w": jnp.eye(3)}
     fn = lambda p, x: jnp.sum(x @ p["w"])  # noqa: E731

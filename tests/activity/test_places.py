@@ -80,6 +80,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", LOSSES)
 def test_statistics_over_devices_are_summaries_of_the_units(name):
     loss = LOSSES[name]
@@ -126,6 +127,7 @@ def test_units_traced_without_the_axis_are_measured_inside_shard_map():
     np.testing.assert_allclose(loss, linen_loss(None)(PARAMS, X), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_a_synchronised_norm_of_nnx():
     def net(axis):
         rngs = nnx.Rngs(0)
@@ -174,6 +176,7 @@ def test_a_function_with_another_nonlinearity_is_refused(name):
         RUNS[name](curved(jnp.tanh), units)
 
 
+@pytest.mark.long
 def test_a_function_whose_nonlinearity_is_not_found_is_refused():
     def shuffled(h):
         return relu(jnp.sort(h, -1))
@@ -185,6 +188,7 @@ def test_a_function_whose_nonlinearity_is_not_found_is_refused():
     bb.observe(curved(shuffled), units.select("^o$"))(P, X)
 
 
+@pytest.mark.long
 def test_the_last_layer_may_be_scored_by_the_loss():
     """What a loss makes of outputs that no kernel reads is no place of theirs."""
     units = bb.trace(lambda p, x: jax.nn.softmax(relu(x @ p["w"]) @ p["o"]), P, X)

@@ -121,12 +121,14 @@ def test_each_expert_is_measured_on_its_own_tokens():
     check(activity, want)
 
 
+@pytest.mark.long
 def test_batches_of_different_routing_add_up():
     units = UNITS.select("gate|up|down")
     batches = [(X[:5],), (X[5:],)]
     check(bb.calibrate(moe, units, P, batches, needs=NEEDS), by_hand(P, X))
 
 
+@pytest.mark.long
 def test_gradients_are_those_of_the_function():
     def loss(p, x):
         return jnp.mean(jnp.square(moe(p, x)))
@@ -139,6 +141,7 @@ def test_gradients_are_those_of_the_function():
     close(activity["up"].outputs.on_rate[0], (by_hand(P, X)[0][1] > 0).mean(0))
 
 
+@pytest.mark.long
 def test_a_mask_of_tokens_follows_them_to_their_experts():
     keep = jnp.arange(12) % 3 > 0
     junk = jnp.where(keep[:, None], X, 7.0)
@@ -147,6 +150,7 @@ def test_a_mask_of_tokens_follows_them_to_their_experts():
     check(observed(P, junk)[1], by_hand(P, junk, keep))
 
 
+@pytest.mark.long
 def test_a_mask_over_batch_and_time_fits_what_is_flattened_before_routing():
     def net(p, x):
         return moe(p, x.reshape(-1, DIM)).reshape(x.shape)
@@ -158,6 +162,7 @@ def test_a_mask_over_batch_and_time_fits_what_is_flattened_before_routing():
     check(activity, by_hand(P, X, keep.reshape(-1)), ())
 
 
+@pytest.mark.long
 def test_a_mask_follows_a_dispatch_by_scatter_and_a_scale():
     def net(p, x):
         expert = jnp.argmax(x @ p["router"], axis=-1)
@@ -175,6 +180,7 @@ def test_a_mask_follows_a_dispatch_by_scatter_and_a_scale():
     assert activity["up"].outputs.count[:, 0].tolist() == want
 
 
+@pytest.mark.long
 def test_a_mask_follows_into_functions_that_multiply():
     """Sorted outside of the jitted functions that multiply; one fused, split gate."""
 
@@ -215,6 +221,7 @@ def test_rows_that_are_given_in_order_take_a_mask_in_that_order():
     assert activity["up"].outputs.count[:, 0].tolist() == [1, 0, 3, 1]
 
 
+@pytest.mark.long
 def test_a_mask_that_cannot_follow_is_refused():
     def mixed(p, x):
         rows = jnp.einsum("rt,td->rd", p["mix"], x)
@@ -230,6 +237,7 @@ def test_a_mask_that_cannot_follow_is_refused():
         bb.observe(moe, UNITS.select("gate"), where=keep[:7])(P, X)
 
 
+@pytest.mark.long
 def test_units_with_a_bias_of_their_expert_are_measured_after_the_nonlinearity():
     bias = normal(5, EXPERTS, HIDDEN)
 
@@ -252,6 +260,7 @@ def test_units_with_a_bias_of_their_expert_are_measured_after_the_nonlinearity()
     assert {m.path for m in group.members} == {"up", "bias", "down"} and not group.fixed
 
 
+@pytest.mark.long
 def test_layers_of_a_scan_have_experts_each():
     def net(p, x):
         def layer(x, w):
@@ -272,6 +281,7 @@ def test_layers_of_a_scan_have_experts_each():
         x = x + jitted(layer, x)
 
 
+@pytest.mark.long
 def test_an_ensemble_of_mixtures():
     """`vmap`: the group sizes have an axis of members."""
 
@@ -299,6 +309,7 @@ def test_an_ensemble_of_mixtures():
         close(seen.inputs.gram[m, e], rows.T @ rows / n)
 
 
+@pytest.mark.long
 def test_a_value_that_is_not_finite_spoils_its_own_expert_alone():
     def net(p, x, sizes):
         return lax.ragged_dot(x, p["up"], sizes)
@@ -317,6 +328,7 @@ def test_a_value_that_is_not_finite_spoils_its_own_expert_alone():
                 np.testing.assert_array_equal(np.delete(a, 1, 0), np.delete(b, 1, 0))
 
 
+@pytest.mark.long
 def test_hidden_units_of_all_experts_shrink_to_one_size():
     scores = bb.unitwise.group_magnitude(UNITS, P)
     masks = bb.unitwise.cut(UNITS, scores, density=0.6)
@@ -327,6 +339,7 @@ def test_hidden_units_of_all_experts_shrink_to_one_size():
     np.testing.assert_allclose(moe(small.params, X), want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_budget_of_its_own_for_every_expert():
     def loss(p, x):
         return jnp.mean(jnp.square(moe(p, x)))
@@ -343,6 +356,7 @@ def test_a_budget_of_its_own_for_every_expert():
     assert mask.sum((1, 2)).tolist() == [round(0.4 * DIM * HIDDEN)] * EXPERTS
 
 
+@pytest.mark.long
 def test_sparsegpt_prunes_each_expert_as_a_layer_of_its_own():
     def net(p, x, sizes):
         return lax.ragged_dot(x, p["up"], sizes)
@@ -362,6 +376,7 @@ def test_sparsegpt_prunes_each_expert_as_a_layer_of_its_own():
         close(pruned["up"][e], want["up"])
 
 
+@pytest.mark.long
 def test_while_training_an_expert_without_tokens_keeps_its_largest_weights():
     def loss(p, x):
         return jnp.mean(jnp.square(moe(p, x)))
@@ -421,6 +436,7 @@ def expert_rates(values):
     return np.stack([(v > 0).sum(0) / max(len(v), 1) for v in each])
 
 
+@pytest.mark.long
 def test_halves_of_fused_experts_are_measured_after_nonlinearities_of_their_own():
     def fn(p, x):
         a, b = jnp.split(ragged(x, p["up"]), 2, -1)

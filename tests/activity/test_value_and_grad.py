@@ -74,6 +74,7 @@ def test_options_are_those_of_observe(options):
     assert not same or not all(np.allclose(a, b) for a, b in pairs)
 
 
+@pytest.mark.long
 def test_a_rule_that_needs_more_trains_with_its_needs():
     rule = bb.rules.wanda()
     tx = optax.chain(optax.sgd(0.1), bb.transform(UNITS, rule, density=0.5, start=0))
@@ -88,6 +89,7 @@ def test_a_rule_that_needs_more_trains_with_its_needs():
     assert int((step(rule.needs)["w"] != 0).sum()) == 12
 
 
+@pytest.mark.long
 def test_under_jit_vmap_and_scan():
     run = bb.value_and_grad(loss_fn, UNITS)
     want = run(P, X)
@@ -155,6 +157,7 @@ class Normed(nn.Module):
         return nn.Dense(2)(nn.Dropout(0.3, deterministic=not train)(x))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("lenient")
 def test_linen_with_running_means_and_dropout():
     model = Normed()
@@ -218,6 +221,7 @@ def arrays(model):
     ]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("lenient")
 @pytest.mark.parametrize("jitted", [False, True])
 @pytest.mark.parametrize("aux", [False, True])
@@ -235,6 +239,7 @@ def test_a_module_gives_and_becomes_what_nnx_makes_of_it(aux, jitted):
         assert activity["up/kernel"].outputs.on_rate.shape == (16,)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("lenient")
 def test_variables_that_get_gradients_are_chosen_as_in_nnx():
     model = Model(nnx.Rngs(0))
@@ -248,6 +253,7 @@ def test_variables_that_get_gradients_are_chosen_as_in_nnx():
     equal(pure(grads), pure(want), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("lenient")
 def test_an_optimizer_of_nnx_takes_the_results_as_they_are():
     model = Model(nnx.Rngs(0))
@@ -266,6 +272,7 @@ def test_an_optimizer_of_nnx_takes_the_results_as_they_are():
     assert int((model.up.kernel[...] != 0).sum()) == 16
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("lenient")
 def test_several_modules_and_random_streams_beside_arrays():
     pair = {
@@ -296,6 +303,7 @@ def test_several_modules_and_random_streams_beside_arrays():
 
 
 # Equinox -------------------------------------------------------------------------
+@pytest.mark.long
 @pytest.mark.usefixtures("lenient")
 def test_an_equinox_module_gets_gradients_that_it_can_apply():
     net = eqx.nn.MLP(4, 2, 16, 1, key=jax.random.key(0))
@@ -313,6 +321,7 @@ def test_an_equinox_module_gets_gradients_that_it_can_apply():
 
 
 # Refused -------------------------------------------------------------------------
+@pytest.mark.long
 def test_a_result_that_is_no_scalar_is_refused():
     with pytest.raises(TypeError, match=r"scalar, got tuple; .* has_aux=True"):
         bb.value_and_grad(with_aux, UNITS)(P, X)
@@ -341,6 +350,7 @@ def test_a_filter_of_variables_needs_a_module():
         bb.value_and_grad(loss_fn, UNITS, wrt=nnx.Param)(P, X)
 
 
+@pytest.mark.long
 def test_refuses_what_observe_refuses():
     with pytest.raises(TypeError, match=r"units from bb\.trace, got dict"):
         bb.value_and_grad(loss_fn, P)

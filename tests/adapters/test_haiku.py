@@ -30,6 +30,7 @@ def loss_fn(params, state, rng, batch):
     return losses.mean(), state
 
 
+@pytest.mark.long
 def test_batch_norm_and_dropout(getkey):
     x = jax.random.normal(getkey(), (48, 8))
     batch, key = (x, (x[:, 0] * x[:, 1] > 0).astype(jnp.int32)), getkey()

@@ -117,6 +117,7 @@ def test_paths_are_those_of_the_variables(batch):
     assert units["net/up/kernel"].nonlinearity == "relu"  # measured after the norm
 
 
+@pytest.mark.long
 def test_training_keeps_the_budget_to_the_edge(batch):
     net = dense_net()
     params, rests, opt_state, losses = train(net, batch, steps=40)
@@ -135,6 +136,7 @@ def test_training_keeps_the_budget_to_the_edge(batch):
     np.testing.assert_allclose(net(batch["x"]), logits, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_running_means_and_seeds_move_as_without_pruning(batch):
     net = dense_net()
     _, plain = loss_of(net)(*values_of(net), batch)
@@ -147,6 +149,7 @@ def test_running_means_and_seeds_move_as_without_pruning(batch):
         assert a.dtype == b.dtype and np.any(a != b) and np.any(b != c)
 
 
+@pytest.mark.long
 def test_on_rates_are_those_of_the_layer(batch):
     net = dense_net()
     net.get_layer("drop").rate = 0.0  # a unit that is dropped is off
@@ -161,6 +164,7 @@ def test_on_rates_are_those_of_the_layer(batch):
     np.testing.assert_allclose(on_rate, (hidden > hidden.mean(0)).mean(0), atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("make", "shape", "widths"),
     [

@@ -307,6 +307,7 @@ def run(name, donate=False):
     return losses, kernels, masks, session
 
 
+@pytest.mark.long
 @every_library
 def test_every_step_leaves_the_exact_number_of_weights(name):
     _, kernels, masks, _ = run(name)
@@ -358,6 +359,7 @@ def test_training_is_that_of_raw_jax(name):
         np.testing.assert_allclose(mine, raw, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.long
 @every_library
 def test_donation_changes_nothing_and_every_buffer_is_reused(name):
     # A donated buffer that no output can take is a warning, and so an error here.

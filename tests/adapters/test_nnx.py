@@ -97,6 +97,7 @@ def test_an_abstract_module_can_be_traced(batch):
     assert units == bb.trace(loss_fn, Model(nnx.Rngs(0)), batch)
 
 
+@pytest.mark.long
 def test_observing_changes_a_module_as_a_plain_call_does(batch):
     observed, plain = Model(nnx.Rngs(0)), Model(nnx.Rngs(0))
     units = bb.trace(loss_fn, observed, batch)
@@ -107,6 +108,7 @@ def test_observing_changes_a_module_as_a_plain_call_does(batch):
     assert not np.allclose(plain.norm.mean[...], 0)
 
 
+@pytest.mark.long
 def test_trains_sparse_under_nnx_jit(batch):
     units, model, optimizer = make(batch)
 
@@ -125,6 +127,7 @@ def test_trains_sparse_under_nnx_jit(batch):
     assert loss_fn(model, batch) < 0.8 * losses[0]
 
 
+@pytest.mark.long
 def test_split_and_merge_under_jax_jit_is_the_same_training(batch):
     units, model, optimizer = make(batch)
     _, other, other_optimizer = make(batch)
@@ -150,6 +153,7 @@ def bb_masks(optimizer):
     return nnx.Dict({p.replace("/", "_"): m for p, m in bb.masks(optimizer).items()})
 
 
+@pytest.mark.long
 def test_parameters_split_from_the_rest_are_plain_jax(batch):
     model = Model(nnx.Rngs(0))
     graph, params, rest = nnx.split(model, nnx.Param, ...)
@@ -188,6 +192,7 @@ def rng_loss(model, batch, rngs):
     return jnp.mean((model["down"](x)[:, 0] - batch[1]) ** 2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("by_name", [False, True])
 def test_rngs_among_the_arguments_advance(batch, by_name):
     rngs = nnx.Rngs(0)
@@ -257,6 +262,7 @@ WAYS = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("within", ["alone", "in a tree"])
 @pytest.mark.parametrize("way", sorted(WAYS))
 def test_pruned_modules_go_on_sharing_an_array(batch, way, within):
@@ -277,6 +283,7 @@ def test_pruned_modules_go_on_sharing_an_array(batch, way, within):
     np.testing.assert_array_equal(kernel, np.where(mask, model.a.kernel[...], 0))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "make_optimizer",
     [
@@ -301,6 +308,7 @@ def test_accessors_take_the_optimizer_and_its_state(batch, make_optimizer):
     np.testing.assert_allclose(density(optimizer), DENSITY, atol=1e-2)
 
 
+@pytest.mark.long
 def test_a_scanned_stack_has_a_budget_per_layer(batch):
     class Stack(nnx.Module):
         def __init__(self, rngs):

@@ -18,6 +18,7 @@ needs_8_devices = pytest.mark.skipif(
 )
 
 
+@pytest.mark.long
 @given(
     shape=st.lists(st.integers(1, 19), min_size=1, max_size=3),
     seed=st.integers(0, 2**32 - 1),

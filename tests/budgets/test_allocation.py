@@ -77,6 +77,7 @@ def erdos_renyi(shapes, total):
         full |= over
 
 
+@pytest.mark.long
 @settings(max_examples=15, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=4),
@@ -95,6 +96,7 @@ def test_erk_is_the_formula_and_spends_the_budget(shapes, percent):
             assert abs(n - density * kernel.edge_count) < 2
 
 
+@pytest.mark.long
 def test_erk_counts_the_window_and_every_slice():
     """A slice of a stack is a layer; a convolution's window makes it sparser."""
     one_by_one = bb.Kernel(
@@ -116,6 +118,7 @@ def test_erk_leaves_every_unit_its_floor():
     assert sum(got) == round(0.06 * 2200) and got[0] >= 100 and got[1] >= 10
 
 
+@pytest.mark.long
 def test_everything_may_be_traced():
     def run(density, step):
         return budgets(bb.erk(density), [UP, DOWN, OUT], step).edges
@@ -124,6 +127,7 @@ def test_everything_may_be_traced():
     assert [int(n) for n in sum(many)] == [round(0.1 * 4200), round(0.5 * 4200)]
 
 
+@pytest.mark.long
 def test_an_outcome_asks_for_everything():
     spent = budgets(None, [UP, STACK], STEP)
     assert int(spent.edges[0]) == 2000 and spent.edges[1].tolist() == [128] * 3

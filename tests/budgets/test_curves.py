@@ -64,6 +64,7 @@ def a_problem(draw):
     return curves, draw(st.integers(sum(low), sum(high))), least
 
 
+@pytest.mark.long
 @given(a_problem())
 def test_no_other_way_to_spend_the_edges_is_better(problem):
     curves, total, least = problem
@@ -87,6 +88,7 @@ def test_no_other_way_to_spend_the_edges_is_better(problem):
     assert mine == pytest.approx(best, abs=1e-9)
 
 
+@pytest.mark.long
 @given(a_problem())
 def test_with_more_edges_no_row_gets_fewer(problem):
     curves, total, least = problem
@@ -96,6 +98,7 @@ def test_with_more_edges_no_row_gets_fewer(problem):
         assert (other - one >= 0).all() and (other - one).sum() == 1
 
 
+@pytest.mark.long
 def test_rows_of_one_slope_share():
     line = Curve(np.array([0, 100]), np.array([1.0, 0.0]))
     half = Curve(np.array([0, 50]), np.array([0.5, 0.0]))
@@ -104,6 +107,7 @@ def test_rows_of_one_slope_share():
     assert spend([flat, line, flat], 160, [0, 0, 0]).tolist() == [30, 100, 30]
 
 
+@pytest.mark.long
 def test_large_curves_are_spent_to_the_edge():
     sizes = np.array([2**30 - 7, 2**29 + 3, 12345])
     curves = [

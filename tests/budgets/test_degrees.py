@@ -39,6 +39,7 @@ def test_promises(rate, sizes, density, law):
     assert (np.diff(falling) <= 0).all()
 
 
+@pytest.mark.long
 @given(
     st.lists(RATE, min_size=UNITS, max_size=UNITS, unique=True),
     st.permutations(range(UNITS)),
@@ -54,6 +55,7 @@ def test_permuting_units_permutes_degrees(rate, order, density, sizes):
         assert again.tolist() == k[order].tolist()
 
 
+@pytest.mark.long
 @SHIFT_AND_SCALE
 def test_compiled_mapped_and_scanned_alike(law, getkey):
     rate = jax.random.uniform(getkey(), (3, 5, 40))
@@ -71,6 +73,7 @@ def test_compiled_mapped_and_scanned_alike(law, getkey):
     assert (scanned == want).all()
 
 
+@pytest.mark.long
 @SHIFT_AND_SCALE
 def test_slices_are_independent(law, getkey):
     rate = jax.random.uniform(getkey(), (3, 40))
@@ -80,6 +83,7 @@ def test_slices_are_independent(law, getkey):
         assert (degrees(row, 50, density, law=law) == k).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", list(AxisType)[:2], ids=str)
 @pytest.mark.parametrize("spec", [P(None, "x"), P("y", "x")], ids=str)
 def test_sharded_like_unsharded(kind, spec, getkey):
@@ -91,6 +95,7 @@ def test_sharded_like_unsharded(kind, spec, getkey):
     assert (np.asarray(k) == want).all()
 
 
+@pytest.mark.long
 def test_the_rare_get_more_and_the_budget_is_spread_as_promised(getkey):
     rate = jax.nn.sigmoid(jax.random.normal(getkey(), (512,)))
     k = np.asarray(degrees(rate, 4096, 0.1, k_min=0))
@@ -100,6 +105,7 @@ def test_the_rare_get_more_and_the_budget_is_spread_as_promised(getkey):
     assert 0.08 * k.mean() < k.std() < 0.1 * k.mean()  # one nat of standard deviation
 
 
+@pytest.mark.long
 def test_a_small_change_of_density_is_a_small_change_of_degrees(getkey):
     rate = jax.random.uniform(getkey(), (64,))
     k = [degrees(rate, 64, d) for d in (0.5, 0.501)]
@@ -132,12 +138,14 @@ def test_one_unit(law):
         assert degrees(jnp.array([0.2]), fan, density, law=law).tolist() == [want]
 
 
+@pytest.mark.long
 def test_never_observed_counts_as_one_half():
     rate = jnp.array([0.1, 0.5, 0.9])
     with_nan = degrees(rate.at[1].set(jnp.nan), 20, 0.4)
     assert with_nan.tolist() == degrees(rate, 20, 0.4).tolist()
 
 
+@pytest.mark.sampled(2)
 @SHIFT_AND_SCALE
 @pytest.mark.parametrize("units, fan", [(1000, 2**20), (100_000, 64), (3, 715_827_882)])
 def test_large(law, units, fan, getkey):
@@ -157,6 +165,7 @@ def test_a_tiny_slope_is_all_or_nothing():
         assert k.tolist() == [6, 10, 1]
 
 
+@pytest.mark.long
 def test_slope_may_be_traced():
     rate, betas = jnp.array([0.2, 0.5, 0.8]), jnp.array([0.2, 2.0])
     k = jax.vmap(lambda b: degrees(rate, 20, 0.5, law=laws.log_odds(b)))(betas)
@@ -170,6 +179,7 @@ def test_any_float_dtype(dtype):
     assert degrees(rate, 20, 0.5).tolist() == want.tolist()
 
 
+@pytest.mark.long
 def test_with_64_bit_types_on():
     rate = np.array([[0.125, 0.5, 0.75], [0.1, 0.1, 0.9]])
     want = degrees(jnp.asarray(rate, jnp.float32), 20, 0.5)
@@ -236,11 +246,13 @@ def test_rates_below_the_smallest_normal_float_keep_their_order(law):
             np.testing.assert_array_equal(tiny, same)
 
 
+@pytest.mark.long
 def test_of_dead_units_the_busier_one_gives_way():
     rate = jnp.asarray(np.array([3e-40, 1e-40, 0.0, 0.6], np.float32))
     assert degrees(rate, 8, 0.97).tolist() == [7, 8, 8, 8]
 
 
+@pytest.mark.long
 def test_traced_values_are_clipped_instead():
     k = jax.jit(lambda a, d: degrees(a, 4, d))(ONES * 7, 9.0)
     assert k.tolist() == [4, 4, 4]

@@ -56,6 +56,7 @@ def test_nearly_equal_activity_gives_nearly_equal_degrees(getkey):
         assert np.ptp(k) <= 1 + 0.01 * k.mean()
 
 
+@pytest.mark.long
 def test_degrees_stay_in_a_band_around_the_mean(getkey):
     a = jnp.concatenate([jnp.array([0.002, 1.0]), jax.random.uniform(getkey(), (62,))])
     k = np.asarray(bb.degrees(a, 1000, 0.3))
@@ -65,6 +66,7 @@ def test_degrees_stay_in_a_band_around_the_mean(getkey):
     assert k.max() - k.min() > 0.4 * 300 + 1
 
 
+@pytest.mark.long
 def test_dead_units_have_no_claim_on_the_edges_of_others():
     """A quarter of dead units gets a quarter of the edges at most, whoever is alive."""
     alive = jnp.linspace(0.05, 0.9, 96)
@@ -75,6 +77,7 @@ def test_dead_units_have_no_claim_on_the_edges_of_others():
     assert np.abs(k[32:] - alone).max() <= 0.02 * 154  # c moves a little, no more
 
 
+@pytest.mark.long
 def test_a_claim_rises_from_dead_to_alive_without_a_jump():
     """An on-rate that wavers around the threshold moves degrees by little."""
     rate = jnp.full((400, 16), 0.5).at[:, 0].set(jnp.linspace(0, 0.008, 400))
@@ -86,6 +89,7 @@ def test_a_claim_rises_from_dead_to_alive_without_a_jump():
     assert laws.log_odds(dead=-1).alive(jnp.array([0.0])).tolist() == [1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("units", [49, 784, 300])
 def test_compiled_floors_are_those_of_eager_code(units, getkey):
     """A mean degree that is exact stays exact where the density is traced."""
@@ -110,10 +114,12 @@ def test_a_sum_of_log_odds_in_any_order():
         np.testing.assert_array_equal(got, want[order])
 
 
+@pytest.mark.long
 def test_all_units_dead_are_equal():
     assert bb.degrees(jnp.zeros(4), 10, 0.5).tolist() == [5] * 4
 
 
+@pytest.mark.long
 def test_no_unit_falls_below_a_share_of_the_mean_degree():
     a = jnp.array([0.1] * 9 + [0.99])
     steep = laws.log_odds(spread=2.0, limit=9.0)
@@ -139,6 +145,7 @@ def test_log_odds_traced_slope():
     np.testing.assert_allclose(jax.jit(run)(0.5), want[0], rtol=1e-6)
 
 
+@pytest.mark.long
 def test_log_odds_traced_spread():
     def run(spread):
         return bb.degrees(
@@ -194,6 +201,7 @@ def by_quantiles(a, rare=0.9, busy=0.5, low=0.3, high=0.7):
     return rare + (busy - rare) * share
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("units", [2, 11])
 def test_quantile_is_linear_between_two_quantiles(units, getkey):
     a = np.asarray(jax.random.uniform(getkey(), (2, units)))
@@ -206,6 +214,7 @@ def test_quantile_is_linear_between_two_quantiles(units, getkey):
     )
 
 
+@pytest.mark.long
 def test_quantile_of_equal_rates_counts_all_as_rare():
     """As published: without two different quantiles there is no line between them."""
     rates = jnp.array([0.1, 0.4, 0.4, 0.4, 0.4, 0.8])
@@ -271,6 +280,7 @@ def test_slices_do_not_see_each_other(law):
         np.testing.assert_allclose(row, alone, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_profile_does_not_depend_on_the_order_of_units(getkey):
     a = jax.random.uniform(getkey(), (1000,))
     order = jax.random.permutation(getkey(), 1000)

@@ -87,6 +87,7 @@ def test_the_formula_and_the_budget(density, outlier):
     assert np.ptp(np.array(got) / sizes) == pytest.approx(0.16, abs=0.01)
 
 
+@pytest.mark.long
 def test_layers_with_more_outliers_keep_more():
     params, units, stats = given(A, B)
     params["b"]["0"] = jnp.ones((30, 20))  # none there
@@ -94,6 +95,7 @@ def test_layers_with_more_outliers_keep_more():
     assert (dense_one, sparse_one) == (360, 240)
 
 
+@pytest.mark.long
 def test_slices_of_a_stack_and_windows():
     params, units, stats = given(STACK, CONV)
     got = edges(bb.owl(0.4, params, units, stats, outlier=3), units)
@@ -146,6 +148,7 @@ def test_densities_stay_between_the_floors_and_1():
             assert floor <= n <= kernel.edge_count
 
 
+@pytest.mark.long
 def test_schedules_and_traced_densities():
     params, units, stats = given(A, B)
     kernels = [units[path] for path in units.budgeted]
@@ -166,6 +169,7 @@ def net(params, x):
     return jax.nn.relu(x @ params["up"]) @ params["down"]
 
 
+@pytest.mark.long
 def test_as_a_density_of_prune_and_of_transform():
     params = {
         "up": jnp.asarray(np.random.normal(size=(12, 40)), jnp.float32),
@@ -230,6 +234,7 @@ def test_other_kernels_than_were_measured():
         edges(density, units)
 
 
+@pytest.mark.long
 def test_densities_that_are_none_are_refused_where_they_are_used():
     params, units, stats = given(A, B)
     for density in (0.0, 1.5):

@@ -90,6 +90,7 @@ def test_bad_power(power):
         ramp(0.5, 0, 10, power)
 
 
+@pytest.mark.long
 def test_bad_counts():
     with pytest.raises(ValueError, match=r"start: expected .*got -1; .* update"):
         ramp(0.5, -1, 10)

@@ -214,6 +214,7 @@ def test_interrupt_at_any_step_ends_in_130(tmp_path, line):
     assert_ends_in_one_line(process, tmp_path / "out")
 
 
+@pytest.mark.long
 def test_interrupt_in_a_terminal_shows_the_cursor_again(tmp_path):
     """Bars hide it."""
     pty = pytest.importorskip("pty")
@@ -274,6 +275,7 @@ def test_units_keep_an_edge_where_the_density_pays_for_it():
     assert [least_degree(units, d) for d in (1.0, 0.05, 0.01)] == [1, 1, 0]
 
 
+@pytest.mark.long
 def test_dead_units_are_silent_or_cut_off_on_either_side(lenient):
     units, params = model.trace(), jax.tree.map(np.array, model.initial(0))
     rates = {p: np.full(units[p].out_units, 0.5, np.float32) for p in model.HIDDEN}
@@ -311,6 +313,7 @@ def test_no_ratio_of_times_without_enough_steps():
     assert outcome.step_ratio(slow, dense, [*few, 20]) == pytest.approx(1.5)
 
 
+@pytest.mark.long
 def test_missed_budgets_are_counted_in_edges():
     units, timing, path = model.trace(), Timing(40), "Dense_1/kernel"
     steps = timing.refreshes()
@@ -329,6 +332,7 @@ def test_missed_budgets_are_counted_in_edges():
     assert missed(right) == 2
 
 
+@pytest.mark.long
 def test_widths_are_those_of_the_net(lenient):
     net = model.Net((3, 4, 5, 6))
     params = net.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))["params"]
@@ -449,6 +453,7 @@ def test_table_fits_a_terminal_and_leaves_out_what_means_nothing():
 
 
 # Where numbers come from ---------------------------------------------------------
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_commit_is_that_of_the_library_alone(tmp_path):
     def git(*words):

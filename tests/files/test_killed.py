@@ -48,6 +48,7 @@ def moments(kinds, count):
         yield pytest.param(kinds[n % len(kinds)], seconds, marks=marks)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind, seconds", list(moments(KINDS, 39)))
 def test_a_killed_writer_leaves_a_whole_file(tmp_path, kind, seconds):
     path = tmp_path / ("file.html" if kind == "report" else "file.safetensors")

@@ -477,6 +477,7 @@ def test_apply_masks_makes_parameters_that_can_be_saved():
     assert_same(loaded(saved(pruned, MASKS), like=pruned).params, pruned)
 
 
+@pytest.mark.long
 def test_minus_zero_is_pruned_as_well():
     w, mask = np.array([-0.0, 2.0], np.float32), np.array([False, True])
     assert_same(loaded(saved({"w": w}, {"w": mask})).params["w"], np.float32([0, 2]))

@@ -109,6 +109,7 @@ class Normed(nn.Module):
         return nn.Dense(2, name="down")(x)
 
 
+@pytest.mark.long
 def test_arguments_that_fix_units_are_named_with_what_helps():
     net = Normed()
     variables = net.init(jax.random.key(0), X)
@@ -135,6 +136,7 @@ def test_arguments_that_fix_units_are_named_with_what_helps():
     assert not helped.graph.note
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("where", "given"),
     [
@@ -151,6 +153,7 @@ def test_the_call_that_helps_is_that_of_the_argument(where, given):
     assert given in bb.trace(fn, params, *args, **named).graph.note
 
 
+@pytest.mark.long
 def test_a_group_is_found_by_number_and_by_name():
     def net(params, x):
         return jax.nn.relu(x @ params["up"]) @ params["down"]

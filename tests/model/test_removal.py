@@ -46,6 +46,7 @@ def zeroed(name, keep):
 assert_same = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", NETS)
 def test_a_removed_unit_is_a_unit_at_zero(name):
     net, units = traced(name)
@@ -66,6 +67,7 @@ def test_a_removed_unit_is_a_unit_at_zero(name):
     assert all(pruned[path] is net.params[path] for path in untouched)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", [n for n, net in NETS.items() if net.shrinks])
 def test_smaller_arrays_compute_the_same(name):
     net, units = traced(name)
@@ -128,6 +130,7 @@ def test_a_unit_of_a_stream_is_removed_if_all_its_kernels_allow_it():
     np.testing.assert_array_equal(np.all(pruned["head"] == 0, axis=1), gone)
 
 
+@pytest.mark.long
 def test_the_side_of_the_producer_alone():
     net, units = traced("mlp")
     keep = np.array([True, False, True, True, False, True])
@@ -143,6 +146,7 @@ def test_the_side_of_the_producer_alone():
     np.testing.assert_allclose(net.fn(pruned, net.x, {}), want, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_one_kernel_of_a_stream_keeps_what_it_shares():
     """A bias on the sum is still that of the other kernel."""
 
@@ -200,6 +204,7 @@ def test_refuses_other_paths_shapes_and_types():
     refused(TypeError, text, {"up0": np.ones(6, np.float32)})
 
 
+@pytest.mark.long
 def test_refuses_a_tree_without_the_parameter():
     net, _ = traced("residual")
     params = {n: v for n, v in net.params.items() if n != "down0"}

@@ -102,6 +102,7 @@ def test_linen_net(whole):
     assert np.abs(want - fn(traced)).max() > 1e-3
 
 
+@pytest.mark.long
 def test_linen_net_really_smaller():
     module = Net()
     variables = made(module)
@@ -143,6 +144,7 @@ def test_linen_net_in_training_updates_statistics_of_its_own_units():
     assert kernel.why_not == "the function returns them"
 
 
+@pytest.mark.long
 def test_linen_residual_stream():
     module = Residual()
     variables = made(module)
@@ -172,6 +174,7 @@ class Module(nnx.Module):
         return self.out(x)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 def test_nnx_module(train):
     module = Module()

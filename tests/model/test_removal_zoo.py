@@ -47,6 +47,7 @@ CLOSED = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", CLOSED)
 def test_closed_kernels(name, lenient):
     _, units = zoo.built(name)
@@ -61,6 +62,7 @@ def test_kernels_have_rows_for_what_they_read(case):
         assert {path for path in kernel.reads if units[path].closed} <= made
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "name",  # every array of the tied head makes or reads its units
     [

@@ -104,6 +104,7 @@ def test_backward_leaves_a_unit_with_one_edge():
     assert lost(found["a"]) == [] and found["bias"].all()
 
 
+@pytest.mark.long
 def test_a_unit_is_used_at_any_position():
     """Of a flatten: a unit goes when the edges of all its positions are cut."""
     net, units = traced("flattened")
@@ -115,6 +116,7 @@ def test_a_unit_is_used_at_any_position():
     np.testing.assert_array_equal(found["bias"], ~gone)
 
 
+@pytest.mark.long
 def test_a_unit_is_used_by_any_reader():
     _, units = traced("two_readers")
     left, right = np.ones((6, 3), bool), np.ones((6, 2), bool)
@@ -178,6 +180,7 @@ def test_forward_and_backward_through_a_gate(curve, gone):
     assert lost(found["up"]) == gone
 
 
+@pytest.mark.long
 def test_forward_needs_every_kernel_of_a_stream():
     _, units = traced("residual")
     masks = {n: np.ones(units[n].shape, bool) for n in ("embed", "down0", "down1")}
@@ -192,6 +195,7 @@ def test_forward_needs_every_kernel_of_a_stream():
     assert lost(np.asarray(found["head"]), 0) == [1]
 
 
+@pytest.mark.long
 def test_refuses_a_mask_of_another_shape():
     _, units = traced("mlp")
     text = r"expected a mask of shape \(6, 3\) for 'down', got \(3, 6\)"

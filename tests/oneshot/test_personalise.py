@@ -86,6 +86,7 @@ def test_both_shares_are_reported(case):
     assert mine.fraction == 0.65 and mine.scores == () and mine.alone == ()
 
 
+@pytest.mark.long
 def test_a_person_who_uses_half_of_the_model_loses_nothing_of_it():
     """Half of the units serve inputs that this person never has."""
     rng = np.random.default_rng(2)
@@ -185,6 +186,7 @@ def test_weights_are_those_of_the_rule(case):
     assert mine.removed["w1/w"].edges == 260 and mine.params["w2"] == params["w2"]
 
 
+@pytest.mark.long
 def test_output_units_stay_unless_asked_for(case):
     params, x, units = case
     mine = personalise(mlp, params, units, [(x,)], remove=0.65)
@@ -208,6 +210,7 @@ def test_control_with_output_units_only():
     np.testing.assert_array_equal(mine.params["w0"]["w"], params["w0"]["w"])
 
 
+@pytest.mark.long
 def test_output_activity_leaves_padding_out():
     """Two classes: one wins where data are real, the other in the padding."""
     params = {"up": jnp.eye(2), "down": jnp.eye(2)}
@@ -233,6 +236,7 @@ def test_output_activity_leaves_padding_out():
         assert mine.masks["down"].all(0).astype(int).tolist() == left
 
 
+@pytest.mark.long
 def test_convolution_norm_and_flatten(lenient):
     """Channels go with their norm, and with all their positions in the dense layer."""
     nn = pytest.importorskip("flax.linen")
@@ -269,6 +273,7 @@ def test_convolution_norm_and_flatten(lenient):
     assert mine.removed["Conv_1/kernel"].edge_share == 0.75 and mine.alone == ()
 
 
+@pytest.mark.long
 def test_units_of_a_stream_go_alone():
     """What a residual stream adds up is read beyond the kernel's own readers."""
 
@@ -288,6 +293,7 @@ def test_units_of_a_stream_go_alone():
     np.testing.assert_allclose(fn(mine.params, x), want, atol=1e-5)
 
 
+@pytest.mark.long
 def test_layers_of_a_scan_are_layers():
     def fn(params, x):
         def layer(h, w):
@@ -367,6 +373,7 @@ def test_a_result_that_says_nothing_of_output_units(case):
         personalise(two, heads, bb.trace(two, heads, x), [(x,)], include_output=True)
 
 
+@pytest.mark.long
 def test_padding_that_fits_the_units_but_not_the_outputs(case):
     params, x, units = case
 

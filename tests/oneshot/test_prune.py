@@ -78,6 +78,7 @@ def once(rule, case):
     return pruned(row.make(), case, density if said else None, **row.options), density
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("rule, case", EACH)
 def test_every_rule_prunes_once(rule, case, monkeypatch):
     """The same budget as in training, zeros where the mask says, the rest untouched."""

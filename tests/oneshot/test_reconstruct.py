@@ -41,6 +41,7 @@ def lost(x, change):
     return np.sum((x @ change) ** 2) / len(x)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "rule, method",
     [
@@ -75,6 +76,7 @@ def test_after_any_rule_outputs_are_closer_and_masks_as_before(rule, method):
     assert change[0] < change[1]
 
 
+@pytest.mark.long
 def test_bfloat16_stays_and_is_computed_in_float32():
     params, x = problem(jnp.bfloat16)
     units, stats = measured(mlp, params, x)
@@ -120,6 +122,7 @@ def test_after_whole_units_are_cut_one_system_serves_all():
     assert errors["down"].after < errors["down"].before
 
 
+@pytest.mark.long
 def test_layers_of_a_scan_are_updated_one_by_one():
     params = {
         "up": jnp.asarray(np.random.normal(size=(3, 6, 10)), jnp.float32),
@@ -163,6 +166,7 @@ def convolutions():
     return params, jnp.asarray(np.random.normal(size=(8, 5, 5, 2)), jnp.float32)
 
 
+@pytest.mark.long
 def test_convolutions_of_one_position_are_matrices_and_others_are_refused():
     params, x = convolutions()
     units, stats = measured(conv, params, x, select="point")
@@ -177,6 +181,7 @@ def test_convolutions_of_one_position_are_matrices_and_others_are_refused():
         bb.reconstruct(params, both, masks, stats)
 
 
+@pytest.mark.long
 def test_after_sparsegpt_its_own_weights_are_the_ones_to_beat():
     params, x = problem()
     units, stats = measured(mlp, params, x)
@@ -192,6 +197,7 @@ def test_after_sparsegpt_its_own_weights_are_the_ones_to_beat():
     assert errors["up"].after < errors["up"].before  # least squares
 
 
+@pytest.mark.long
 def test_layer_by_layer_on_the_pruned_layers_before():
     """Each kernel is dense when it is measured, and the target follows its inputs."""
     params, x = problem()
@@ -209,6 +215,7 @@ def test_layer_by_layer_on_the_pruned_layers_before():
     assert change[0] < change[1]
 
 
+@pytest.mark.long
 def test_masks_of_biases_are_applied():
     params, x = problem()
     units, stats = measured(mlp, params, x, select="up")
@@ -218,6 +225,7 @@ def test_masks_of_biases_are_applied():
     np.testing.assert_array_equal(new["bias"], params["bias"].at[5].set(0))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 def test_under_jit_as_without(method):
     params, x = problem()
@@ -244,6 +252,7 @@ def given():
     return {"params": params, "units": units, "masks": masks, "stats": stats}
 
 
+@pytest.mark.long
 def test_bad_settings(given):
     with pytest.raises(TypeError, match="expected units from bb.trace, got dict"):
         bb.reconstruct(**given | {"units": {}})
@@ -257,6 +266,7 @@ def test_bad_settings(given):
         bb.reconstruct(**given, limit=0)
 
 
+@pytest.mark.long
 def test_masks_that_do_not_fit(given):
     with pytest.raises(TypeError, match="expected masks by path, got list"):
         bb.reconstruct(**given | {"masks": []})
@@ -268,6 +278,7 @@ def test_masks_that_do_not_fit(given):
         bb.reconstruct(**given | {"masks": short})
 
 
+@pytest.mark.long
 def test_statistics_that_are_missing(given):
     params, units = given["params"], given["units"]
     rates = bb.calibrate(mlp, units, params, [(jnp.ones((4, 12)),)])
@@ -276,6 +287,7 @@ def test_statistics_that_are_missing(given):
             bb.reconstruct(**given | {"stats": stats})
 
 
+@pytest.mark.long
 def test_parameters_that_are_pruned_already_or_not_finite(given):
     pruned = bb.apply_masks(given["params"], given["masks"])
     with pytest.raises(ValueError, match="expected the parameters before pruning"):
@@ -285,6 +297,7 @@ def test_parameters_that_are_pruned_already_or_not_finite(given):
         bb.reconstruct(**given | {"params": broken})
 
 
+@pytest.mark.long
 def test_least_squares_above_its_limit_is_refused(given):
     text = r"at most 1e\+04 operations .* for 'up': 20 systems of up to 12 edges; use"
     with pytest.raises(ValueError, match=text):
@@ -292,6 +305,7 @@ def test_least_squares_above_its_limit_is_refused(given):
     bb.reconstruct(**given, limit=1e4)  # no limit for the other method
 
 
+@pytest.mark.long
 def test_complex_weights_are_refused():
     params = {"w": jnp.ones((3, 4), jnp.complex64)}
     kernel = bb.Kernel("w", (3, 4), "complex64", fan_in=(0,), fan_out=(1,))
@@ -300,6 +314,7 @@ def test_complex_weights_are_refused():
         bb.reconstruct(params, bb.Units((kernel,)), masks, {})
 
 
+@pytest.mark.long
 def test_systems_that_cannot_be_solved_are_named():
     params, x = problem()
     units, stats = measured(mlp, params, x[:3])

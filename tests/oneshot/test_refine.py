@@ -59,6 +59,7 @@ def given():
     return {"params": params, "units": units, "masks": masks, "stats": stats}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("rule", ["wanda", "magnitude", "budgeted_broadcast", "random"])
 @pytest.mark.parametrize("shortlist", [None, 3])
 def test_after_any_rule_outputs_are_closer_and_degrees_as_before(rule, shortlist):
@@ -87,6 +88,7 @@ def test_after_any_rule_outputs_are_closer_and_degrees_as_before(rule, shortlist
     assert change[0] < change[1]
 
 
+@pytest.mark.long
 def test_new_weights_can_follow(given):
     params, units, stats = (given[name] for name in ("params", "units", "stats"))
     new, better, swapped = bb.refine(**given)
@@ -100,6 +102,7 @@ def test_new_weights_can_follow(given):
     assert total[0] < total[1]
 
 
+@pytest.mark.long
 def test_numbers_of_outgoing_edges_are_kept_only_by_masks_that_count_incoming_ones():
     params, x = problem()
     units, stats = measured(gated, params, x, select="down", actuator="out")
@@ -110,6 +113,7 @@ def test_numbers_of_outgoing_edges_are_kept_only_by_masks_that_count_incoming_on
     np.testing.assert_array_equal(new.sum(0), mask.sum(0))
 
 
+@pytest.mark.long
 def test_patterns_are_kept():
     params, x = problem()
     units, stats = measured(gated, params, x)
@@ -124,6 +128,7 @@ def test_patterns_are_kept():
     assert (np.asarray(free["up"]).reshape(-1, 4, 20).sum(1) != 2).any()
 
 
+@pytest.mark.long
 def test_bfloat16_stays():
     params, x = problem(jnp.bfloat16)
     units, stats = measured(gated, params, x)
@@ -144,6 +149,7 @@ def stack(params, x):
     return lax.scan(layer, x, params)[0]
 
 
+@pytest.mark.long
 def test_layers_of_a_scan_are_refined_one_by_one():
     params = {
         "up": jnp.asarray(np.random.normal(size=(3, 6, 10)), jnp.float32),
@@ -179,6 +185,7 @@ def conv(params, x):
     return x
 
 
+@pytest.mark.long
 def test_convolutions_of_one_position_are_refined_and_others_refused():
     params = {
         "stem": jnp.asarray(np.random.normal(size=(3, 3, 2, 6)), jnp.float32),
@@ -197,6 +204,7 @@ def test_convolutions_of_one_position_are_refined_and_others_refused():
         bb.refine(params, both, masks, stats)
 
 
+@pytest.mark.long
 def test_kernels_over_several_axes():
     """Heads: `(model, head, size)`, and back."""
 
@@ -222,6 +230,7 @@ def test_kernels_over_several_axes():
         assert errors[path].after < errors[path].before
 
 
+@pytest.mark.long
 def test_linen_and_nnx_models():
     x = problem()[1]
 
@@ -254,6 +263,7 @@ def test_linen_and_nnx_models():
     assert isinstance(new, Nnx)
 
 
+@pytest.mark.long
 def test_masks_of_biases_are_applied_and_passed_on(given):
     bias = jnp.ones(20, bool).at[5].set(False)
     masks = {"up": given["masks"]["up"], "bias": bias}
@@ -264,6 +274,7 @@ def test_masks_of_biases_are_applied_and_passed_on(given):
     assert new["gate"] is given["params"]["gate"]
 
 
+@pytest.mark.long
 def test_weights_that_a_rule_has_set_go_back_to_the_dense_ones(given):
     params, units, stats = (given[name] for name in ("params", "units", "stats"))
     rule = bb.rules.sparsegpt()
@@ -274,6 +285,7 @@ def test_weights_that_a_rule_has_set_go_back_to_the_dense_ones(given):
     assert new["down"] is pruned["down"]
 
 
+@pytest.mark.long
 def test_under_jit_as_without(given):
     params, units, masks, stats = given.values()
     wanted, better, errors = bb.refine(**given)
@@ -289,6 +301,7 @@ def test_under_jit_as_without(given):
         np.testing.assert_allclose(others[path].after, errors[path].after, rtol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_eight_devices_are_one(given, kind):
     _, wanted, _ = bb.refine(**given)
@@ -340,6 +353,7 @@ def test_parameters_that_are_pruned_already_or_not_finite(given):
         bb.refine(**given | {"params": broken})
 
 
+@pytest.mark.long
 def test_masks_without_the_pattern_are_refused(given):
     text = r"mask of 'gate' .* in all groups of 4 inputs .* pattern=bb.n_m\(2, 4\)"
     with pytest.raises(ValueError, match=text):

@@ -63,6 +63,7 @@ def mlp_oracle(params, x, alpha):
     return masks, dead
 
 
+@pytest.mark.long
 def test_pass_over_an_mlp():
     params, x = mlp_params(), normal(1, 40, 12)
     units = bb.trace(mlp, params, x)
@@ -94,6 +95,7 @@ def test_nothing_changes_on_the_calibration_set_at_one():
     assert masks["a/w"].sum() == 11 * 9
 
 
+@pytest.mark.long
 def test_masks_only_shrink_and_a_second_pass_starts_from_the_first():
     params, x = mlp_params(), normal(1, 40, 12)
     units = bb.trace(mlp, params, x)
@@ -140,6 +142,7 @@ def share_kept(params, x, alpha):
     return (np.argsort(order, axis=0) < (reached < alpha).sum(0) + 1) & (size > 0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("conv", ["fro_of_mean", "l1"])
 def test_products_are_scored_after_the_convolutions_are_cut(conv):
     params = weights(one=(3, 3, 4, 5), two=(3, 3, 5, 4), out=(36, 6))
@@ -173,6 +176,7 @@ class ConvNet(nn.Module):
         return nn.Dense(7, name="dense")(x)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("lenient")
 def test_sweep_goes_through_flatten_and_takes_only_channels_that_nobody_reads():
     def fn(params, x):
@@ -205,6 +209,7 @@ def normed(params, x):
     return h @ params["out"]
 
 
+@pytest.mark.long
 def test_dead_unit_loses_what_norms_hold_for_it():
     params = weights(w=(6, 5), out=(5, 3))
     params |= {"scale": jnp.full(5, 2.0), "shift": jnp.full(5, 0.1).at[2].set(-99.0)}
@@ -253,6 +258,7 @@ def block_params():
     return params | {"scale": jnp.ones(4).at[1].set(1e-3), "shift": jnp.full(4, 1e-3)}
 
 
+@pytest.mark.long
 def test_negligible_side_of_a_residual_is_cut():
     proj = normal(7, 4, 4).at[:, 2].multiply(1e-3)
     params, x = block_params() | {"proj": proj}, normal(9, 20, 5)
@@ -272,6 +278,7 @@ def test_negligible_side_of_a_residual_is_cut():
     assert "1 of 4 channels of the branch cut, 1 of the shortcut cut" in str(report)
 
 
+@pytest.mark.long
 def test_dead_unit_of_a_branch_goes_where_the_residual_rule_is_undecided():
     """Both sides of channel 0 are 0: neither is negligible beside the other."""
     params, x = block_params() | {"proj": normal(7, 4, 4)}, normal(9, 20, 5)
@@ -288,6 +295,7 @@ def test_dead_unit_of_a_branch_goes_where_the_residual_rule_is_undecided():
     assert not report.swept["two"].any()
 
 
+@pytest.mark.long
 def test_negligible_identity_is_only_reported():
     params, x = block_params(), normal(9, 20, 5)
     params["stem"] = params["stem"].at[:, 3].multiply(1e-4)
@@ -301,6 +309,7 @@ def test_negligible_identity_is_only_reported():
 
 
 # Report and refusals -------------------------------------------------------------
+@pytest.mark.long
 def test_report_as_a_table():
     params, x = mlp_params(), normal(1, 40, 12)
     _, masks, report = relieve(mlp, params, bb.trace(mlp, params, x), [(x,)])
@@ -310,6 +319,7 @@ def test_report_as_a_table():
     assert "all together" in text and "dead units" in text
 
 
+@pytest.mark.long
 def test_masks_hold_biases_for_a_rewind():
     params, x = mlp_params(), normal(1, 40, 12)
     units = bb.trace(mlp, params, x)
@@ -318,6 +328,7 @@ def test_masks_hold_biases_for_a_rewind():
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: (a == b).all(), left, again)))
 
 
+@pytest.mark.long
 def test_refusals():
     params, x = mlp_params(), normal(1, 40, 12)
     units = bb.trace(mlp, params, x)

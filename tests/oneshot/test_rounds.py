@@ -56,6 +56,7 @@ def same(a, b):
     return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
 
 
+@pytest.mark.long
 def test_fine_tuning_goes_on_from_the_pruned_net(job):
     train, made = Trainer(), []
     for done in relief_rounds(*job, train, iterations=3, alpha_dense=0.9):
@@ -79,6 +80,7 @@ def test_rewinding_trains_from_the_first_parameters_under_the_mask(job):
     assert all((result.masks[p] <= m).all() for p, m in train.starts[0][1].items())
 
 
+@pytest.mark.long
 def test_history_has_density_score_and_a_name_of_the_masks(job):
     scores = iter([0.5, 0.25, 0.75])
     params, masks, history = relieve_and_train(
@@ -94,6 +96,7 @@ def test_history_has_density_score_and_a_name_of_the_masks(job):
     )
 
 
+@pytest.mark.long
 def test_a_round_is_made_when_it_is_asked_for(job):
     train = Trainer()
     rounds = relief_rounds(*job, train, iterations=5)
@@ -136,6 +139,7 @@ def test_fingerprint_tells_masks_apart_and_nothing_else():
 
 
 # The same counts for another rule ------------------------------------------------
+@pytest.mark.long
 def test_magnitude_to_the_same_number_of_edges_in_every_layer():
     conv = bb.Kernel("c", (3, 3, 4, 6), fan_in=(2,), fan_out=(3,), spatial=(0, 1))
     product = bb.Kernel("d", (7, 9), fan_in=(0,), fan_out=(1,))
@@ -159,6 +163,7 @@ def test_density_gives_back_the_count(edges):
     assert all(round(n / edges * edges) == n for n in counts)
 
 
+@pytest.mark.long
 def test_paths_are_taken_literally():
     kernels = (
         bb.Kernel("a.b", (2, 2), fan_in=(0,), fan_out=(1,)),
@@ -172,6 +177,7 @@ def test_paths_are_taken_literally():
     assert masks["a.b"].sum() == 1 and masks["axb"].all()
 
 
+@pytest.mark.long
 def test_masks_without_a_density():
     stacked = bb.Kernel("w", (2, 2, 2), stack=(0,), fan_in=(1,), fan_out=(2,))
     units = bb.Units((stacked,))

@@ -73,6 +73,7 @@ def weights(n=4, width=6, out=3, dtype=jnp.float32):
     return {k: jnp.asarray(np.random.normal(size=s), dtype) for k, s in shapes.items()}
 
 
+@pytest.mark.long
 def test_flow_is_that_of_absolute_values_and_ones():
     params = weights()
     flow = synaptic_flow(net, params, np.random.normal(size=(1, 4)).astype(np.float32))
@@ -107,6 +108,7 @@ def test_scale_multiplies_the_flow_of_a_net_without_biases():
         np.testing.assert_array_equal(small[path], one[path] * 2.0**-40)
 
 
+@pytest.mark.long
 def test_a_flow_out_of_range_is_refused_and_a_scale_helps():
     def deep(params, x):
         for _ in range(16):
@@ -153,6 +155,7 @@ def counts(masks):
 X = jnp.ones((1, 12))
 
 
+@pytest.mark.long
 def test_rounds_equal_pruning_by_hand():
     """Kept edges fall as density ** (e / rounds); every flow is of what is left."""
     rounds, density = 7, 0.05
@@ -180,12 +183,14 @@ def test_rounds_equal_pruning_by_hand():
         np.testing.assert_array_equal(got[p], np.where(held[p], hourglass_0[p], 0.0))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("density", [0.7, 0.1, 0.01])
 def test_the_last_count_is_exact(density):
     _, masks = prune_by_flow(narrow, hourglass(), UNITS, density, X, rounds=5, k_min=0)
     assert sum(counts(masks).values()) == round(density * TOTAL)
 
 
+@pytest.mark.long
 def test_rounds_leave_a_way_through_where_one_round_cuts_a_layer():
     """The point of the method (Tanaka et al., Theorem 3)."""
     params = hourglass()
@@ -202,6 +207,7 @@ def test_rounds_leave_a_way_through_where_one_round_cuts_a_layer():
     assert min(counts(once).values()) == 0 or min(counts(cut).values()) == 0
 
 
+@pytest.mark.long
 def test_the_flow_is_compiled_once():
     calls = []
 
@@ -219,6 +225,7 @@ def test_every_unit_keeps_its_floor():
     assert all((np.asarray(m).sum(0) >= 1).all() for m in masks.values())
 
 
+@pytest.mark.long
 def test_densities_of_other_kinds():
     by_path = {"a|d": 0.1, ".*": 0.5}
     _, masks = prune_by_flow(narrow, hourglass(), UNITS, by_path, X, rounds=3, k_min=0)
@@ -236,6 +243,7 @@ def test_bad_rounds():
             prune_by_flow(narrow, hourglass(), UNITS, 0.5, X, rounds=rounds)
 
 
+@pytest.mark.long
 def test_half_precision():
     params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), hourglass())
     pruned, masks = prune_by_flow(

@@ -87,6 +87,7 @@ def stacked():
     return params, x, bb.trace(gated_stack, params, x).select("layers")
 
 
+@pytest.mark.long
 def test_every_slice_of_a_stack_is_a_row():
     params, x, units = stacked()
     found = bb.sensitivity(
@@ -113,6 +114,7 @@ def test_every_slice_of_a_stack_is_a_row():
                 assert got == pytest.approx(float(want), rel=1e-4)
 
 
+@pytest.mark.long
 def test_kernels_of_a_layer_are_pruned_together():
     params, x, units = stacked()
     found = bb.sensitivity(
@@ -142,6 +144,7 @@ def test_all_kernels_as_one_row():
     assert found.losses["all"][0] == pytest.approx(float(mlp(pruned, x, y)), rel=1e-5)
 
 
+@pytest.mark.long
 def test_a_rule_across_kernels_competes_within_a_row():
     params, x, y, units = problem()
     rule = bb.rules.magnitude(scope="global")
@@ -150,6 +153,7 @@ def test_a_rule_across_kernels_competes_within_a_row():
     assert found.losses["all"][0] == pytest.approx(float(mlp(pruned, x, y)), rel=1e-5)
 
 
+@pytest.mark.long
 def test_rules_with_new_weights_and_with_gradients():
     params, x, y, units = problem()
     params = params | {"bias": normal(12)}
@@ -171,6 +175,7 @@ def test_rules_with_new_weights_and_with_gradients():
         assert found.losses["up"][0] == pytest.approx(want, rel=1e-4), rule.name
 
 
+@pytest.mark.long
 def test_statistics_are_measured_once_if_they_are_not_given():
     params, x, y, units = problem()
     calls = {"batches": [(x, y)], "rule": WANDA, "densities": (0.6, 0.3)}
@@ -190,6 +195,7 @@ def test_statistics_are_measured_once_if_they_are_not_given():
     assert (changed.losses["up"] != given.losses["up"]).any()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("framework", ["dict", "nnx", "linen"])
 def test_one_compilation_for_all_rows(framework, lenient):
     params, x, y, _ = problem()
@@ -229,6 +235,7 @@ def test_one_compilation_for_all_rows(framework, lenient):
     assert all((a == b).all() for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.long
 def test_convolutions_and_patterns():
     params = {"conv": normal(3, 3, 4, 8) / 4, "out": normal(8, 4)}
     x = normal(6, 5, 5, 4)
@@ -257,6 +264,7 @@ def test_convolutions_and_patterns():
         bb.sensitivity(fn, units, params, [(x,)], MAGNITUDE, pattern=pattern)
 
 
+@pytest.mark.long
 def test_bfloat16_parameters():
     params, x, y, units = problem()
     half = {k: v.astype(jnp.bfloat16) for k, v in params.items()}
@@ -271,6 +279,7 @@ def test_bfloat16_parameters():
         assert found.losses[path][0] == pytest.approx(float(fn(pruned, x, y)), rel=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_parameters_that_are_sharded_over_devices(kind):
     params, x, units = stacked()
@@ -323,6 +332,7 @@ LINES = st.lists(
 )
 
 
+@pytest.mark.long
 @given(LINES, st.floats(0.21, 1))
 def test_budgets_add_up_and_are_what_was_allocated(lines, density):
     found = made(lines)
@@ -369,6 +379,7 @@ def test_budgets_of_large_kernels(side, off):
         assert abs(got - share * size) <= off + 0.5
 
 
+@pytest.mark.long
 @given(LINES, st.floats(0.21, 0.99), st.floats(0, 0.5))
 def test_with_a_larger_density_or_floor_rows_obey(lines, density, floor):
     found = made(lines)
@@ -405,6 +416,7 @@ def test_the_least_increase_of_the_loss_against_a_grid():
     assert mine == pytest.approx(best) and shares["c"] == 1.0
 
 
+@pytest.mark.long
 def test_a_layer_that_matters_less_pays_for_the_others():
     params, x, y, units = problem(200)
     params["up"] = params["up"].at[:, 3:].multiply(0.01)  # most units hardly matter
@@ -417,6 +429,7 @@ def test_a_layer_that_matters_less_pays_for_the_others():
     assert uneven < even
 
 
+@pytest.mark.long
 def test_as_a_density_of_transform():
     params, x, units = stacked()
     found = bb.sensitivity(gated_stack, units, params, [(x,)], MAGNITUDE)
@@ -515,6 +528,7 @@ def test_a_rule_across_the_slices_of_a_stack_is_refused():
         bb.sensitivity(gated_stack, units, params, [(x,)], rule)
 
 
+@pytest.mark.long
 def test_bad_densities_of_an_allocation():
     found = made([[0.5, 1, 2, 3]] * 6)
     for density in (0, 1.1):

@@ -69,6 +69,7 @@ def by_size(w, k):
     return mask
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt", "fine_pruning"])
 def test_an_expert_without_tokens_is_ranked_by_its_weights(way, name):
@@ -84,6 +85,7 @@ def test_an_expert_without_tokens_is_ranked_by_its_weights(way, name):
         np.testing.assert_array_equal(mask, by_size(w, 2))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", RULES)
 def test_it_moves_no_other_expert(name):
     """The first expert has the same tokens, whether the second has some or none."""
@@ -96,6 +98,7 @@ def test_it_moves_no_other_expert(name):
     assert masks["up"].sum((1, 2)).tolist() == [16] * EXPERTS
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("actuator", ["in", "out"])
 def test_whole_units_are_ranked_by_the_norm_of_their_weights(actuator):
     rule = bb.rules.activation_topk()
@@ -107,6 +110,7 @@ def test_whole_units_are_ranked_by_the_norm_of_their_weights(actuator):
     assert kept.sum() == len(norm) // 2 and norm[kept].min() > norm[~kept].max()
 
 
+@pytest.mark.long
 def test_edges_share_out_what_a_unit_gets_by_their_weights():
     rule = bb.rules.nnrelief(alpha=0.6)
     with pytest.warns(UserWarning, match=NAMED):
@@ -118,6 +122,7 @@ def test_edges_share_out_what_a_unit_gets_by_their_weights():
     np.testing.assert_array_equal(masks["up"][QUIET].sum(0), keep)
 
 
+@pytest.mark.long
 def test_a_layer_whose_inputs_are_all_0_is_ranked_by_its_weights():
     def net(p, x):
         return relu(x @ p["w"]) @ p["o"]
@@ -130,6 +135,7 @@ def test_a_layer_whose_inputs_are_all_0_is_ranked_by_its_weights():
     np.testing.assert_array_equal(masks["w"], by_size(np.asarray(p["w"]), 2))
 
 
+@pytest.mark.long
 def test_under_jit_the_same_without_a_warning():
     fn, args = WAYS["ragged"]
     units = bb.trace(fn, P, *args).select("up")
@@ -139,12 +145,14 @@ def test_under_jit_the_same_without_a_warning():
     np.testing.assert_array_equal(mask, by_size(np.asarray(P["up"][QUIET]), 2))
 
 
+@pytest.mark.long
 def test_the_warning_points_at_the_call():
     with pytest.warns(UserWarning) as seen:
         pruned(WAYS["ragged"], RULES["wanda"])
     assert seen[0].filename == __file__
 
 
+@pytest.mark.long
 def test_in_the_order_of_layers_it_is_named_once():
     fn, args = WAYS["ragged"]
     units = bb.trace(fn, P, *args).select("up")

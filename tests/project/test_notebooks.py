@@ -151,6 +151,7 @@ def test_begins_by_installing_what_is_missing(name):
         assert f'"{package}"' in asked[0]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_first_cell_installs_from_its_source(name, monkeypatch):
     interactive = pytest.importorskip("IPython.core.interactiveshell")

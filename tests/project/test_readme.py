@@ -52,6 +52,7 @@ def test_blocks_are_found_chained_and_left_out():
     ]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.skipif(not SHOWN, reason="no page shows a python block that runs")
 @pytest.mark.parametrize("page, chain", SHOWN)
 def test_block_runs(page, chain, lenient, tmp_path, monkeypatch):
@@ -77,6 +78,7 @@ def test_the_front_page_is_short_and_its_code_narrow():
             assert len(line) <= 88, line
 
 
+@pytest.mark.long
 @front_page
 def test_the_first_block_is_short_and_prints_what_is_shown(
     capsys, lenient, tmp_path, monkeypatch

@@ -36,6 +36,7 @@ os.waitpid(child, 0)
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "jax, words",
     [

@@ -123,6 +123,7 @@ def drawn(report):
             yield figure, xml.fromstring(re.search(r"<svg.*?</svg>", figure)[0])
 
 
+@pytest.mark.sampled(2)
 def test_no_label_lies_over_a_mark_or_a_label(found):
     for _, root in drawn(found):
         boxes = [(e.text, label(e)) for e in root.iter("text")]
@@ -425,6 +426,7 @@ def test_words_are_those_of_the_vocabulary(found):
         assert word not in said, word
 
 
+@pytest.mark.long
 def test_notebooks_show_the_whole_page():
     report = alone((6, 4))
     (frame,) = Page(report._repr_html_()).all("iframe")

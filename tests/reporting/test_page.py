@@ -31,6 +31,7 @@ def found(request):
 
 
 # The page ------------------------------------------------------------------------
+@pytest.mark.long
 def test_page_is_well_formed_and_fetches_nothing(found):
     text = found.html()
     page = Page(text)
@@ -53,6 +54,7 @@ def test_links_lead_somewhere(found):
     assert {f"kernel-{i}" for i in range(len(found.kernels))} <= targets
 
 
+@pytest.mark.long
 def test_charts_are_xml_with_a_name(found):
     drawn = re.findall(r"<svg.*?</svg>", found.html(), re.DOTALL)
     assert len(drawn) >= 3 * len(found.kernels)
@@ -65,6 +67,7 @@ def test_charts_are_xml_with_a_name(found):
             assert 0 <= float(mark.get("y", 0)) <= height
 
 
+@pytest.mark.long
 def test_pictures_and_tables_have_names_for_screen_readers(found):
     page = Page(found.html())
     assert all(image["alt"] for image in page.all("img"))
@@ -72,6 +75,7 @@ def test_pictures_and_tables_have_names_for_screen_readers(found):
     assert {cell["scope"] for cell in page.all("th")} == {"col", "row"}
 
 
+@pytest.mark.long
 def test_both_schemes_and_print_have_a_style(found):
     text = found.html()
     assert "prefers-color-scheme: dark" in text and "@media print" in text
@@ -80,6 +84,7 @@ def test_both_schemes_and_print_have_a_style(found):
     assert used <= light and dark <= light and used - {"--rule"} <= dark | {"--rule"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", [0, 1])
 def test_colours_stand_out(scheme):
     """WCAG 2: 4.5 for text, 3 for marks."""
@@ -95,6 +100,7 @@ def test_colours_stand_out(scheme):
     assert contrast(mask, colours["card"]) >= 3
 
 
+@pytest.mark.long
 def test_the_same_report_gives_the_same_bytes(found, tmp_path):
     found.save(tmp_path / "one.html")
     found.save(tmp_path / "two.html")
@@ -102,6 +108,7 @@ def test_the_same_report_gives_the_same_bytes(found, tmp_path):
     assert one == two == found.html().encode()
 
 
+@pytest.mark.long
 def test_paths_titles_and_names_are_escaped():
     kernel = dense(6, 4, NASTY)
     found = bb.report(
@@ -120,11 +127,13 @@ def test_paths_titles_and_names_are_escaped():
     assert "<script" not in framed and framed.count("<") == 2
 
 
+@pytest.mark.long
 def test_terminal_markup_in_paths_is_text():
     found = bb.report({"a[bold]b": MASK}, bb.Units((dense(6, 4, "a[bold]b"),)))
     assert "a[bold]b" in terminal(found)
 
 
+@pytest.mark.long
 def test_sections_fold_where_there_are_many():
     kernels = [dense(6, 4, f"layer_{i}") for i in range(13)]
     units, held = bb.Units(tuple(kernels)), {k.path: MASK for k in kernels}
@@ -136,6 +145,7 @@ def test_sections_fold_where_there_are_many():
     assert "outgoing edges" not in terminal(few)
 
 
+@pytest.mark.long
 def test_a_page_of_sixty_kernels_stays_small():
     rng = np.random.default_rng(0)
     kernels = [dense(300, 200, f"layer_{i}") for i in range(60)]
@@ -147,12 +157,14 @@ def test_a_page_of_sixty_kernels_stays_small():
     assert len(text) < 2_000_000 and text.count("<svg") == 180
 
 
+@pytest.mark.long
 def test_a_page_without_activity_gives_the_reason():
     page = Page(bb.report({"w": MASK}, UNITS).html())
     assert "No figure: masks alone carry no on-rates" in page.text
     assert len(page.all("svg")) == 2
 
 
+@pytest.mark.long
 def test_notes_stand_on_top():
     tx = bb.transform(select(dense(6, 4)))
     found = bb.report(tx.init({"w": jnp.ones((6, 4))}))
@@ -162,6 +174,7 @@ def test_notes_stand_on_top():
 
 
 # Agreement -----------------------------------------------------------------------
+@pytest.mark.long
 def test_page_and_terminal_have_the_same_figures(found):
     page, text = Page(found.html()).text, terminal(found)
     for row in words.kernels_table(found).rows:
@@ -178,6 +191,7 @@ def test_page_and_terminal_have_the_same_figures(found):
     assert "3.25" in page and "3.25" in text and "25.00 %" in page
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 140])
 def test_terminal_fits_its_width(found, width):
     text = terminal(found, width)
@@ -185,6 +199,7 @@ def test_terminal_fits_its_width(found, width):
     assert all(facts.path in text for facts in found)
 
 
+@pytest.mark.long
 def test_print_is_plain_text_without_rich(monkeypatch, capsys):
     found = reported("mlp")
     block(monkeypatch, "rich")
@@ -202,6 +217,7 @@ def block(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
 
 
+@pytest.mark.long
 def test_a_broken_terminal_module_is_not_blamed_on_rich(monkeypatch):
     block(monkeypatch, "numpy.nothing")
     monkeypatch.setitem(sys.modules, "bbjax.reporting.masks", None)
@@ -210,12 +226,14 @@ def test_a_broken_terminal_module_is_not_blamed_on_rich(monkeypatch):
         reported("mlp").show()
 
 
+@pytest.mark.long
 def test_rich_prints_a_report():
     file = io.StringIO()
     Console(file=file, width=120).print(reported("conv"))
     assert "Degree against on-rate, output units" in file.getvalue()
 
 
+@pytest.mark.long
 def test_importing_bbjax_loads_nothing_that_draws():
     code = (
         "import sys, flax.linen, flax.nnx, optax; before = set(sys.modules)\n"
@@ -229,6 +247,7 @@ def test_importing_bbjax_loads_nothing_that_draws():
 
 
 # Files ---------------------------------------------------------------------------
+@pytest.mark.long
 def test_saving_by_the_suffix(tmp_path):
     found = bb.report({"w": MASK}, UNITS, file=tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text("utf-8") == found.html()
@@ -255,6 +274,7 @@ def test_png_of_single_edges(shape):
     assert masks.scale(picture.block) == "1 pixel = 1 edge"
 
 
+@pytest.mark.long
 def test_png_of_blocks_keeps_what_is_rare_visible():
     share = np.array([[0, 1 / 64, 0.1, 0.25, 0.0001, 1]], np.float32)
     picture = Picture((2,), share, (8, 8), (8, 48))
@@ -268,6 +288,7 @@ def test_png_of_blocks_keeps_what_is_rare_visible():
     )
 
 
+@pytest.mark.long
 def test_the_page_shows_the_mask():
     found = bb.report({"w": MASK}, UNITS)
     (image,) = Page(found.html()).all("img")
@@ -288,6 +309,7 @@ def test_ticks_are_round_and_few(low, high):
     assert len(steps) <= 1 and all(str(s).strip("0") in "125" for s in steps)
 
 
+@pytest.mark.long
 def test_bars_are_as_high_as_their_counts():
     side = bb.report({"w": MASK}, UNITS)["w"].sides[1]  # degrees 2 1 3 0 2 1
     root = xml.fromstring(charts.degrees(side).svg)
@@ -296,6 +318,7 @@ def test_bars_are_as_high_as_their_counts():
     assert [bar[0].text for bar in root.iter("rect")][0] == "degree 0: 1 unit"
 
 
+@pytest.mark.long
 def test_the_fitted_line_goes_through_a_planted_one():
     k = np.arange(1, 6)
     rate = 1 / (1 + np.exp(0.5 * (k - 3.0)))
@@ -313,6 +336,7 @@ def test_the_fitted_line_goes_through_a_planted_one():
     assert (np.diff(spots[np.argsort(spots[:, 0]), 1]) > 0).all()  # busy: few edges
 
 
+@pytest.mark.long
 def test_no_line_is_drawn_where_none_was_fitted():
     seen = activity(dense(6, 4), outputs=np.full(4, 0.5))
     side = bb.report({"w": MASK}, UNITS, activity=seen)["w"].sides[0]

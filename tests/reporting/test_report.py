@@ -42,6 +42,7 @@ def degrees(mask, kernel):
 
 
 # Figures -------------------------------------------------------------------------
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 def test_degrees_and_edges_against_numpy(case):
     found = reported(case)
@@ -98,6 +99,7 @@ METRICS = {
 }
 
 
+@pytest.mark.long
 def test_a_planted_line_is_found_with_its_intercept():
     k = np.array([3, 4, 7, 9, 12, 15])
     side = by_hand(k, 1 / (1 + np.exp(0.25 * (k - 8.0))))["w"].sides[0]
@@ -107,6 +109,7 @@ def test_a_planted_line_is_found_with_its_intercept():
     assert side.free.all()
 
 
+@pytest.mark.long
 def test_every_layer_of_a_stack_has_a_line_of_its_own():
     k = np.array([[3, 6, 9, 12], [4, 5, 8, 10]])
     beta, d0 = np.array([[0.2], [0.4]]), np.array([[7.0], [9.0]])
@@ -120,11 +123,13 @@ def test_every_layer_of_a_stack_has_a_line_of_its_own():
     assert [p.layer for p in facts.pictures] == [(0,), (1,)]
 
 
+@pytest.mark.long
 def test_dead_is_without_edges_or_without_activity():
     whole = by_hand([0, 4, 4, 4], [0.5, 0.0, 1e-4, 0.5])["w"].sides[0].whole
     assert (whole.no_edges, whole.inactive, whole.dead) == (1, 2, 3)
 
 
+@pytest.mark.long
 def test_hubs_are_the_largest_by_traffic_and_by_degree():
     k, a = [3, 9, 9, 2, 5, 1, 7], [0.9, 0.1, 0.5, 0.9, 0.8, 0.2, 0.3]
     side = by_hand(k, a)["w"].sides[0]
@@ -138,6 +143,7 @@ def test_hubs_are_the_largest_by_traffic_and_by_degree():
         assert unit.layer == ()
 
 
+@pytest.mark.long
 def test_units_of_one_degree_are_no_hubs():
     side = by_hand([4, 4, 4], [0.2, 0.3, 0.4])["w"].sides[0]
     assert side.widest == () and len(side.busiest) == 3
@@ -163,6 +169,7 @@ def test_units_without_a_path_are_those_whose_edges_a_sweep_cuts():
     assert bb.report({"a": masks["a"]}, units)["a"].no_path is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["conv2d", "linen_general", "linen_transformer_axis1"])
 def test_models_of_the_zoo_by_their_layouts(name):
     _, units = zoo.built(name)
@@ -212,6 +219,7 @@ def test_block_means_against_a_loop(shape, block):
         assert got[i, j] == pytest.approx(values[rows, columns].mean())
 
 
+@pytest.mark.long
 def test_a_large_mask_becomes_a_small_picture():
     kernel = dense(600, 1000)
     mask = np.zeros(kernel.shape, bool)
@@ -230,6 +238,7 @@ def test_evenly_takes_the_first_and_the_last(count, most):
 
 
 # Sources -------------------------------------------------------------------------
+@pytest.mark.long
 def test_a_state_in_a_chain_has_its_budget():
     found = reported("mlp")
     assert found.updates == 5 and found.notes == ()
@@ -252,6 +261,7 @@ def test_a_traced_state_is_refused():
         jax.jit(lambda state: bb.report(state).got)(state)
 
 
+@pytest.mark.long
 def test_a_checkpoint_gives_the_same_report(tmp_path):
     params, state = trained("mlp")
     with ocp.PyTreeCheckpointer() as checkpointer:
@@ -360,6 +370,7 @@ def test_masks_of_other_parameters_are_listed():
 
 
 # What is added -------------------------------------------------------------------
+@pytest.mark.long
 def test_activity_gives_masks_their_on_rates():
     rate = np.array([0.2, 0.4, 0.5, 0.8], np.float32)
     found = bb.report({"w": MASK}, UNITS, activity=activity(KERNEL, outputs=rate))
@@ -369,6 +380,7 @@ def test_activity_gives_masks_their_on_rates():
     assert side.why_no_activity == "" and side.unobserved == 0
 
 
+@pytest.mark.long
 def test_activity_of_calibration_agrees_with_that_of_the_state():
     case = CASES["mlp"]
     params, state = trained("mlp")
@@ -398,6 +410,7 @@ def test_churn_since_previous_masks():
         assert found.since == "the previous masks"
 
 
+@pytest.mark.long
 def test_churn_between_a_state_and_a_file(tmp_path):
     _, state = trained("mlp")
     _, early = trained("mlp", steps=2)
@@ -412,6 +425,7 @@ def test_churn_between_a_state_and_a_file(tmp_path):
     )
 
 
+@pytest.mark.long
 def test_parameters_give_the_size_of_the_model():
     params, state = trained("conv")
     found, mask = reported("conv"), np.asarray(bb.masks(state)["conv"])
@@ -444,6 +458,7 @@ def test_before_the_first_refresh():
     assert side.rate is None and side.whole.slope is None and side.widest == ()
 
 
+@pytest.mark.long
 def test_a_rule_without_activity():
     case = CASES["mlp"]
     tx = chain(RULES["magnitude"], case)
@@ -458,6 +473,7 @@ def test_a_rule_without_activity():
     assert side.why_no_activity == "no update was given activity="
 
 
+@pytest.mark.long
 def test_a_density_that_is_an_outcome_is_not_asked_for():
     found = reported("mlp", "local_threshold")
     assert found["up"].asked is None and found.asked is None and found.got < 1
@@ -472,6 +488,7 @@ def test_selected_kernels_without_a_mask_are_named():
 
 
 # Numbers -------------------------------------------------------------------------
+@pytest.mark.long
 def test_numbers_are_json_and_equal_the_figures():
     found = reported("stack", latency={"dense": 2}, shrunk={"bytes": (10, 5)})
     numbers = json.loads(json.dumps(found.to_dict(), allow_nan=False))
@@ -580,6 +597,7 @@ def test_errors_say_what_to_do(error, match, call):
         call()
 
 
+@pytest.mark.long
 def test_a_file_that_is_none(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(ValueError, match="expected a file as bb.save writes it"):

@@ -42,6 +42,7 @@ def test_hand_case():
     assert mask.astype(int).tolist() == [[0] * 3, [1] * 3, [1] * 3, [0] * 3]
 
 
+@pytest.mark.long
 @SIDES
 @pytest.mark.parametrize("kernel", [STACK, CONV], ids=["stack", "conv"])
 def test_density_is_a_share_of_units(kernel, actuator, getkey):
@@ -57,10 +58,12 @@ def test_density_is_a_share_of_units(kernel, actuator, getkey):
         assert (least >= np.where(k > 0, -np.inf, values).max(-1)).all()
 
 
+@pytest.mark.long
 def test_one_unit_stays_at_the_lowest_density():
     assert kept(dense(3, 4), "in", [0.1, 0.2, 0.9, 0.3], budget=1).sum() == 3
 
 
+@pytest.mark.long
 def test_a_unit_that_is_gone_counts_for_none():
     """In a prune-only run the activity that is left of it, its bias, wins nothing."""
     mask = np.array([[1, 0, 1, 1]] * 3, bool)
@@ -71,6 +74,7 @@ def test_a_unit_that_is_gone_counts_for_none():
     assert back.astype(int).tolist() == [[0, 1, 0, 1]] * 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("statistic", ["mean_abs", "mean_square", "max_abs", "on_rate"])
 def test_any_measure_of_activity(statistic):
     assert activation_topk(statistic=statistic).needs == (statistic,)

@@ -72,6 +72,7 @@ def test_a_unit_at_the_bar_stays():
     assert trim([0.3] * 7).all()  # equal units: no deviation, none above it
 
 
+@pytest.mark.long
 @given(
     share=st.lists(
         st.lists(st.integers(0, 64), min_size=9, max_size=9), min_size=2, max_size=2
@@ -93,6 +94,7 @@ def test_bar_is_that_of_the_living_units_of_a_slice(share, gone):
         assert (got.any(0) == got.all(0)).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("regrow", [True, False])
 def test_units_do_not_return_and_trimming_ends(regrow, getkey):
     share = np.asarray(jax.random.uniform(getkey(), (30,)))
@@ -111,6 +113,7 @@ def test_units_do_not_return_and_trimming_ends(regrow, getkey):
     assert not (silent & ~mask).any()
 
 
+@pytest.mark.long
 def test_other_activations_and_sides(getkey):
     share = np.asarray(jax.random.uniform(getkey(), (9,)))
     want = trimmed(share, np.ones(9, bool))
@@ -127,6 +130,7 @@ def test_more_sigmas_cut_less(getkey):
     assert left == sorted(left) and left[0] < left[1] and left[-1] == 40
 
 
+@pytest.mark.long
 def test_measured_zeros_of_a_relu(getkey):
     """From the model to the mask: the unit that is hardly ever on is trimmed."""
     w = jax.random.normal(getkey(), (6, 12))
@@ -147,6 +151,7 @@ def test_measured_zeros_of_a_relu(getkey):
     assert np.flatnonzero(~np.asarray(bb.masks(state)["up"]).any(0)).tolist() == [4]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("unchecked")
 def test_bad_arguments():
     with pytest.raises(TypeError, match="expected sigmas to be a number, got array"):

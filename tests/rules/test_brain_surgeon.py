@@ -64,6 +64,7 @@ def block_threshold(w, gram, share, block, damp=0.01):
     return w * mask
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("block, m", [(128, None), (1, None), (9, None), (16, 4)])
 def test_equals_one_input_after_the_other(block, m):
     """Blocks only put moves off; 9 does not divide the 48 inputs."""
@@ -101,6 +102,7 @@ def test_what_goes_first_is_made_up_for_by_least_squares():
     np.testing.assert_allclose(new[6:] - w[6:], fit, atol=1e-4)
 
 
+@pytest.mark.long
 def test_unrelated_inputs_leave_weights_and_norms():
     """With nothing to make up for anything, the mask is that of |w| times the norm."""
     w = np.random.normal(size=(20, 6)).astype(np.float32)
@@ -117,6 +119,7 @@ def most_of_each(scores, share):
     return np.stack([best(column, k) for column in scores.T], axis=1)
 
 
+@pytest.mark.long
 def test_output_error_is_less_than_that_of_others():
     """Than with other masks, than without the moves, than with the authors' choice."""
     for share in (0.5, 0.25, 0.125):

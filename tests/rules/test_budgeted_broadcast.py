@@ -46,6 +46,7 @@ def wins(w, budget, actuator):
 
 
 # Ends of the scale ---------------------------------------------------------------
+@pytest.mark.sampled(1)
 @SIDES
 @pytest.mark.parametrize("seed", range(3))
 def test_competition_alone_is_layer_wide_magnitude(actuator, seed):
@@ -56,6 +57,7 @@ def test_competition_alone_is_layer_wide_magnitude(actuator, seed):
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.long
 @SIDES
 def test_neither_law_nor_competition_is_equal_degrees(actuator):
     w, rate = weights(), jnp.linspace(0.1, 0.9, 16 if actuator == "in" else 24)
@@ -65,6 +67,7 @@ def test_neither_law_nor_competition_is_equal_degrees(actuator):
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.sampled(1)
 @SIDES
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
 def test_between_the_ends_degrees_are_a_blend(actuator, share):
@@ -79,6 +82,7 @@ def test_between_the_ends_degrees_are_a_blend(actuator, share):
     assert np.abs(k - blend).max() < 1
 
 
+@pytest.mark.long
 def test_global_competition_alone_is_global_magnitude():
     def loss(params, x):
         h = jax.nn.relu(jax.nn.relu(x @ params["a"]) @ params["b"])
@@ -110,6 +114,7 @@ def test_global_competition_alone_is_global_magnitude():
 
 
 # Competition ---------------------------------------------------------------------
+@pytest.mark.long
 @SIDES
 def test_units_that_are_alike_win_alike(actuator):
     """Ties at the threshold are shared by all, not taken by the first."""
@@ -119,6 +124,7 @@ def test_units_that_are_alike_win_alike(actuator):
     assert k.min() == k.max()
 
 
+@pytest.mark.long
 @given(st.integers(0, 2**31), st.integers(0, 24 * 16), st.integers(0, 1))
 @settings(max_examples=10, deadline=None)
 def test_any_budget_is_met_on_weights_full_of_ties(seed, budget, k_min):
@@ -131,6 +137,7 @@ def test_any_budget_is_met_on_weights_full_of_ties(seed, budget, k_min):
         assert mask.sum() == max(budget, k_min * floor)
 
 
+@pytest.mark.sampled(1)
 @SIDES
 @pytest.mark.parametrize("share", [0.25, 0.75, 1.0])
 def test_dead_units_take_no_edges_from_the_living(actuator, share):
@@ -153,6 +160,7 @@ def test_dead_units_take_no_edges_from_the_living(actuator, share):
     assert degrees(alive, actuator)[half].min() > 50
 
 
+@pytest.mark.long
 def test_noise_around_the_threshold_of_dead_units_moves_little():
     kernel = dataclasses.replace(dense(40, 16), reads=("before",))
     w = np.random.default_rng(1).normal(size=(40, 16))
@@ -169,6 +177,7 @@ def test_noise_around_the_threshold_of_dead_units_moves_little():
     assert k[0] <= 5 and k[-1] >= 25 and np.abs(np.diff(k)).max() <= 3
 
 
+@pytest.mark.long
 def test_where_all_units_are_dead_degrees_are_equal():
     mask = chosen(
         rules.budgeted_broadcast(), FED, weights(), BUDGET, {"in": jnp.zeros(16)}
@@ -176,6 +185,7 @@ def test_where_all_units_are_dead_degrees_are_equal():
     assert (degrees(mask, "in") == 6).all()
 
 
+@pytest.mark.long
 def test_raw_inputs_are_no_units():
     """Outgoing edges of raw inputs follow competition alone, whatever is 'on' there."""
     w, rate = weights(), jnp.linspace(0.02, 0.98, 24)
@@ -204,6 +214,7 @@ def test_raw_inputs_are_no_units():
     np.testing.assert_array_equal(some, got)
 
 
+@pytest.mark.long
 def test_busier_units_still_get_fewer_edges():
     """Of two units that win alike, the busier one keeps fewer."""
     w = jnp.tile(jax.random.normal(jax.random.key(0), (24, 1)), (1, 16))
@@ -213,6 +224,7 @@ def test_busier_units_still_get_fewer_edges():
     assert (np.diff(k) <= 0).all() and k[0] > k[-1] + 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("budget", [24, 96, 200])
 def test_slices_compete_by_themselves(budget):
     w = weights(1, STACKED)
@@ -236,6 +248,7 @@ LAWS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "law, score, pattern, actuator",
     [
@@ -276,6 +289,7 @@ def test_every_law_goes_with_every_score(law, score, pattern, actuator):
             assert set(np.flatnonzero(group)) == set(np.argsort(-size)[: n[0]])
 
 
+@pytest.mark.long
 def test_without_a_law_it_is_wanda():
     def fn(params, x):
         return jax.nn.relu(x @ params["w"]) @ params["out"]
@@ -292,6 +306,7 @@ def test_without_a_law_it_is_wanda():
     np.testing.assert_array_equal(*masks)
 
 
+@pytest.mark.long
 def test_with_64_bit_types_on():
     w = np.asarray(weights())
     with jax.enable_x64(True):
@@ -322,6 +337,7 @@ def test_names_say_what_differs():
 
 
 # SparseGPT ------------------------------------------------------------------------
+@pytest.mark.long
 def test_sparsegpt_competes_by_its_own_cost():
     """Without a law and with competition alone, degrees are what the costs say."""
     rng = np.random.default_rng(0)

@@ -43,6 +43,7 @@ def test_hand_case_keeps_the_signs():
     np.testing.assert_array_equal(pruned["w"], [[1, 0], [0, 5]])
 
 
+@pytest.mark.long
 def test_a_score_is_how_much_gradient_flow_rests_on_the_edge():
     """Minus half of what gating the weight off does to |g|^2, to first order."""
     params, x = case()
@@ -60,6 +61,7 @@ def test_a_score_is_how_much_gradient_flow_rests_on_the_edge():
     np.testing.assert_array_equal(flat(masks), best(score, 18))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("density", [0.1, 0.4, 0.75, 1.0])
 def test_one_budget_over_all_kernels_is_exact(density):
     params, x = case()
@@ -72,6 +74,7 @@ def test_one_budget_over_all_kernels_is_exact(density):
         assert all((np.asarray(m).sum(0) >= k_min).all() for m in masks.values())
 
 
+@pytest.mark.long
 def test_layer_scope_and_jit():
     params, x = case()
     product = hessian_gradient(loss, params, x)
@@ -84,6 +87,7 @@ def test_layer_scope_and_jit():
     np.testing.assert_array_equal(flat(masks), flat(run(params, product)))
 
 
+@pytest.mark.long
 def test_scores_of_a_convolution_are_summed_with_their_signs():
     kernel = bb.Kernel("w", (3, 2, 5), spatial=(0,), fan_in=(1,), fan_out=(2,))
     w, product = np.random.normal(size=(2, *kernel.shape)).astype(np.float32)
@@ -94,6 +98,7 @@ def test_scores_of_a_convolution_are_summed_with_their_signs():
     np.testing.assert_array_equal(np.asarray(masks["w"])[1].ravel(), wanted)
 
 
+@pytest.mark.long
 def test_bfloat16_and_what_is_not_a_number():
     params, x = case()
     product = hessian_gradient(loss, params, x)

@@ -64,6 +64,7 @@ def played_by_hand(law, old, share):
     return old + np.sign(gap) * np.maximum(np.abs(gap) - share * old, 0)
 
 
+@pytest.mark.long
 @given(
     st.integers(0, 2**31),
     st.floats(0.05, 2.0),
@@ -123,6 +124,7 @@ def test_degrees_stay_while_the_law_is_off_by_less_than_the_share():
     assert hysteresis.played(view(hysteresis=0.0001), *args).tolist() == law.tolist()
 
 
+@pytest.mark.long
 def test_degrees_follow_at_once_while_the_budget_changes():
     law, old = jnp.array([3, 5, 4]), jnp.array([FAN, FAN, FAN])
     found = hysteresis.played(
@@ -131,6 +133,7 @@ def test_degrees_follow_at_once_while_the_budget_changes():
     assert found.tolist() == [3, 5, 4]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("score", [1.0, -3.0, 0.0, jnp.inf, -jnp.inf, jnp.nan])
 def test_a_kept_edge_is_better_by_the_share_of_its_size(score):
     scores = jnp.full((FAN, UNITS), score)
@@ -141,6 +144,7 @@ def test_a_kept_edge_is_better_by_the_share_of_its_size(score):
     np.testing.assert_array_equal(found[1:], scores[1:])
 
 
+@pytest.mark.long
 def test_noise_moves_fewer_edges_and_budgets_stay_exact():
     rule = bb.rules.budgeted_broadcast(law=bb.laws.log_odds(spread=0.8))
     moved = {}
@@ -152,6 +156,7 @@ def test_noise_moves_fewer_edges_and_budgets_stay_exact():
     assert moved[0.1] > moved[0.5]
 
 
+@pytest.mark.long
 def test_a_lasting_change_is_followed():
     rates, weights = noisy(1, 8, 0.0)
     turned = [1 - r for r in rates]
@@ -163,6 +168,7 @@ def test_a_lasting_change_is_followed():
     assert np.corrcoef(degrees[-1], rates[0])[0, 1] > 0.7
 
 
+@pytest.mark.long
 def test_a_pruned_edge_returns_once_it_is_stronger_by_the_share():
     w = np.ones((FAN, UNITS))
     w[:20] = 2.0  # 20 of 40 are kept; the others rest with 1
@@ -181,6 +187,7 @@ def test_a_pruned_edge_returns_once_it_is_stronger_by_the_share():
         assert (masks[1].sum(0) == 20).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "rule",
     [
@@ -207,6 +214,7 @@ def test_every_rule_that_chooses_by_a_score_favours_what_is_kept(rule):
     assert flips(run(0.0)).sum() > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5])
 def test_masks_rest_where_nothing_moves_and_both_sides_are_budgeted(share):
     rates, weights = noisy(5, 8, 0.0)
@@ -217,6 +225,7 @@ def test_masks_rest_where_nothing_moves_and_both_sides_are_budgeted(share):
     assert flips(masks).sum() == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{"hysteresis": 0.3}, {"regrow": False}])
 def test_units_on_several_sharded_axes(options):
     kernel = bb.Kernel("w", (8, 4, 8), fan_in=(0,), fan_out=(1, 2))
@@ -244,6 +253,7 @@ def test_units_on_several_sharded_axes(options):
         np.testing.assert_array_equal(alone, np.asarray(twice(spread)))
 
 
+@pytest.mark.long
 def test_none_is_what_there_was(getkey):
     rule = bb.rules.budgeted_broadcast()
     rates, weights = noisy(3, 5, 0.05)
@@ -262,6 +272,7 @@ def test_none_is_what_there_was(getkey):
     assert texts[0] == texts[1]
 
 
+@pytest.mark.long
 def test_the_share_may_be_traced():
     rates, weights = noisy(2, 2, 0.1)
     params = {"w": jnp.asarray(weights[0], jnp.float32)}
@@ -299,6 +310,7 @@ def test_errors_say_what_to_do():
             bb.transform(SELECTED, rule, hysteresis=0.1)
 
 
+@pytest.mark.long
 def test_it_works_inside_wrap_and_chain(lenient):
     rates, weights = noisy(4, 1, 0.0)
     params = {"w": jnp.asarray(weights[0], jnp.float32)}

@@ -62,6 +62,7 @@ def test_batches_and_the_norm_of_a_convolution_do_not_matter_to_a_product(conv):
     assert masks["w"].sum() == 3 and masks["b"].tolist() == [False, True]
 
 
+@pytest.mark.long
 def test_a_model_without_biases_has_no_mask_of_one():
     params = {"w": WORKED["w"]}
     _, masks, _ = pruned(lambda p, x: x @ p["w"], params, [(X,)], nnrelief(alpha=0.75))
@@ -84,6 +85,7 @@ def dense_case():
     return jax.jit(run)
 
 
+@pytest.mark.long
 @given(SEEDS, st.floats(0.05, 1))
 def test_error_bound(seed, alpha):
     rng = np.random.default_rng(seed)
@@ -167,6 +169,7 @@ def test_what_is_gone_neither_counts_nor_comes_back():
     assert masks["b"].tolist() == [True, True]
 
 
+@pytest.mark.long
 def test_alpha_may_be_traced():
     seen = {"inputs.fro_of_mean": jnp.arange(12.0).reshape(4, 3)}
     seen["outputs.positions"] = jnp.ones(3)
@@ -204,6 +207,7 @@ def test_unknown_norm():
         nnrelief(conv="max")
 
 
+@pytest.mark.long
 def test_outgoing_edges_are_refused():
     units = bb.trace(linear, WORKED, X).select("w", actuator="out")
     rule = nnrelief()

@@ -33,6 +33,7 @@ def keep(rule, w, rates, square, budget, **rest):
     return np.asarray(run(w, jnp.asarray(rates), square))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("price, inputs", [(1.0, 0.5), (0.0, 0.5), (3.0, 0.0), (0, 1)])
 def test_the_edges_worth_most_for_their_cost_stay(price, inputs):
     w, a, q = arrays((12, 10))
@@ -58,6 +59,7 @@ def test_it_solves_the_knapsack_of_value_under_traffic():
         assert not any(u >= v and d <= c and (u, d) != (v, c) for u, d in outside)
 
 
+@pytest.mark.long
 def test_without_price_and_inputs_it_is_layer_magnitude():
     w, a, q = arrays((12, 10))
     free = keep(priced(price=0, inputs=0), w, a, q, 40)
@@ -66,6 +68,7 @@ def test_without_price_and_inputs_it_is_layer_magnitude():
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
 def test_equal_on_rates_change_nothing(rate):
     w, _, q = arrays((12, 10))
@@ -75,6 +78,7 @@ def test_equal_on_rates_change_nothing(rate):
     np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.long
 def test_busy_units_keep_fewer_edges():
     w = np.abs(np.random.default_rng(1).normal(size=(200, 8))).astype(np.float32)
     a = np.linspace(0, 1, 8, dtype=np.float32)
@@ -85,6 +89,7 @@ def test_busy_units_keep_fewer_edges():
     assert np.corrcoef(a, degree)[0, 1] < -0.9
 
 
+@pytest.mark.long
 def test_dead_units_do_not_hog_the_budget():
     """The cost lies in [1, 1 + price]: a dead unit gains at most that much."""
     rng = np.random.default_rng(2)
@@ -96,6 +101,7 @@ def test_dead_units_do_not_hog_the_budget():
     assert degree[3:].sum() > 0
 
 
+@pytest.mark.long
 def test_both_ends_pay():
     w, a, q = arrays((12, 10))
     b = np.linspace(0.1, 0.9, 12, dtype=np.float32)
@@ -106,6 +112,7 @@ def test_both_ends_pay():
     np.testing.assert_array_equal(mask, score >= np.sort(score.ravel())[-40])
 
 
+@pytest.mark.long
 def test_units_never_seen_count_as_half_on():
     w, a, q = arrays((12, 10))
     a[::2] = np.nan
@@ -114,6 +121,7 @@ def test_units_never_seen_count_as_half_on():
     np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.long
 def test_kernels_share_one_budget():
     seen = [
         look(dense(*shape, name), w, {"in": jnp.asarray(a)}, q, 0, k_min=0)
@@ -125,6 +133,7 @@ def test_kernels_share_one_budget():
     assert rule.joint and sum(int(m.sum()) for m in masks) == 50
 
 
+@pytest.mark.long
 def test_in_a_run_traffic_is_below_that_of_magnitude():
     """At the same number of edges, and the more so the higher the price."""
     w, a, q = arrays((12, 10), seed=5)

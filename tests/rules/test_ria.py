@@ -94,6 +94,7 @@ def test_a_weight_that_is_not_finite_goes_first_and_harms_no_other():
     assert not mask[2, 3]
 
 
+@pytest.mark.long
 def test_slices_of_a_stack_are_layers_of_their_own():
     kernel = bb.Kernel("w", (12, 3, 10), fan_in=(0,), stack=(1,), fan_out=(2,))
     ws, squares = zip(*(layer() for _ in range(3)), strict=True)
@@ -104,6 +105,7 @@ def test_slices_of_a_stack_are_layers_of_their_own():
         np.testing.assert_array_equal(mask[:, at], wanted)
 
 
+@pytest.mark.long
 def test_a_convolution_is_summed_over_its_window():
     kernel = bb.Kernel("w", (3, 3, 6, 5), spatial=(0, 1), fan_in=(2,), fan_out=(3,))
     w = np.random.normal(size=kernel.shape).astype(np.float32)
@@ -112,6 +114,7 @@ def test_a_convolution_is_summed_over_its_window():
     np.testing.assert_array_equal(mask, keep(score(np.abs(w).sum((0, 1)), square), 2))
 
 
+@pytest.mark.long
 def test_sums_of_a_grouped_convolution_stay_inside_the_group():
     kernel = bb.Kernel(
         "w", (3, 4, 10), groups=2, split=(3, 4, 2, 5),
@@ -145,6 +148,7 @@ def test_half_precision_is_scored_in_float32(dtype):
     np.testing.assert_array_equal(select(dense(12, 10), w, square, 40), wanted)
 
 
+@pytest.mark.long
 def test_a_pattern_keeps_the_best_of_each_group():
     w, square = layer()
     mask = select(dense(12, 10), w, square, 60, pattern=bb.n_m(2, 4))
@@ -153,6 +157,7 @@ def test_a_pattern_keeps_the_best_of_each_group():
     np.testing.assert_array_equal(mask, np.concatenate(wanted))
 
 
+@pytest.mark.long
 def test_the_exponent_may_be_traced():
     w, square = layer()
 
@@ -183,6 +188,7 @@ def test_its_score_has_a_name_for_other_rules():
     np.testing.assert_array_equal(pooled.ravel(), wanted)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("unchecked")
 def test_bad_exponents():
     with pytest.raises(TypeError, match="expected exponent to be a number, got '1'"):

@@ -74,6 +74,7 @@ def test_rigl_is_drop_by_weight_and_grow_by_gradient():
         np.testing.assert_array_equal(got[i], new)
 
 
+@pytest.mark.long
 def test_slices_of_a_stack_drop_and_grow_by_themselves():
     w, g, mask = arrays(STACKED)
     mask[0] = True
@@ -83,6 +84,7 @@ def test_slices_of_a_stack_drop_and_grow_by_themselves():
         np.testing.assert_array_equal(got[i], new)
 
 
+@pytest.mark.long
 def test_windows_of_a_convolution_go_and_come_whole():
     w, g, mask = arrays(CONV)
     got = chosen(rigl, CONV, w, g, mask, 8, k_min=0)
@@ -90,6 +92,7 @@ def test_windows_of_a_convolution_go_and_come_whole():
     np.testing.assert_array_equal(got, drop_and_grow(*whole, mask, 8, 0.3)[1])
 
 
+@pytest.mark.long
 def test_a_dropped_edge_may_come_back_at_once():
     """The weakest edge has the largest gradient: it never went."""
     w, g, mask = arrays(KERNEL)
@@ -98,6 +101,7 @@ def test_a_dropped_edge_may_come_back_at_once():
     assert chosen(rigl, KERNEL, w, g, mask, mask.sum(), k_min=0)[weakest]
 
 
+@pytest.mark.long
 def test_equal_weights_and_gradients_favour_low_indices():
     ones, mask = np.ones(KERNEL.shape, np.float32), np.zeros(KERNEL.shape, bool)
     mask.flat[20:40] = True
@@ -106,6 +110,7 @@ def test_equal_weights_and_gradients_favour_low_indices():
 
 
 # SET -----------------------------------------------------------------------------
+@pytest.mark.long
 def test_set_drops_by_weight_and_grows_at_random():
     """Each free edge is as likely to grow as any other."""
     w, g, mask = arrays(KERNEL)
@@ -126,6 +131,7 @@ def test_set_drops_by_weight_and_grows_at_random():
     np.testing.assert_array_equal(got, run(np.arange(400), np.zeros(400, int)))
 
 
+@pytest.mark.long
 def test_set_draws_for_every_kernel_by_itself():
     w, g, mask = arrays(KERNEL)
     masks = [chosen(set_, KERNEL, w, g, mask, 40, index=index) for index in (0, 1, 0)]
@@ -133,6 +139,7 @@ def test_set_draws_for_every_kernel_by_itself():
 
 
 # Budgets, floors and patterns ----------------------------------------------------
+@pytest.mark.sampled(1)
 @BOTH
 @pytest.mark.parametrize("sides", [("in",), ("out",), ("in", "out")], ids="+".join)
 def test_no_unit_ever_falls_below_its_floor(make, sides):
@@ -148,6 +155,7 @@ def test_no_unit_ever_falls_below_its_floor(make, sides):
         assert got.sum(1 if side == "in" else 2).min() >= 2
 
 
+@pytest.mark.long
 def test_the_largest_weights_of_a_unit_are_not_dropped():
     w, g, mask = arrays(KERNEL, 50, kept=0.5)
     got = chosen(rigl, KERNEL, w, g, mask, 60, 1.0, k_min=1)
@@ -155,6 +163,7 @@ def test_the_largest_weights_of_a_unit_are_not_dropped():
     assert np.take_along_axis(got, best, 1)[mask.any(1, keepdims=True)].all()
 
 
+@pytest.mark.long
 @BOTH
 @pytest.mark.parametrize("side", ["in", "out"])
 def test_patterns_are_kept_while_edges_move(make, side):
@@ -173,6 +182,7 @@ def test_patterns_are_kept_while_edges_move(make, side):
     assert (moved > 0).all() and (moved <= 14).all()
 
 
+@pytest.mark.long
 def test_rigl_grows_in_a_group_where_its_gradient_is_largest():
     kernel = dense(4, 3)
     w = np.array([[4, 1, 5], [3, 9, 6], [0, 0, 0], [0, 0, 0]], np.float32)
@@ -182,6 +192,7 @@ def test_rigl_grows_in_a_group_where_its_gradient_is_largest():
     assert got.T.astype(int).tolist() == [[1, 0, 0, 1], [0, 1, 0, 1], [1, 1, 0, 0]]
 
 
+@pytest.mark.long
 @BOTH
 def test_without_regrowth_edges_only_go(make):
     w, g, mask = arrays(KERNEL, kept=0.5)
@@ -193,6 +204,7 @@ def test_without_regrowth_edges_only_go(make):
 
 
 # The share that is dropped -------------------------------------------------------
+@pytest.mark.long
 def test_share_falls_by_half_a_cosine():
     shares = [drop_share(0.3, 100, jnp.int32(n)) for n in (0, 25, 50, 75, 100, 400)]
     known = [0.3, 0.256066, 0.15, 0.043934, 0, 0]
@@ -201,6 +213,7 @@ def test_share_falls_by_half_a_cosine():
     assert drop_share(0.3, None, jnp.int32(400)) == jnp.float32(0.3)
 
 
+@pytest.mark.long
 def test_numbers_may_be_traced():
     w, g, mask = arrays(KERNEL)
 
@@ -217,6 +230,7 @@ def test_numbers_may_be_traced():
         np.testing.assert_array_equal(mask_, drop_and_grow(w, g, mask, 40, share)[1])
 
 
+@pytest.mark.long
 def test_a_share_that_is_whole_but_for_rounding_is_whole():
     """.3 of the way down the cosine, .15 of 100 edges are 15, not 14."""
     kernel = dense(20, 20)
@@ -265,6 +279,7 @@ def train(tx, loss, masks, steps, **extra):
 SETTINGS = {"density": 0.2, "every": 10, "start": 10, "k_min": 0}
 
 
+@pytest.mark.long
 def test_growth_follows_the_dense_gradient_to_what_matters():
     """Gradients of kept weights alone would say nothing of the 24 edges that matter.
 
@@ -286,6 +301,7 @@ def test_growth_follows_the_dense_gradient_to_what_matters():
     assert found[rigl][-1] == 24 > found[set_][-1]
 
 
+@pytest.mark.long
 def test_a_chain_takes_the_gradients_as_an_argument():
     loss, support, masks = teacher()
     pruner = bb.transform(select(KERNEL), rigl(), masks=masks, **SETTINGS)
@@ -298,6 +314,7 @@ def test_a_chain_takes_the_gradients_as_an_argument():
         list(train(optax.chain(optax.sgd(2.0), pruner), loss, masks, 1))
 
 
+@pytest.mark.long
 @BOTH
 def test_edges_come_back_as_zero_and_move_from_there(make):
     """Their old values are forgotten; those that stay keep theirs."""
@@ -312,6 +329,7 @@ def test_edges_come_back_as_zero_and_move_from_there(make):
     assert not jax.tree.leaves(tx.init({"w": jnp.ones(KERNEL.shape)}).prune.bb_dormant)
 
 
+@pytest.mark.long
 @BOTH
 def test_masks_settle_once_annealed(make):
     loss, _, masks = teacher()
@@ -324,6 +342,7 @@ def test_masks_settle_once_annealed(make):
         np.testing.assert_array_equal(mask, seen[40])
 
 
+@pytest.mark.long
 @BOTH
 @pytest.mark.parametrize("end", [0.1, 0.4])
 def test_the_count_follows_a_schedule_of_the_density(make, end):
@@ -336,6 +355,7 @@ def test_the_count_follows_a_schedule_of_the_density(make, end):
     assert counts[10::10] == wanted
 
 
+@pytest.mark.long
 def test_a_random_topology_by_shape_is_kept_in_size():
     """The published start: densities and first masks by shape."""
     kernels = (dense(12, 10, "a"), dense(10, 4, "b"))

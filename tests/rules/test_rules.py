@@ -30,6 +30,7 @@ def degrees(mask, actuator):
     return mask.sum(axis=-2 if actuator == "in" else -1)
 
 
+@pytest.mark.sampled(3)
 @SIDES
 @pytest.mark.parametrize("name", ["log_odds", "threshold", "activity_only"])
 def test_degree_falls_as_activity_rises(name, actuator, getkey):
@@ -49,6 +50,7 @@ def test_degree_falls_as_activity_rises(name, actuator, getkey):
     assert (np.diff(k) <= 0).all() and k[0] >= k[-1] + 4
 
 
+@pytest.mark.long
 def test_balance_of_traffic_and_log_odds(getkey):
     """Where no bound is met, log((1 - a) / a) is a line in k of slope beta."""
     kernel, beta = dense(200, 20), 0.05
@@ -67,6 +69,7 @@ def test_balance_of_traffic_and_log_odds(getkey):
     assert np.ptp(off) <= 2 * beta  # degrees are whole numbers
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("actuators", [("in",), ("out",), ("in", "out")], ids="+".join)
 @pytest.mark.parametrize("name", ["default", "log_odds", "activity_only", "random"])
 def test_budget_is_exact_at_every_density(name, actuators, getkey):
@@ -95,6 +98,7 @@ def test_magnitude_keeps_the_largest_of_every_unit(getkey):
         assert set(np.flatnonzero(kept)) == set(np.argsort(-column)[:4])
 
 
+@pytest.mark.long
 def test_magnitude_does_not_read_activity(getkey):
     w = jax.random.normal(getkey(), KERNEL.shape)
     seen = {"in": jnp.linspace(0.01, 0.99, 10)}
@@ -105,6 +109,7 @@ def test_magnitude_does_not_read_activity(getkey):
     assert rules.magnitude().needs == rules.random().needs == ()
 
 
+@pytest.mark.long
 def test_activity_only_is_in_proportion_to_the_time_off(getkey):
     kernel = dense(100, 4)
     rate = jnp.array([0.6, 0.2, 0.8, 0.4])
@@ -113,6 +118,7 @@ def test_activity_only_is_in_proportion_to_the_time_off(getkey):
     assert degrees(mask, "in").tolist() == [20, 40, 10, 30]
 
 
+@pytest.mark.long
 def test_rare_but_useful_unit_keeps_what_magnitude_cuts():
     """A detector of six features at once needs them all, and is on 1 time in 64.
 
@@ -157,11 +163,13 @@ def random_mask(seed=0, budget=60, **rest):
     return chosen(rules.random(seed=seed), KERNEL, w, budget, **rest)
 
 
+@pytest.mark.long
 def test_random_masks_are_nested_across_densities():
     small, large = random_mask(budget=30), random_mask(budget=75)
     assert (small <= large).all() and small.sum() == 30
 
 
+@pytest.mark.long
 def test_random_masks_stay_until_the_budget_changes():
     later = random_mask(step=jnp.int32(99), mask=jnp.zeros(KERNEL.edge_shape, bool))
     assert (random_mask() == later).all()
@@ -176,6 +184,7 @@ def many_random_masks(seeds, indices):
     return np.asarray(run(jnp.asarray(seeds), jnp.asarray(indices)))
 
 
+@pytest.mark.long
 def test_random_masks_of_kernels_and_seeds_are_independent():
     """Half of the edges each: two masks share 30 of 60, give or take."""
     seeds, indices = np.divmod(np.arange(16), 4)
@@ -184,6 +193,7 @@ def test_random_masks_of_kernels_and_seeds_are_independent():
     assert min(overlaps) >= 30 - 20 and max(overlaps) <= 30 + 20
 
 
+@pytest.mark.long
 def test_random_seed_may_be_traced_and_favours_no_edge():
     masks = many_random_masks(np.arange(200), np.zeros(200, int))
     assert (masks[7] == random_mask(7)).all()
@@ -191,6 +201,7 @@ def test_random_seed_may_be_traced_and_favours_no_edge():
 
 
 # Floors and both sides -----------------------------------------------------------
+@pytest.mark.sampled(3)
 @BY_NAME
 @SIDES
 def test_no_unit_dies_by_construction(rule, actuator, getkey):
@@ -225,6 +236,7 @@ def many():
     return np.abs(w), budget, *map(np.asarray, masks)
 
 
+@pytest.mark.long
 def test_both_sides_meet_the_budget_with_what_they_agree_on(many):
     _, budget, both, into, out = many
     assert (both.sum((1, 2)) == budget).all()
@@ -246,6 +258,7 @@ def test_an_edge_that_neither_side_wants_comes_last(many):
     assert denied.any()
 
 
+@pytest.mark.long
 def test_both_sides_equal_one_side_when_they_agree():
     """A permutation matrix with a second diagonal: rows and columns alike."""
     kernel = dense(8, 8)
@@ -261,6 +274,7 @@ def test_both_sides_equal_one_side_when_they_agree():
         assert (mask == want).all()
 
 
+@pytest.mark.long
 def test_budgets_of_both_sides_follow_both_activities(getkey):
     """A busy input unit and a busy output unit both end up with few edges."""
     w = jax.random.normal(getkey(), KERNEL.shape)
@@ -273,6 +287,7 @@ def test_budgets_of_both_sides_follow_both_activities(getkey):
 
 
 # Without regrowth ----------------------------------------------------------------
+@pytest.mark.long
 @SOME
 def test_masks_only_shrink_without_regrowth(rule, getkey):
     w = jax.random.normal(getkey(), KERNEL.shape)
@@ -282,6 +297,7 @@ def test_masks_only_shrink_without_regrowth(rule, getkey):
     assert (mask <= before).all() and mask.sum() == 40
 
 
+@pytest.mark.long
 @SOME
 def test_without_regrowth_the_budget_ends_at_what_is_left(rule, getkey):
     w = jax.random.normal(getkey(), KERNEL.shape)

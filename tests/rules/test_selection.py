@@ -38,6 +38,7 @@ def slice_oracle(scores, budget, k_min, actuator="in"):
     return mask.reshape(scores.shape)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("actuator", ["in", "out"])
 @pytest.mark.parametrize("k_min", [0, 1, 3])
 def test_edges_of_a_slice_compete_above_a_floor(actuator, k_min):
@@ -56,6 +57,7 @@ def test_edges_of_a_slice_compete_above_a_floor(actuator, k_min):
         np.testing.assert_array_equal(mask[s], want)
 
 
+@pytest.mark.long
 def test_what_is_gone_stays_gone():
     kernel, w = dense(6, 5), normal(1, (6, 5))
     left = normal(2, (6, 5)) > 0
@@ -82,6 +84,7 @@ def members(shapes, regrow=True, k_min=0, masks=None):
     )
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("k_min", [0, 1])
 @pytest.mark.parametrize("budget", [15, 21, 50])
 def test_edges_of_all_kernels_compete_for_one_budget(k_min, budget):
@@ -99,6 +102,7 @@ def test_edges_of_all_kernels_compete_for_one_budget(k_min, budget):
             np.testing.assert_array_equal(m, np.asarray(s.magnitude) >= bar)
 
 
+@pytest.mark.long
 def test_a_group_may_be_a_part_of_the_kernels():
     seen = members([(4, 3), (3, 5), (5, 7)])
     group = Group(seen, lambda which: jnp.int32(3 * len(which)))
@@ -107,6 +111,7 @@ def test_a_group_may_be_a_part_of_the_kernels():
     assert first.shape == (4, 3) and last.shape == (5, 7)
 
 
+@pytest.mark.long
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_shares_are_those_of_one_sort(data):
@@ -125,6 +130,7 @@ def test_shares_are_those_of_one_sort(data):
     assert got == [int((chosen < 3).sum()), int((chosen >= 3).sum())]
 
 
+@pytest.mark.long
 def test_shares_are_the_same_on_eight_devices():
     mesh = jax.make_mesh((8,), ("x",))
     arrays = [normal(3, (16, 8)), normal(4, (8, 24))]
@@ -137,6 +143,7 @@ def test_shares_are_the_same_on_eight_devices():
 
 
 # Whole units ---------------------------------------------------------------------
+@pytest.mark.long
 @pytest.mark.parametrize("actuator, fan, units", [("in", 6, 9), ("out", 9, 6)])
 def test_whole_units_are_kept_or_cut(actuator, fan, units):
     score = jnp.asarray(normal(5, (2, units)))
@@ -157,6 +164,7 @@ def test_whole_units_are_kept_or_cut(actuator, fan, units):
             assert set(np.flatnonzero(degree[s])) == best
 
 
+@pytest.mark.long
 def test_whole_units_that_went_do_not_return():
     kernel = dense(4, 3)
     mask = jnp.ones((4, 3), bool).at[:, 0].set(False)

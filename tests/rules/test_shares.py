@@ -50,6 +50,7 @@ def test_the_shortest_beginning_that_reaches_alpha(seed, sixteenths, most):
     np.testing.assert_array_equal(got.bias, want[-1])
 
 
+@pytest.mark.long
 def test_equal_entries_are_kept_in_order_and_the_bias_comes_last():
     got = kept(dense(4, 1), jnp.ones((4, 1)), jnp.ones(1), np.float32(0.5))
     assert got.edges[:, 0].tolist() == [True, True, True, False]
@@ -58,6 +59,7 @@ def test_equal_entries_are_kept_in_order_and_the_bias_comes_last():
     assert got.edges.all() and got.bias.all()
 
 
+@pytest.mark.long
 def test_everything_that_is_not_zero_is_kept_at_one():
     """Whatever is beside it: no sum in float32 holds 1e8 and 1e-30 together."""
     edges = jnp.array([[1e8], [1e-30], [0.0], [1.0]])
@@ -65,6 +67,7 @@ def test_everything_that_is_not_zero_is_kept_at_one():
     assert got.edges[:, 0].tolist() == [True, True, False, True] and got.bias[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n, alpha", [(10, 0.9), (20, 0.95), (100, 0.99), (7, 6 / 7)])
 def test_an_exact_share_is_enough_at_any_scale(n, alpha):
     """`n` equal entries: all but one are exactly the share `(n - 1) / n`."""
@@ -74,11 +77,13 @@ def test_an_exact_share_is_enough_at_any_scale(n, alpha):
     assert counts.tolist() == [n - 1] * 5
 
 
+@pytest.mark.long
 def test_a_unit_without_signal_keeps_nothing():
     got = kept(dense(3, 2), jnp.zeros((3, 2)), jnp.array([0.0, 2.0]), 0.9)
     assert not got.edges.any() and got.bias.tolist() == [False, True]
 
 
+@pytest.mark.long
 def test_masks_are_nested_in_alpha(getkey):
     edges = jax.random.uniform(getkey(), (12, 6))
     bias = jax.random.uniform(getkey(), (6,))
@@ -101,6 +106,7 @@ GROUPED = dataclasses.replace(
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "kernel, columns, units",
     [
@@ -124,6 +130,7 @@ def test_every_unit_of_every_layout_is_on_its_own(kernel, columns, units):
 
 
 # Placement -----------------------------------------------------------------------
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("spec", [P("d", None), P(None, "d")], ids=["rows", "columns"])
 def test_masks_do_not_depend_on_where_weights_are(spec, kind, getkey):

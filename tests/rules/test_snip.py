@@ -77,6 +77,7 @@ def test_hand_case():
     np.testing.assert_array_equal(pruned["w"], [[0, 9], [-2, 0]])
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("budget", [0, 1, 13, 64, 127, 128])
 def test_keeps_the_largest_of_all_kernels(budget):
     weights, grads = arrays()
@@ -88,6 +89,7 @@ def test_keeps_the_largest_of_all_kernels(budget):
     np.testing.assert_array_equal(flat(masks), best(flat(score), budget))
 
 
+@pytest.mark.long
 def test_a_score_is_what_a_gate_on_the_weight_is_worth():
     """|w g| = |d loss / d gate|, the mean over the batch before the modulus."""
     w = jnp.asarray(np.random.normal(size=(6, 4)), jnp.float32)
@@ -104,6 +106,7 @@ def test_a_score_is_what_a_gate_on_the_weight_is_worth():
     np.testing.assert_array_equal(np.asarray(masks["w"]).ravel(), best(by_gate, 6))
 
 
+@pytest.mark.long
 def test_layer_scope_gives_every_slice_its_own_budget():
     weights, grads = arrays()
     masks = chosen(LAYER, weights, grads, 99)
@@ -113,6 +116,7 @@ def test_layer_scope_gives_every_slice_its_own_budget():
     np.testing.assert_array_equal(masks[0].ravel(), best(score, 24))
 
 
+@pytest.mark.long
 def test_every_unit_keeps_its_floor():
     weights, grads = arrays()
     grads[0][:, 2] = 0.0
@@ -122,6 +126,7 @@ def test_every_unit_keeps_its_floor():
     assert all((m.sum(-2) >= 2).all() for m in masks)
 
 
+@pytest.mark.long
 def test_jit_changes_nothing():
     weights, grads = arrays()
     for rule in (RULE, LAYER):
@@ -129,6 +134,7 @@ def test_jit_changes_nothing():
         np.testing.assert_array_equal(flat(one), flat(other))
 
 
+@pytest.mark.long
 def test_permuting_units_permutes_masks():
     weights, grads = arrays()
     masks = chosen(RULE, weights, grads, 50)
@@ -143,6 +149,7 @@ def test_permuting_units_permutes_masks():
         np.testing.assert_array_equal(got, mask[..., order])
 
 
+@pytest.mark.long
 def test_bfloat16_is_scored_in_float32():
     weights, grads = ([jnp.asarray(a, jnp.bfloat16) for a in each] for each in arrays())
     wide = [[a.astype(jnp.float32) for a in each] for each in (weights, grads)]
@@ -151,6 +158,7 @@ def test_bfloat16_is_scored_in_float32():
     )
 
 
+@pytest.mark.long
 def test_what_is_not_a_number_goes_first():
     weights, grads = arrays()
     grads[0][1, 1], weights[2][0, 0, 2, 3] = np.nan, np.nan
@@ -159,6 +167,7 @@ def test_what_is_not_a_number_goes_first():
     assert not masks[0][1, 1] and not masks[2][2, 3]
 
 
+@pytest.mark.long
 def test_edges_that_are_gone_stay_gone():
     weights, grads = arrays()
     earlier = [jnp.asarray(m) for m in chosen(RULE, weights, grads, 60)]
@@ -167,6 +176,7 @@ def test_edges_that_are_gone_stay_gone():
     assert flat(later).sum() == 40 and not (flat(later) & ~flat(earlier)).any()
 
 
+@pytest.mark.long
 def test_works_while_training():
     """With the gradients that `bb.wrap` sees."""
     import optax
@@ -181,6 +191,7 @@ def test_works_while_training():
     np.testing.assert_array_equal(np.asarray(bb.masks(state)["up"]).ravel(), wanted)
 
 
+@pytest.mark.long
 def test_bad_input():
     with pytest.raises(ValueError, match='expected scope "layer" or "global", got'):
         snip(scope="unit")

@@ -87,6 +87,7 @@ def stacked(dtype=np.float32):
     return gram, np.stack([w[:10] for w in ws], axis=1).astype(dtype)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("density", [0.01, 0.1, 0.33, 0.5, 0.77, 1.0])
 def test_every_unit_keeps_its_number_exactly(density):
     gram, w = stacked()
@@ -99,6 +100,7 @@ def test_every_unit_keeps_its_number_exactly(density):
         np.testing.assert_array_equal(new, w)
 
 
+@pytest.mark.long
 def test_jit_changes_nothing():
     gram, w = stacked()
     one, other = (run(RULE, STACKED, w, gram, 35) for run in (eager, compiled))
@@ -106,6 +108,7 @@ def test_jit_changes_nothing():
     np.testing.assert_allclose(one[1], other[1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_slices_do_not_meet():
     gram, w = stacked()
     mask, new = compiled(RULE, STACKED, w, gram, 35)
@@ -115,6 +118,7 @@ def test_slices_do_not_meet():
         np.testing.assert_allclose(new[:, at], alone[1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_permuting_units_permutes_masks():
     gram, w = data(24, 8)
     order = np.random.permutation(8)
@@ -124,6 +128,7 @@ def test_permuting_units_permutes_masks():
     np.testing.assert_allclose(moved, new[:, order], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_bfloat16_weights_are_computed_in_float32():
     gram, w = data(24, 8)
     half = jnp.asarray(w, jnp.bfloat16)
@@ -133,6 +138,7 @@ def test_bfloat16_weights_are_computed_in_float32():
     np.testing.assert_array_equal(new, wanted[1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pattern", [None, bb.n_m(2, 4)], ids=str)
 def test_a_law_says_how_many_edges_each_unit_keeps(pattern):
     """Budgeted Broadcast in one shot, with the update."""
@@ -156,6 +162,7 @@ def test_a_law_says_how_many_edges_each_unit_keeps(pattern):
         np.testing.assert_array_equal(groups, np.broadcast_to(degree // 6, (6, 8)))
 
 
+@pytest.mark.long
 def test_edges_that_are_gone_stay_gone():
     gram, w = data(24, 8)
     mask = np.random.uniform(size=w.shape) < 0.6
@@ -165,6 +172,7 @@ def test_edges_that_are_gone_stay_gone():
     assert not (kept & ~mask).any() and kept.sum() == 60
 
 
+@pytest.mark.long
 def test_inputs_never_seen_go_first_and_keep_their_weights_if_they_must_stay():
     gram, w = data(12, 3)
     unseen = [2, 7, 8, 11]
@@ -178,6 +186,7 @@ def test_inputs_never_seen_go_first_and_keep_their_weights_if_they_must_stay():
     np.testing.assert_allclose(new, w * mask, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_without_any_activity_magnitude_is_left():
     w = np.random.normal(size=(9, 4)).astype(np.float32)
     nothing = np.zeros((9, 9), np.float32)
@@ -186,6 +195,7 @@ def test_without_any_activity_magnitude_is_left():
     np.testing.assert_array_equal(new, w * mask)
 
 
+@pytest.mark.long
 def test_damping_may_be_traced():
     gram, w = data(24, 8)
 
@@ -220,6 +230,7 @@ def test_a_weight_that_is_not_finite_harms_no_other():
 
 
 # Kernels of other forms -----------------------------------------------------------
+@pytest.mark.long
 def test_inputs_on_several_axes_and_windows_of_one():
     gram, w = data(24, 6)
     rule = sparsegpt(block=5)
@@ -241,6 +252,7 @@ def test_inputs_on_several_axes_and_windows_of_one():
         np.testing.assert_allclose(moved, view(new), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_sharded_weights_of_an_explicit_mesh():
     gram, w = data(24, 8)
     mask, new = compiled(RULE, dense(24, 8), w, gram, 96)
@@ -261,6 +273,7 @@ def net(params, x):
     return jax.nn.relu(x @ params["up"] + params["bias"][None]) @ params["down"]
 
 
+@pytest.mark.long
 def test_from_calibration_to_parameters():
     """All at once or layer by layer, outputs change less than with largest weights."""
     params = {
@@ -320,6 +333,7 @@ def test_what_is_no_matrix_is_refused():
         eager(RULE, grouped, w[0, 0].ravel()[:1] * np.ones((4, 2, 3)), W, 10)
 
 
+@pytest.mark.long
 def test_a_gram_matrix_that_cannot_be_factored():
     w = np.random.normal(size=(6, 3)).astype(np.float32)
     bad = -np.ones((6, 6), np.float32) + 1.5 * np.eye(6, dtype=np.float32)
@@ -333,6 +347,7 @@ def test_a_gram_matrix_that_cannot_be_factored():
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.long
 def test_one_gram_matrix_that_cannot_be_factored_leaves_the_others_alone():
     """A stack of two kernels; the second has a matrix that is not positive."""
     gram, w = data(6, 3)
@@ -355,6 +370,7 @@ def stem_and_mlp(p, x):
     return jax.nn.relu(x.mean((1, 2)) @ p["up"]) @ p["down"]
 
 
+@pytest.mark.long
 def test_a_stem_without_a_gram_matrix_is_in_nobodys_way():
     rng = np.random.default_rng(0)
     shapes = {"stem": (3, 3, 2, 8), "up": (8, 12), "down": (12, 2)}

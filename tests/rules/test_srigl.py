@@ -117,6 +117,7 @@ def test_gamma_0_starves_nobody():
     assert mask.sum(0).tolist() == [2, 2, 2]
 
 
+@pytest.mark.long
 def test_an_overfull_unit_loses_its_weakest():
     """Published code sorts booleans here, and an arbitrary edge goes."""
     w = np.array([[1, 0], [2, 0], [3, 0], [4, 9]], np.float32)
@@ -148,6 +149,7 @@ def many():
     return given, chosen(KERNEL, *given)
 
 
+@pytest.mark.long
 def test_srigl_by_sorting(many):
     given, got = many
     starved = 0
@@ -164,6 +166,7 @@ def test_the_budget_is_exact_and_survivors_are_alike(many):
     assert all(even(degrees) for degrees in got.sum(1))
 
 
+@pytest.mark.long
 def test_all_equal_starves_nobody():
     ones = np.ones(KERNEL.shape, np.float32)
     for budget in (30, 35):
@@ -172,12 +175,14 @@ def test_all_equal_starves_nobody():
 
 
 # Other kernels -------------------------------------------------------------------
+@pytest.mark.long
 def test_constant_fan_out_is_constant_fan_in_of_the_transpose():
     w, g, mask = arrays((12, 10))
     turned = chosen(dense(10, 12), w.T, g.T, mask.T, 40, actuators=("out",))
     np.testing.assert_array_equal(turned.T, chosen(KERNEL, w, g, mask, 40))
 
 
+@pytest.mark.long
 def test_slices_of_a_stack_are_judged_by_themselves():
     w, g, mask = arrays(STACKED.shape)
     got = chosen(STACKED, w, g, mask, np.int32([15, 25]), gamma=0.9)
@@ -187,6 +192,7 @@ def test_slices_of_a_stack_are_judged_by_themselves():
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("side", ["in", "out"])
 @pytest.mark.parametrize("kernel", [HEADS, GROUPED], ids=["heads", "grouped"])
 def test_any_order_of_axes(kernel, side):
@@ -199,6 +205,7 @@ def test_any_order_of_axes(kernel, side):
     assert all(even(own) for own in degrees)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("gamma", [0.0, 1.0])
 def test_survivors_share_the_groups_of_a_pattern(gamma):
     kernel = dense(8, 10)
@@ -212,6 +219,7 @@ def test_survivors_share_the_groups_of_a_pattern(gamma):
     assert (per_group == 2).all() == (gamma == 0.0)
 
 
+@pytest.mark.long
 def test_without_regrowth_each_unit_keeps_its_largest():
     w, g, mask = arrays((12, 10))
     mask[:4] = True
@@ -222,6 +230,7 @@ def test_without_regrowth_each_unit_keeps_its_largest():
 
 
 # In training ---------------------------------------------------------------------
+@pytest.mark.long
 def test_a_wide_net_becomes_a_narrow_one_with_the_same_budget():
     """Four of ten outputs depend on nothing: they starve, and the rest is found."""
     rng = np.random.default_rng(0)
@@ -261,6 +270,7 @@ def test_both_actuators_are_refused():
         bb.transform(units, bb.rules.srigl())
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("unchecked")
 def test_numbers_out_of_range():
     for name, inside in {

@@ -111,6 +111,7 @@ def test_swaps_inside_groups_are_those_of_numpy(m):
     assert (new != mask).any()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rounds", [1, 2, 3])
 def test_rounds_bound_the_lists(rounds):
     gram, w, mask = case(n=24)
@@ -120,6 +121,7 @@ def test_rounds_bound_the_lists(rounds):
     assert rounds > 1 or (new != by_unit(gram, w, mask, shortlist=2)).any()
 
 
+@pytest.mark.long
 def test_a_long_list_is_that_of_all_pairs():
     gram, w, mask = case()
     wanted, _ = swapped(gram, w, mask)
@@ -127,6 +129,7 @@ def test_a_long_list_is_that_of_all_pairs():
         np.testing.assert_array_equal(swapped(gram, w, mask, shortlist)[0], wanted)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "w, kept, wanted", [([1, 1, 2], [0, 1], [1, 2]), ([1, 2, 2, 2], [0], [1])]
 )
@@ -138,6 +141,7 @@ def test_equal_changes_go_to_the_lowest_index(w, kept, wanted, shortlist):
     assert np.flatnonzero(new).tolist() == wanted
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shortlist", [ALL, 2])
 def test_of_equal_changes_the_edge_that_costs_more_alone_may_come_first(shortlist):
     gram = np.eye(6, dtype=np.float32)
@@ -151,6 +155,7 @@ def test_of_equal_changes_the_edge_that_costs_more_alone_may_come_first(shortlis
     assert np.flatnonzero(~new).tolist() == [0]
 
 
+@pytest.mark.long
 def test_inputs_that_are_added_up_show_what_single_edges_do_not():
     """The two large weights cancel: pruning both costs less than one of them."""
     gram = np.array([[1, 0, 0], [0, 1, 0.9], [0, 0.9, 1]], np.float32)
@@ -161,6 +166,7 @@ def test_inputs_that_are_added_up_show_what_single_edges_do_not():
 
 
 # Invariants ---------------------------------------------------------------------------
+@pytest.mark.long
 @given(
     seed=st.integers(0, 2**31),
     density=st.floats(0, 1),
@@ -187,6 +193,7 @@ def test_no_unit_is_worse_and_every_degree_stays(seed, density, shortlist, m):
             assert found is None or found[0] >= -2 * LEAST * before[unit] - size[unit]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shortlist", [ALL, 2])
 def test_units_that_keep_all_or_nothing_stay(shortlist):
     gram, w, mask = case()
@@ -207,6 +214,7 @@ def test_inputs_that_are_always_0_give_their_places(shortlist):
     np.testing.assert_array_equal(new[:4].sum(0), np.maximum(4 - live, 0))
 
 
+@pytest.mark.long
 def test_slices_do_not_meet():
     cases = [case(density=d) for d in (0.3, 0.5, 0.7)]
     gram, w, mask = (jnp.asarray(np.stack(x)) for x in zip(*cases, strict=True))
@@ -217,6 +225,7 @@ def test_slices_do_not_meet():
         np.testing.assert_allclose(done.after[at], record.after[0], rtol=1e-5)
 
 
+@pytest.mark.long
 def test_many_units_are_swapped_in_parts(monkeypatch):
     monkeypatch.setattr("bbjax.rules.parts.swaps._BATCH", 4 * 3**2 * 5)
     gram, w, mask = case(units=21)  # a shape of its own, which is traced here
@@ -224,6 +233,7 @@ def test_many_units_are_swapped_in_parts(monkeypatch):
     np.testing.assert_array_equal(new, by_unit(gram, w, mask, shortlist=3))
 
 
+@pytest.mark.long
 def test_bfloat16_is_computed_in_float32():
     gram, w, mask = case()
     half = jnp.asarray(w, jnp.bfloat16)
@@ -232,6 +242,7 @@ def test_bfloat16_is_computed_in_float32():
     np.testing.assert_array_equal(new, wanted)
 
 
+@pytest.mark.long
 def test_a_unit_that_would_get_worse_keeps_its_mask():
     """A matrix that is not symmetric misleads the search, as rounding may."""
     gram, w, mask = case(units=30)
@@ -243,6 +254,7 @@ def test_a_unit_that_would_get_worse_keeps_its_mask():
     assert done.after < done.before
 
 
+@pytest.mark.long
 def test_without_a_finite_gram_matrix_masks_stay():
     gram, w, mask = case()
     gram[0, 0] = np.nan

@@ -65,6 +65,7 @@ def test_what_flows_into_a_unit_flows_out_of_it():
     np.testing.assert_allclose(a.sum(), c.sum(), rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("density", [0.1, 0.5, 0.9])
 def test_keeps_the_largest_of_all_kernels(density):
     params = weights()
@@ -74,6 +75,7 @@ def test_keeps_the_largest_of_all_kernels(density):
     np.testing.assert_array_equal(flat(masks), wanted)
 
 
+@pytest.mark.long
 def test_layer_scope():
     params = weights()
     flow = synaptic_flow(net, params, jnp.zeros((1, 3)))
@@ -81,6 +83,7 @@ def test_layer_scope():
     assert [int(masks[p].sum()) for p in PATHS] == [6, 10, 5]
 
 
+@pytest.mark.long
 def test_scores_of_a_convolution_are_summed_over_the_window():
     kernel = bb.Kernel("w", (3, 2, 5), spatial=(0,), fan_in=(1,), fan_out=(2,))
     w, flow = np.random.normal(size=(2, *kernel.shape)).astype(np.float32)
@@ -99,6 +102,7 @@ def test_bfloat16_and_what_is_not_a_number():
     assert flat(masks).sum() == 41 and not masks["b"][1, 1]
 
 
+@pytest.mark.long
 def test_it_is_not_for_training():
     with pytest.raises(ValueError, match="got 'synflow', which prunes once"):
         bb.transform(UNITS, synflow(), density=0.5)

@@ -110,6 +110,7 @@ class Oracle:
         return best[1]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("density", [0.2, 0.4, 0.7])
 @pytest.mark.parametrize("score", ["wanda", "magnitude"])
@@ -124,6 +125,7 @@ def test_masks_are_those_of_numpy(score, density, measure):
     assert np.ptp(mask.sum(0)) > 1 and np.ptp(sparsity) > 0.01
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_rounds_are_those_of_numpy(rounds):
     gram, w = case()
@@ -133,6 +135,7 @@ def test_rounds_are_those_of_numpy(rounds):
     np.testing.assert_array_equal(mask, oracle.mask(oracle.best(rounds)))
 
 
+@pytest.mark.long
 def test_negative_rates_are_tried_where_others_do_not_help():
     """Large units have the higher cosines, and the cosine of the layer is theirs."""
     w = np.full((24, 8), 0.1, np.float32)
@@ -146,6 +149,7 @@ def test_negative_rates_are_tried_where_others_do_not_help():
     assert mean[:, :4].sum(0).max() < mean[:, 4:].sum(0).min()
 
 
+@pytest.mark.long
 def test_negative_rates_are_left_out_where_others_help_at_all():
     """As published, even if they would help more."""
     rng = np.random.default_rng(1)
@@ -162,6 +166,7 @@ def test_negative_rates_are_left_out_where_others_help_at_all():
 
 
 # Invariants ---------------------------------------------------------------------------
+@pytest.mark.long
 @given(
     seed=st.integers(0, 2**31),
     density=st.floats(0.15, 1),
@@ -194,6 +199,7 @@ def test_budgets_are_exact_and_cosines_never_lower(seed, density, k_min, measure
 STACKED = bb.Kernel("w", (24, 3, 8), fan_in=(0,), stack=(1,), fan_out=(2,))
 
 
+@pytest.mark.long
 def test_slices_do_not_meet():
     grams, ws = zip(*(case(needy=needy) for needy in (0, 3, 6)), strict=True)
     gram, w, budget = np.stack(grams), np.stack(ws, axis=1), np.array([40, 77, 120])
@@ -203,6 +209,7 @@ def test_slices_do_not_meet():
         np.testing.assert_array_equal(mask[:, at], alone)
 
 
+@pytest.mark.long
 def test_permuting_units_permutes_masks():
     gram, w = case()
     order = np.random.permutation(8)
@@ -210,6 +217,7 @@ def test_permuting_units_permutes_masks():
     np.testing.assert_array_equal(pruned(trim(), w[:, order], gram, 80), mask[:, order])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("measure", MEASURES)
 def test_units_without_output(measure):
     """One that computes 0 loses nothing, one that computes 0 when pruned loses all."""
@@ -225,6 +233,7 @@ def test_units_without_output(measure):
     assert np.ptp(mask.sum(0)) > 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weights_that_are_not_finite_do_not_stop_the_search(value):
     gram, w = case()
@@ -233,6 +242,7 @@ def test_weights_that_are_not_finite_do_not_stop_the_search(value):
     assert mask.sum() == 80 and np.ptp(mask.sum(0)) > 1
 
 
+@pytest.mark.long
 def test_patterns_and_earlier_masks():
     gram, w = case()
     w[:, :4] = np.where(np.arange(24) % 4 == 0, 1, 0.01)[:, None]  # one is enough
@@ -248,6 +258,7 @@ def test_patterns_and_earlier_masks():
     assert left.sum() == 80 and not (left & ~first).any()
 
 
+@pytest.mark.long
 def test_bfloat16_is_computed_in_float32():
     gram, w = case()
     half = jnp.asarray(w, jnp.bfloat16)
@@ -255,6 +266,7 @@ def test_bfloat16_is_computed_in_float32():
     np.testing.assert_array_equal(pruned(trim(), half, gram, 80), wanted)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "kind, spec", [("Auto", jax.P("x", None)), ("Explicit", jax.P(None, "x"))]
 )
@@ -272,6 +284,7 @@ def test_sharded_weights(kind, spec):
         assert kind == "Auto" or jax.typeof(found).sharding.spec == spec
 
 
+@pytest.mark.long
 def test_a_second_kernel_of_the_shape_is_not_compiled():
     gram, w = case()
     pruned(trim(rounds=2), w, gram, 80)
@@ -281,6 +294,7 @@ def test_a_second_kernel_of_the_shape_is_not_compiled():
     assert made.count == 0
 
 
+@pytest.mark.long
 def test_before_and_after_pruning_of_a_model():
     """Units of unlike needs: outputs are closer than by equal degrees."""
 
@@ -326,6 +340,7 @@ def test_bad_settings():
         trim(rounds=2.5)
 
 
+@pytest.mark.long
 def test_kernels_that_it_cannot_prune():
     gram, w = case()
     with pytest.raises(ValueError, match="expected actuator 'in' for 'w', got 'out'"):

@@ -45,6 +45,7 @@ def test_the_authors_speech_runs(getkey):
     assert {12, 36} <= set(mask.sum(0).tolist())
 
 
+@pytest.mark.long
 def test_the_authors_language_model_code(getkey):
     """k = round(d0 / p) within [64, fan], the largest weights of the full row."""
     kernel = dense(256, 6)
@@ -66,6 +67,7 @@ def by_quantile(weights, rate, actuator):
 STACK = bb.Kernel("w", (2, 16, 12), stack=(0,), fan_in=(1,), fan_out=(2,))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("actuator", ["in", "out"])
 def test_quantiles_are_those_of_a_slice(actuator, getkey):
     units, fan, axis = {"in": (12, 16, 1), "out": (16, 12, 2)}[actuator]
@@ -80,6 +82,7 @@ def test_quantiles_are_those_of_a_slice(actuator, getkey):
         assert degrees.min() == fan // 2 and degrees.max() == round(0.9 * fan)
 
 
+@pytest.mark.long
 def test_edges_return_when_a_unit_falls_silent(getkey):
     rule = unbudgeted(laws.three_zone())
     w = jax.random.normal(getkey(), KERNEL.shape)
@@ -92,6 +95,7 @@ def test_edges_return_when_a_unit_falls_silent(getkey):
     np.testing.assert_array_equal(left, busy)
 
 
+@pytest.mark.long
 def test_with_both_sides_an_edge_needs_both_its_ends(getkey):
     kernel = dense(12, 10)
     w = jax.random.normal(getkey(), kernel.shape)
@@ -107,6 +111,7 @@ def test_with_both_sides_an_edge_needs_both_its_ends(getkey):
     assert extra.sum() <= 22 and mask.sum() < min(a.sum() for a in alone)
 
 
+@pytest.mark.long
 def test_law_without_degrees_of_its_own():
     for law in (laws.log_odds(), laws.uniform()):
         with pytest.raises(ValueError, match=f"of its own, got '{law.name}', .*; use"):

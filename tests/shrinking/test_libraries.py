@@ -65,6 +65,7 @@ def test_an_nnx_module_is_rebuilt_ready_to_call():
     close(new(IMAGE), small.fn(new, IMAGE))
 
 
+@pytest.mark.long
 def test_attention_of_nnx_loses_heads():
     class Block(nnx.Module):
         def __init__(self):
@@ -107,6 +108,7 @@ class Linen(nn.Module):
         return nn.Dense(3, name="head")(x)
 
 
+@pytest.mark.long
 def test_a_linen_model_takes_smaller_parameters_and_lists_its_features():
     module, label = Linen(), jnp.array([1, 4])
     variables = module.init(jax.random.key(0), IMAGE, label)
@@ -127,6 +129,7 @@ def test_a_linen_model_takes_smaller_parameters_and_lists_its_features():
         module.apply(small.params, IMAGE, label)
 
 
+@pytest.mark.long
 def test_a_linen_module_with_new_features_takes_the_parameters():
     class Mlp(nn.Module):
         features: tuple[int, ...] = (12, 6, 2)
@@ -149,6 +152,7 @@ def test_a_linen_module_with_new_features_takes_the_parameters():
     )
 
 
+@pytest.mark.long
 def test_linen_attention_and_stacked_layers_lose_units():
     class Block(nn.Module):
         @nn.compact
@@ -192,6 +196,7 @@ class Gated(nn.Module):
         return h @ self.down
 
 
+@pytest.mark.long
 def test_parameters_that_a_linen_module_makes_itself_shrink():
     module = Gated()
     variables = module.init(jax.random.key(0), SEQUENCE)
@@ -213,6 +218,7 @@ def test_a_number_that_a_linen_module_uses_itself_keeps_its_units():
     same(module.apply, variables, masks, small, SEQUENCE)
 
 
+@pytest.mark.long
 def test_recurrent_cells_of_linen_lose_units():
     kinds = (nn.SimpleCell, nn.OptimizedLSTMCell, nn.GRUCell)
 
@@ -239,6 +245,7 @@ def test_recurrent_cells_of_linen_lose_units():
     )
 
 
+@pytest.mark.long
 def test_recurrent_cells_of_nnx_are_rebuilt_ready_to_call():
     kinds = (nnx.LSTMCell, nnx.GRUCell)
 
@@ -260,6 +267,7 @@ def test_recurrent_cells_of_nnx_are_rebuilt_ready_to_call():
     close(nnx.jit(call)(masked(model, masks), SEQUENCE), small.params(SEQUENCE))
 
 
+@pytest.mark.long
 def test_group_norms_lose_whole_groups():
     class Model(nnx.Module):
         def __init__(self):
@@ -299,6 +307,7 @@ def test_group_norms_of_linen_lose_groups_of_a_given_size(by):
     same(module.apply, variables, masks, small, IMAGE)
 
 
+@pytest.mark.long
 def test_an_equinox_module_takes_smaller_arrays():
     mlp = eqx.nn.MLP(8, 3, 12, 2, key=jax.random.key(0))
 

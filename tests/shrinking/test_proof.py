@@ -157,6 +157,7 @@ def layered(heads):
     return fn, calls
 
 
+@pytest.mark.long
 def test_few_traces_find_the_layers_that_cannot_shrink():
     layers = [drawn(up=(8, 6), down=(6, 8)) for _ in range(12)]
     params = {"layers": layers}
@@ -191,6 +192,7 @@ def attention(count, calls):
     return fn, {"layers": [drawn(**shapes) for _ in range(count)]}
 
 
+@pytest.mark.long
 def test_a_root_of_a_size_names_the_axis_of_the_arrays_that_it_scales():
     """So the number of traces is the same for any number of layers."""
     counts = []
@@ -225,6 +227,7 @@ def test_an_error_without_words_is_reported_with_its_place():
     assert change.why.endswith(", in fn")
 
 
+@pytest.mark.long
 def test_a_group_of_the_same_size_is_not_taken_for_the_one_that_makes_a_difference():
     """The root of 2 of 4 entries of a head; the values have 2 of 4 entries as well."""
 

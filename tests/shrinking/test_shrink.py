@@ -144,6 +144,7 @@ def two(p, x, padding):
 CONV = drawn(a=(3, 3, 3, 4), b=(4,), c=(3, 3, 4, 5), d=(5,), e=(5, 2))
 
 
+@pytest.mark.long
 def test_a_constant_passes_a_convolution_without_padding():
     def fn(p, x):
         return two(p, x, "VALID")
@@ -180,6 +181,7 @@ def test_average_pooling_keeps_a_constant_where_no_window_is_padded():
     same(fn, params, masks, small, IMAGE)
 
 
+@pytest.mark.long
 def test_weights_that_are_put_together_from_parameters_are_followed():
     """As S5 makes complex weights of two real ones, and an LSTM joins four kernels."""
 
@@ -234,6 +236,7 @@ NORM = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NORM)
 def test_units_of_normed_weights_are_removed(name):
     def fn(p, x):
@@ -430,6 +433,7 @@ def uneven_masks():
     return {"layers/down": mask}
 
 
+@pytest.mark.long
 def test_layers_of_a_scan_lose_units_of_their_own_as_many_in_each():
     masks = uneven_masks()
     small = bb.shrink(scanned, STACK, masks, X)
@@ -444,6 +448,7 @@ def test_layers_of_a_scan_lose_units_of_their_own_as_many_in_each():
     close(scanned(masked(STACK, masks), X), scanned(small.params, X))
 
 
+@pytest.mark.long
 def test_a_loop_over_the_same_layers_loses_all():
     params, masks = bb.unstack(STACK, uneven_masks(), "layers")
     close(looped(params, X), scanned(STACK, X))
@@ -593,6 +598,7 @@ def test_a_tree_without_what_was_cut_is_refused():
         small.cut({"up": MLP["up"]})
 
 
+@pytest.mark.long
 def test_units_of_a_result_are_not_called_idle():
     def fn(p, x):
         return jax.value_and_grad(lambda p: mlp(p, x).sum())(p)[0]

@@ -64,6 +64,7 @@ def right_everywhere(fn, small, params, masks, lengths=(1, 2, 5, 9), batches=(1,
             close(fn(masked(params, masks), x), fn(small.params, x))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.usefixtures("lenient")
 @pytest.mark.parametrize("length", [1, 5])
 @pytest.mark.parametrize("name", DEPENDING)
@@ -77,6 +78,7 @@ def test_constants_that_depend_on_a_size_keep_their_units(name, length):
     assert [c.why for c in small.report.changes] == [WHY]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.usefixtures("lenient")
 @pytest.mark.parametrize("length", [1, 5])
 @pytest.mark.parametrize("name", FREE)
@@ -88,6 +90,7 @@ def test_other_constants_move_into_the_bias(name, length):
         assert small.widths["u"] == (8, 4)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("lenient")
 def test_unused_units_are_removed_whatever_their_constant():
     fn = DEPENDING["sum over the sequence"]
@@ -108,6 +111,7 @@ def test_a_size_that_the_function_cannot_change_is_no_hindrance():
     right_everywhere(fn, small, PARAMS, MASKS, lengths=[5])
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("lenient")
 def test_sequences_may_only_be_shorter():
     params = PARAMS | {"at": drawn_x(5, 6)}
@@ -120,6 +124,7 @@ def test_sequences_may_only_be_shorter():
     assert small.widths["u"] == (8, 8 - ZERO)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("lenient")
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_shorter_sequences_may_not_divide_over_devices(kind):
@@ -137,6 +142,7 @@ def test_shorter_sequences_may_not_divide_over_devices(kind):
     assert small.widths["u"] == (8, 8 - ZERO)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("lenient")
 @pytest.mark.parametrize("width", [1, 2])
 def test_axes_that_only_change_together(width):
@@ -168,6 +174,7 @@ def test_arguments_of_one_size_change_together():
     assert small.widths["u"] == (8, 4)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("lenient")
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_rounding_of_means_is_no_dependence(dtype):

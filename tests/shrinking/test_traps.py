@@ -65,6 +65,7 @@ def test_a_parameter_is_reshaped_in_the_order_of_the_function(order):
     np.testing.assert_array_equal(known.mask, expected < 4)
 
 
+@pytest.mark.long
 def test_a_number_that_is_none_is_the_same_number():
     def fn(p, x):
         h = jnp.tanh(x @ p["u"])
@@ -77,6 +78,7 @@ def test_a_number_that_is_none_is_the_same_number():
 
 
 # Constants -----------------------------------------------------------------------
+@pytest.mark.long
 def test_a_carry_that_starts_at_zero_does_not_stay_there():
     def fn(p, x):
         def step(c, x):
@@ -90,6 +92,7 @@ def test_a_carry_that_starts_at_zero_does_not_stay_there():
     assert checked(fn, params, masks, X).widths["w"] == (6, 5)
 
 
+@pytest.mark.long
 def test_units_that_were_removed_first_stay_removed():
     def fn(p, x):
         z = jnp.tanh(x @ p["z"])
@@ -147,6 +150,7 @@ SUMS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(SUMS))
 def test_a_bias_may_come_after_the_residual_stream(name):
     def block(x, p):
@@ -191,6 +195,7 @@ def test_a_bias_that_is_not_the_products_alone_takes_no_constants(name):
     assert checked(fn, params, cut(params, u=np.s_[:, 1]), X).widths["u"] == (6, 6)
 
 
+@pytest.mark.long
 def test_a_kernel_read_twice_alike_has_one_bias_for_both():
     def fn(p, x):
         def read(x):
@@ -224,6 +229,7 @@ def test_the_constant_of_a_unit_stays_in_a_bias_that_was_pruned():
     np.testing.assert_array_equal(held["c"], small.params["c"])
 
 
+@pytest.mark.long
 def test_complex_constants_are_left_alone():
     def fn(p, x):
         h = jnp.exp(1j * (x @ p["u"] + p["b"][None]).astype(jnp.complex64))
@@ -349,6 +355,7 @@ def test_arrays_without_entries_are_no_trouble():
     assert checked(fn, params, cut(params, d=[1]), X).widths["u"] == (6, 5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("branch", [0, 1])
 def test_both_branches_are_read(branch):
     def fn(p, x):
@@ -388,6 +395,7 @@ def test_a_slice_that_begins_elsewhere_is_noticed():
 
 
 # Libraries and devices -----------------------------------------------------------
+@pytest.mark.long
 def test_modules_that_share_a_layer_go_on_sharing(lenient):
     class Net(nnx.Module):
         def __init__(self):
@@ -480,6 +488,7 @@ def test_a_name_inside_a_longer_one_is_another_parameter():
     assert jax.tree.map(jnp.shape, state[0].mu) == {"w": (3, 5), "a": {"w": (5, 2)}}
 
 
+@pytest.mark.long
 def test_weakly_typed_parameters_stay_so(lenient):
     def fn(p, x):
         return jnp.tanh(x.astype(jnp.bfloat16) @ p["u"] + p["b"]) @ p["d"]

@@ -112,6 +112,7 @@ def test_one_unit_stays_whatever_the_density(units):
     assert masks["b"].sum() == 1
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("density", [0.25, 0.5, 0.8])
 @pytest.mark.parametrize("name", sorted(HARD))
 def test_shrinking_removes_what_was_cut_and_nothing_else(name, density):
@@ -298,6 +299,7 @@ def test_missing_statistics_are_named(units, params):
         bb.unitwise.group_magnitude(units, {"up": params["up"]})
 
 
+@pytest.mark.long
 def test_where_no_group_can_shrink_the_reasons_are_repeated():
     params = {"w": jnp.ones((3, 4))}
     units = bb.trace(lambda p, x: x @ p["w"], params, jnp.ones((5, 3)))

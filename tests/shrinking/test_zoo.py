@@ -83,6 +83,7 @@ def check(fn, params, args, seed):
     return small
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("model", zoo_shrink.HARD, ids=lambda m: m.name)
 def test_hard_models_compute_the_same_when_they_are_smaller(model, seed):
@@ -96,6 +97,7 @@ def test_the_graph_lists_what_can_shrink(model):
     assert all(g.fixed for g in graph if str(g.first) not in model.free)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", [c.name for c in zoo.CASES if c.name not in NOISY])
 def test_models_of_the_zoo_compute_the_same_when_they_are_smaller(name, request):
     if zoo.named(name).lenient:

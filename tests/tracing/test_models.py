@@ -65,6 +65,7 @@ def _mirrored(h):
     return jnp.tanh(h - h[:, ::-1])
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", SEEN_BY_ALL)
 def test_outputs_end_where_other_units_mix_in(name):
     fn, w, v = SEEN_BY_ALL[name]
@@ -89,6 +90,7 @@ CURVES = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", CURVES)
 def test_nonlinearities_are_named_and_measured(name):
     curve = CURVES[name]
@@ -121,6 +123,7 @@ REGULARISERS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", REGULARISERS)
 def test_a_regulariser_changes_nothing_that_is_measured(name):
     def fn(p, x):
@@ -134,6 +137,7 @@ def test_a_regulariser_changes_nothing_that_is_measured(name):
     assert got["o"] == pytest.approx(rate(relu(A) @ P["o"]).tolist())
 
 
+@pytest.mark.long
 def test_last_layer_is_measured_at_its_logits():
     def fn(p, x):
         return -jnp.mean(jax.nn.log_softmax(relu(x @ p["w"]) @ p["o"])[:, 0])
@@ -143,6 +147,7 @@ def test_last_layer_is_measured_at_its_logits():
     assert not units["o"].hidden and units["o"].nonlinearity == ""
 
 
+@pytest.mark.long
 def test_squeeze_and_excite_owns_the_product_on_one_side_only():
     params = weights(w=(4, 6), a=(6, 3), b=(3, 6), o=(6, 2))
 
@@ -178,6 +183,7 @@ def test_links_go_on_through(name):
     assert units["o"].reads == ("w",)
 
 
+@pytest.mark.long
 def test_flattened_positions_are_part_of_the_input_units():
     params = weights(w=(3, 2, 4), o=(20, 2))
 
@@ -224,6 +230,7 @@ def test_a_shared_ensemble_input_makes_one_wide_layer():
     assert units["o"].stack == (0,) and units["o"].reads == ("w",)
 
 
+@pytest.mark.long
 def test_every_factor_of_a_product_owns_its_units():
     params = weights(a=(4, 6), b=(4, 6), c=(4, 6), o=(6, 2))
 
@@ -237,6 +244,7 @@ def test_every_factor_of_a_product_owns_its_units():
     assert set(units["o"].reads) == {"a", "b", "c"}
 
 
+@pytest.mark.long
 def test_factors_may_store_their_units_in_another_order():
     params = weights(gate=(4, 2, 3), up=(3, 2, 4), o=(2, 3, 4))
 
@@ -253,6 +261,7 @@ def test_factors_may_store_their_units_in_another_order():
     assert np.asarray(got["up"]) == pytest.approx(want.T)
 
 
+@pytest.mark.long
 def test_scans_inside_vmap_have_two_stack_axes():
     params, x = weights(w=(2, 3, 4, 4)), normal(5, 2, 6, 4)
 

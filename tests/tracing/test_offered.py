@@ -213,6 +213,7 @@ MOVES = {
 }
 
 
+@pytest.mark.long
 @given(
     st.lists(st.sampled_from([*UNARY, *MOVES]), min_size=1, max_size=3),
     st.booleans(),

@@ -95,6 +95,7 @@ CASES = {
 SLOW = ("prune only, rescaled", "hysteresis", "in groups")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [
@@ -112,6 +113,7 @@ def test_alike_kernels_get_what_each_gets_by_itself(name):
     assert any((a != b).any() for a in kept for b in kept)  # not one mask for all
 
 
+@pytest.mark.long
 def test_a_rule_is_traced_once_for_kernels_that_are_alike():
     seen = []
 
@@ -130,6 +132,7 @@ def test_a_rule_is_traced_once_for_kernels_that_are_alike():
     assert set(seen) == {f"{at}/{name}" for at in layers for name in ("up", "down")}
 
 
+@pytest.mark.long
 def test_another_kernel_of_a_known_form_adds_no_loop_to_a_refresh():
     def loops(layers):
         params, x = first(layers=layers), jnp.zeros((8, MODEL))

@@ -246,6 +246,7 @@ def test_building_counts_the_units_of_both_sides():
     transform(select(KERNEL, "in", "out"), density=0.4)
 
 
+@pytest.mark.long
 def test_no_density_is_the_default_one():
     """As nothing at all; `bb.prune` has no default and asks for one."""
     params = {"w": jnp.ones((6, 4))}
@@ -442,6 +443,7 @@ def test_an_error_names_the_remedy_and_changes_nothing(name):
     chex.assert_trees_all_equal(before, state)
 
 
+@pytest.mark.long
 def test_a_transform_works_after_an_error():
     tx = transform()
     state = tx.init({"w": W})

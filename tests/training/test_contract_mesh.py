@@ -150,6 +150,7 @@ def _meshes(devices):
     )
 
 
+@pytest.mark.long
 @_meshes(8)
 def test_eight_devices_are_one(rule, kind, spec):
     _check(rule, 8, AxisType[kind], SPECS[spec])
@@ -163,6 +164,7 @@ def test_two_devices_are_one(rule, kind, spec):
 ODD = {("log_odds", "mlp"), ("random", "mlp"), ("log_odds", "conv")}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "rule, name",
     [

@@ -141,6 +141,7 @@ def test_activity_of_another_shape():
         _update("log_odds", activity=activity | {"up": wrong})
 
 
+@pytest.mark.long
 def test_needs_are_checked_under_jit():
     params, grads, activity = _arguments()
     tx = pruner(RULES["log_odds"])

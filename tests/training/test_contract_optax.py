@@ -68,6 +68,7 @@ def _check_rates(state, activities):
         np.testing.assert_allclose(bb.on_rates(state)[path], rate, rtol=1e-5)
 
 
+@pytest.mark.long
 @mostly_slow()
 def test_multi_steps_inside_the_chain_sees_every_micro_batch(rule, lenient):
     inner = optax.MultiSteps(optax.adam(0.05), 4)
@@ -105,6 +106,7 @@ def _injected(row, **numbers):
     return optax.inject_hyperparams(factory)(**numbers)
 
 
+@pytest.mark.long
 @mostly_slow()
 def test_injected_hyperparameters_are_traced(rule):
     row = RULES[rule]
@@ -136,6 +138,7 @@ def test_injected_hyperparameters_are_traced(rule):
     np.testing.assert_allclose(weight, expected, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_injected_beta_changes_the_masks():
     row, params = RULES["beta"], MLP.params()
     activity = MLP.gradient(params, MLP.batch(0))[1]
@@ -165,6 +168,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_zeros_survive_every_optimizer(optimizer, lenient):
     tx = optax.chain(OPTIMIZERS[optimizer](), pruner(RULES["log_odds"]))
@@ -183,6 +187,7 @@ def test_zeros_survive_every_optimizer(optimizer, lenient):
     train(update, MLP, params, tx.init(params), range(5), each)
 
 
+@pytest.mark.long
 def test_frozen_leaves_under_partition_and_masked():
     row = RULES["log_odds"]
     labels = {"up": "prune", "bias": "freeze", "down": "prune"}
@@ -224,6 +229,7 @@ def _deep(row):
     }
 
 
+@pytest.mark.long
 @mostly_slow()
 def test_state_is_found_at_any_depth(rule, lenient):
     params = MLP.params()

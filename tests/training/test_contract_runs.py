@@ -38,6 +38,7 @@ N = 3  # an update short of a refresh: the second half starts in between
 
 
 # Batched -------------------------------------------------------------------------
+@pytest.mark.long
 @mostly_slow()
 def test_vmap_over_seeds(rule):
     tx, update = shared(rule, "mlp")
@@ -63,6 +64,7 @@ def test_vmap_over_seeds(rule):
             np.testing.assert_allclose(batched[name][i], value, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.long
 @mostly_slow()
 def test_vmap_over_densities(rule):
     params, densities = MLP.params(), (0.125, 0.5, 0.75)
@@ -93,6 +95,7 @@ def test_vmap_over_the_seed_of_a_rule():
 
 
 # Donated -------------------------------------------------------------------------
+@pytest.mark.long
 @mostly_slow()
 def test_donated_buffers_change_nothing(rule):
     tx, update = shared(rule, "mlp")
@@ -105,6 +108,7 @@ def test_donated_buffers_change_nothing(rule):
     assert all(x.is_deleted() for x in jax.tree.leaves(given) if x.size > 1)
 
 
+@pytest.mark.long
 @mostly_slow()
 def test_donated_train_step(rule):
     """Parameters and state are given away together, as train steps do."""
@@ -146,6 +150,7 @@ def _restore(path, target):
         return checkpointer.restore(path, target)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "rule, case",
     [
@@ -177,6 +182,7 @@ WIDE = Case(
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "rule", [pytest.param(r, marks=() if r == BRIEF[0] else SLOW) for r in RULES]
 )
@@ -211,6 +217,7 @@ def test_resumed_on_another_mesh(rule, tmp_path):
     same(resumed, whole)
 
 
+@pytest.mark.long
 def test_orbax_pytree_checkpointer(tmp_path):
     tx, update = shared("log_odds", "mlp")
     params = MLP.params()
@@ -253,6 +260,7 @@ WHOLE = Case(
 _COPY = re.compile(r"= f32\[(256,512|512,256)\]\S* copy(-start)?\(")
 
 
+@pytest.mark.sampled(1)
 @mostly_slow()
 @pytest.mark.parametrize("regrow, scratch", [(True, 2.0), (False, 2.5)])
 def test_no_copies_of_donated_state(rule, regrow, scratch):

@@ -51,6 +51,7 @@ def test_unknown_extra_arguments_are_ignored(rule):
     assert str(update(value=1.0, unheard_of="text")) == str(update())
 
 
+@pytest.mark.sampled(2)
 @pairs()
 def test_budget_zeros_and_state_at_every_step(rule, case):
     tx, update = shared(rule, case)
@@ -69,6 +70,7 @@ def test_budget_zeros_and_state_at_every_step(rule, case):
     train(update, case, params, state, range(5), each)
 
 
+@pytest.mark.sampled(2)
 @pairs()
 def test_refresh_and_plain_step_are_one_executable(rule, case):
     tx, update = shared(rule, case)
@@ -84,6 +86,7 @@ def test_refresh_and_plain_step_are_one_executable(rule, case):
     assert counts == [2, 3, 4, 5]
 
 
+@pytest.mark.long
 @mostly_slow()
 def test_state_is_stable_under_scan(rule):
     tx, update = shared(rule, "mlp")
@@ -107,6 +110,7 @@ def test_state_is_stable_under_scan(rule):
     check_exact(MLP, scanned[1], rule)
 
 
+@pytest.mark.sampled(2)
 @pairs(brief=True)
 def test_state_is_stable_under_cond(rule, case):
     case = CASES[case]
@@ -145,6 +149,7 @@ def test_eval_shape_of_init_and_update(rule, case, changes):
     same_kinds((updates, new), (params, state))
 
 
+@pytest.mark.long
 @mostly_slow()
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_is_kept(rule, dtype):
@@ -183,6 +188,7 @@ def test_updates_land_in_the_wider_dtype(
     assert landed["bias"].dtype == update_dtype
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "update_dtype, param_dtype",
     [(jnp.bfloat16, jnp.float32), (jnp.float32, jnp.bfloat16)],
@@ -197,6 +203,7 @@ def test_mixed_dtypes_land_on_exact_zeros(update_dtype, param_dtype, lenient):
     check_zeros(params, state, "log_odds")
 
 
+@pytest.mark.sampled(2)
 @pairs()
 @pytest.mark.parametrize("value", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_equal_scores_meet_the_budget_exactly(rule, case, value):
@@ -211,6 +218,7 @@ def test_equal_scores_meet_the_budget_exactly(rule, case, value):
     check_exact(case, state, rule)
 
 
+@pytest.mark.long
 @mostly_slow()
 def test_zeros_survive_momentum_and_weight_decay(rule, lenient):
     tx = optax.chain(optax.adamw(0.05, weight_decay=0.1), pruner(RULES[rule]))
@@ -224,6 +232,7 @@ def test_zeros_survive_momentum_and_weight_decay(rule, lenient):
     train(jitted(tx), MLP, params, tx.init(params), range(6), each)
 
 
+@pytest.mark.long
 @mostly_slow()
 def test_compiled_and_eager_agree(rule):
     tx, update = shared(rule, "mlp")
@@ -253,6 +262,7 @@ def _distinct(x):
     return jnp.asarray(spread if x.max() <= 1 else np.asarray(x))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "rule",
     [

@@ -94,6 +94,7 @@ rules = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.long
 @rules
 def test_a_refresh_works_in_the_scratch_of_one_kernel(rule):
     def added(layers):
@@ -106,6 +107,7 @@ def test_a_refresh_works_in_the_scratch_of_one_kernel(rule):
     assert few <= 4 * WEIGHTS
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("regrow", [True, False])
 def test_a_plain_step_copies_nothing(regrow):
     step, dense = compiled("pruned", regrow=regrow), compiled("dense")
@@ -135,11 +137,13 @@ def test_a_plain_step_counts_no_weights():
     assert counted and all("while/body" in name for name in counted)
 
 
+@pytest.mark.long
 @rules
 def test_a_refresh_does_not_sort(rule):
     assert not re.findall(SORTS, compiled("pruned", rule=rule).as_text())
 
 
+@pytest.mark.long
 def test_sorting_would_be_found():
     def sorts(seen):
         return bb.top_k_mask(seen.magnitude, 3, axis=0, method="top_k")
@@ -148,6 +152,7 @@ def test_sorting_would_be_found():
     assert re.findall(SORTS, text)
 
 
+@pytest.mark.long
 def test_activity_costs_little_per_activation():
     activations = TOKENS * 2 * (MODEL + HIDDEN)  # of both sides of both kernels
     added = flops(compiled("observe")) - flops(compiled("dense"))

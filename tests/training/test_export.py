@@ -68,6 +68,7 @@ def linen():
 
 
 # Files ---------------------------------------------------------------------------
+@pytest.mark.long
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "dense"])
 def test_linen_parameters(packed):
     params, masks, units = linen()
@@ -119,6 +120,7 @@ def test_nnx_state():
     same(fresh(X), model(X))
 
 
+@pytest.mark.long
 def test_equinox_module():
     model = eqx.nn.MLP(8, 3, 16, 1, key=jax.random.key(0))
     arrays, rest = eqx.partition(model, eqx.is_array)
@@ -136,6 +138,7 @@ def test_equinox_module():
     same(jax.vmap(eqx.combine(loaded, rest))(X), jax.vmap(model)(X))
 
 
+@pytest.mark.long
 def test_a_file_starts_training_under_its_masks():
     params, masks, units = linen()
     back = through_file(params, masks, units, params)
@@ -147,6 +150,7 @@ def test_a_file_starts_training_under_its_masks():
 
 
 # Sparse matrices -----------------------------------------------------------------
+@pytest.mark.long
 def test_bcoo_holds_what_was_kept():
     params, masks, _ = linen()
     kernel = params["up"]["kernel"]
@@ -159,6 +163,7 @@ def test_bcoo_holds_what_was_kept():
     assert matrix.indices.nbytes + matrix.data.nbytes == 3 * matrix.nse * 4
 
 
+@pytest.mark.long
 def test_bcoo_comes_back_from_a_file():
     matrix = sparse.BCOO.fromdense(linen()[0]["up"]["kernel"])
     back = through_file({"up": matrix}, None, None, {"up": matrix}).params["up"]
@@ -171,6 +176,7 @@ def exported(fn, *shapes):
     return export.deserialize(export.export(jax.jit(fn))(*shapes).serialize())
 
 
+@pytest.mark.long
 def test_stablehlo_with_the_weights_inside():
     params, _, _ = linen()
     model = lambda x: Linen().apply({"params": params}, x)  # noqa: E731
@@ -179,6 +185,7 @@ def test_stablehlo_with_the_weights_inside():
     assert "stablehlo.dot_general" in program.mlir_module()
 
 
+@pytest.mark.long
 def test_stablehlo_for_any_batch_takes_the_weights_of_a_file():
     params, masks, units = linen()
     model = lambda params, x: Linen().apply({"params": params}, x)  # noqa: E731

@@ -38,6 +38,7 @@ def test_pruned_weights_stay_pruned_and_the_others_train(lenient):
     assert (after["bias"] != params["bias"]).all()
 
 
+@pytest.mark.long
 def test_it_is_the_plain_optimizer_under_a_mask():
     """Momentum and step of kept weights are those of an unpruned step."""
     params, masks = pruned()
@@ -58,6 +59,7 @@ def test_any_parameter_may_have_a_mask():
     assert bb.metrics(state) == {} and bb.degrees_of(state) == {}
 
 
+@pytest.mark.long
 def test_it_takes_no_notice_of_the_activity_of_others():
     def loss(params, x):
         return jnp.mean((jax.nn.relu(x @ params["up"]) @ params["down"]) ** 2)
@@ -74,6 +76,7 @@ def test_it_takes_no_notice_of_the_activity_of_others():
     assert set(bb.masks(state)) == {"down", "up"}
 
 
+@pytest.mark.long
 def test_with_units_it_reports():
     params, masks = pruned()
     tx = optax.chain(optax.sgd(0.1), bb.hold(masks, MLP.units))
@@ -129,6 +132,7 @@ def test_masks_that_do_not_fit_are_listed():
 
 
 # First masks of a transform ------------------------------------------------------
+@pytest.mark.long
 def test_a_transform_may_begin_with_masks():
     """Sparse from the first update on, also before the first refresh."""
     _, masks = bb.prune(MLP.params(), MLP.units, bb.rules.random(), 0.25)

@@ -79,6 +79,7 @@ def test_counts_are_rounded_half_to_even():
     assert int(exact_budget(0.01, 8)) == 0
 
 
+@pytest.mark.long
 def test_random_masks():
     kernel = dense(10, 10)
     units = bb.Units((kernel,)).select("w")
@@ -130,6 +131,7 @@ def two_of_four(shape, along, units, stack, scores):
     return bb.prune(params, chosen, rules.magnitude(), pattern=pattern)[1]["w"]
 
 
+@pytest.mark.long
 def test_two_of_four_along_the_last_axis():
     expected = [
         [[0, 0, 1, 1], [1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 1]],
@@ -138,6 +140,7 @@ def test_two_of_four_along_the_last_axis():
     assert bits(two_of_four((2, 4, 4), (2,), (1,), (0,), CUBE)) == expected
 
 
+@pytest.mark.long
 def test_two_of_four_along_a_middle_axis():
     expected = [
         [[1, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 1], [0, 1, 1, 1]],
@@ -146,6 +149,7 @@ def test_two_of_four_along_a_middle_axis():
     assert bits(two_of_four((2, 4, 4), (1,), (2,), (0,), CUBE)) == expected
 
 
+@pytest.mark.long
 def test_ties_in_a_group():
     mask = two_of_four((8, 1), (0,), (1,), (), np.ones((8, 1)))
     # Different: theirs keeps the later of equal scores here, [0, 0, 1, 1] twice, and
@@ -311,6 +315,7 @@ def everywhere(*weights):
     return [bits(masks[k.path][:, 0]) for k in kernels]
 
 
+@pytest.mark.long
 def test_all_layers_compete():
     assert everywhere([0.1, 0.9, -0.2, 0.5], [0.7, 0.8]) == [[0, 1, 0, 0], [1, 1]]
 
@@ -322,6 +327,7 @@ def test_layers_of_other_scales():
 
 
 # Schedules -----------------------------------------------------------------------
+@pytest.mark.long
 def test_polynomial_schedule():
     """Sparsity up to .5 over 20 updates: .4375 half of the way."""
     # Different: theirs counts an update before it looks, so that the first is already

@@ -79,6 +79,7 @@ LATER = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("later", LATER)
 def test_the_update_after_a_refresh_counts_what_was_left(later):
     """All pruned weights, half of the edges, are off by then."""
@@ -106,6 +107,7 @@ def test_saving_and_reporting_refuse_them(tmp_path):
     assert bb.report(masks, UNITS, params=pruned).notes == ()
 
 
+@pytest.mark.long
 def test_outside_jit_an_update_warns():
     text = "pruned weights to be 0 in params.* 0.5 of 'up'; put bb.transform last"
     for first in (pruner(start=0, every=9), bb.hold({"up": MASK}, UNITS)):
@@ -137,6 +139,7 @@ GOOD = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("good", GOOD)
 def test_no_false_alarm(good):
     """Weights are dense before the first selection."""
@@ -145,6 +148,7 @@ def test_no_false_alarm(good):
     assert bb.report(state, UNITS, params=params).notes == ()
 
 
+@pytest.mark.long
 def test_no_false_alarm_outside_jit():
     """Warnings are errors here."""
     train(optax.chain(optax.sgd(0.1), pruner(start=0, every=1)), jit=False, steps=3)
@@ -162,6 +166,7 @@ def test_held_masks_are_looked_at_after_the_first_update():
     assert counted == [0, 0.5, 0.5]
 
 
+@pytest.mark.long
 def test_it_is_counted_anew():
     """What is set right is no longer counted from the next refresh on."""
     step, params = jax.jit(pruner(every=4).update), start()
@@ -176,6 +181,7 @@ def test_it_is_counted_anew():
     assert counted == [0, 0, 0, 0.5, 0.5, 0.5, 0, 0, 0]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("value", [-0.0, 1.0, np.nan])
 def test_what_counts_as_0(dtype, value):
@@ -188,6 +194,7 @@ def test_what_counts_as_0(dtype, value):
     assert float(state.bb_stray["up"]) == (0 if value == 0 else 0.5)
 
 
+@pytest.mark.long
 def test_of_a_window_and_of_a_stack_edges_are_counted():
     """One position of a window that is not 0 makes its edge count."""
     kernel = bb.Kernel(
@@ -206,6 +213,7 @@ def test_of_a_window_and_of_a_stack_edges_are_counted():
     np.testing.assert_allclose(state.bb_stray["w"], 5 / 48, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_seeds_under_vmap_are_counted_one_by_one():
     tx, count = bb.transform(select(dense(6, 4)), bb.rules.magnitude(), start=0), 3
     params = {"w": jnp.asarray(np.random.normal(size=(count, 6, 4)), jnp.float32)}
@@ -220,6 +228,7 @@ def test_seeds_under_vmap_are_counted_one_by_one():
 QUICK = {("log_odds", "mlp"), ("set", "conv")}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "rule, case",
     [
@@ -248,6 +257,7 @@ def _update(tx, grads, state, params, activity):
     return optax.apply_updates(params, updates), state
 
 
+@pytest.mark.long
 def test_the_second_copy_of_an_average_is_pruned_by_apply_masks():
     """A moving average holds weights of steps before their pruning."""
     tx, params = optax.chain(optax.adam(1e-2), pruner()), start()

@@ -103,6 +103,7 @@ def run():
     return states
 
 
+@pytest.mark.long
 def test_every_metric_against_numpy(run):
     _, before, state = run
     values = measured(state)
@@ -142,6 +143,7 @@ def test_overall_pools_units_and_edges(run):
         np.testing.assert_allclose(values[f"overall/{metric}"], want, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_before_the_first_update(run):
     values = measured(run[0])
     assert values["overall/density_asked"] == values["overall/density_got"] == 1
@@ -150,6 +152,7 @@ def test_before_the_first_update(run):
     assert np.isnan(values["overall/balance_slope"])
 
 
+@pytest.mark.long
 def test_in_and_out_of_jit_and_at_any_depth(run):
     inside = measured(run[-1])
     outside = bb.metrics((optax.EmptyState(), {"deep": run[-1]}))
@@ -175,6 +178,7 @@ def balanced(k, beta, offset=0.0):
     return 1 / (1 + np.exp(beta * np.asarray(k) + offset))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("beta, offset", [(0.25, 0.0), (0.1, -1.0), (-0.3, 2.0)])
 def test_a_planted_line_is_found(beta, offset):
     k = [3, 4, 7, 9, 12, 15]
@@ -183,6 +187,7 @@ def test_a_planted_line_is_found(beta, offset):
     np.testing.assert_allclose(values["w/balance_r2"], 1, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_units_on_a_bound_are_left_out_of_the_line():
     """At k_min, at the full fan, never on, or always on: the balance cannot hold."""
     k = [3, 4, 7, 9, 2, 20, 10, 11]
@@ -193,6 +198,7 @@ def test_units_on_a_bound_are_left_out_of_the_line():
     np.testing.assert_allclose(values["w/balance_r2"], 1, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_scatter_lowers_r2_only():
     k = np.array([4, 4, 8, 8, 12, 12])
     rates = balanced(k, 0.2, np.array([0.5, -0.5] * 3))
@@ -201,6 +207,7 @@ def test_scatter_lowers_r2_only():
     assert 0.5 < values["w/balance_r2"] < 0.9
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "k, rates",
     [
@@ -217,12 +224,14 @@ def test_a_line_that_cannot_be_fitted_is_nan(k, rates):
     assert np.isfinite(values["w/traffic"])
 
 
+@pytest.mark.long
 def test_dead_units_lack_edges_or_activity():
     values = measured(by_hand([0, 4, 4, 4], [0.5, 0.0, 1e-4, 0.5], k_min=0))
     assert values["w/dead_units"] == 3
     assert values["w/degree_min"] == 0 and values["w/degree_max"] == 4
 
 
+@pytest.mark.long
 def test_coding_entropy_is_finite_at_the_ends():
     values = measured(by_hand([4, 4, 4, 4], [0.0, 1.0, 0.5, 0.5]))
     np.testing.assert_allclose(values["w/coding_entropy"], 0.5, atol=1e-5)

@@ -29,6 +29,7 @@ def test_under_jit_activity_that_is_not_finite_is_left_out_of_the_mean():
     np.testing.assert_allclose(bb.on_rates(state)["w"], want, rtol=1e-6)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("regrow", [True, False])
 def test_a_weight_that_is_not_finite_keeps_masks_and_dormant_weights(bad, regrow):
@@ -54,6 +55,7 @@ def test_a_weight_that_is_not_finite_keeps_masks_and_dormant_weights(bad, regrow
         assert np.isfinite(state.bb_dormant["w"]).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_gradient_that_is_not_finite_keeps_masks_and_dormant_weights(bad):
     """The weights before it chose the mask; pruned weights land on 0 all the same."""
@@ -75,6 +77,7 @@ def test_a_gradient_that_is_not_finite_keeps_masks_and_dormant_weights(bad):
     assert np.isfinite(w).all() and (np.asarray(bb.masks(state)["w"]) != mask).any()
 
 
+@pytest.mark.long
 def test_one_sick_kernel_does_not_hold_up_the_others():
     kernels = dense(6, 4, "a"), dense(6, 4, "b")
     units = bb.Units(kernels).select("a|b")
@@ -87,6 +90,7 @@ def test_one_sick_kernel_does_not_hold_up_the_others():
     assert kept == {"a": 24, "b": 12}
 
 
+@pytest.mark.long
 def test_gradients_that_are_not_finite_do_not_reach_a_rule_that_reads_them():
     def by_gradient(seen):
         return bb.top_k_mask(jnp.abs(seen.grads), seen.budget, axis=(0, 1))

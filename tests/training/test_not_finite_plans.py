@@ -134,6 +134,7 @@ EVERY = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rule, plan", EVERY)
 def test_any_rule_under_any_plan(rule, plan):
     plan = PLANS[plan]

@@ -111,6 +111,7 @@ def restore(manager, target=None):
     return manager.restore(N, args=ocp.args.StandardRestore(target))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "shape, kernels", [((2, 2), COLUMNS), ((1, 1), P())], ids=["4 devices", "one"]
 )

@@ -144,6 +144,7 @@ def test_scale_of():
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "kernel, fan", [(CONV, 4), (GROUPED, 2)], ids=["conv", "grouped"]
 )
@@ -194,6 +195,7 @@ def test_a_value_that_is_not_finite_keeps_the_old_mask(example, bad):
     assert (done.ratio == 1).all()
 
 
+@pytest.mark.long
 def test_a_narrow_dtype_stores_finite_values(example):
     mask, keep, w, dormant = example
     w = np.where(mask & ~keep, np.float32(1e30), w)

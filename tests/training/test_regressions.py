@@ -29,6 +29,7 @@ MAGNITUDE = bb.rules.magnitude()
 ZEROS = jnp.zeros(KERNEL.shape)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_1_ties_do_not_exceed_the_budget(dtype, getkey):
     """All values at or above the k-th would keep everything here."""
@@ -51,6 +52,7 @@ def test_2_a_count_per_unit_takes_the_largest_weights():
         assert set(np.flatnonzero(kept)) == set(np.argsort(-column)[:k])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("regrow", [True, False])
 def test_3_density_does_not_compound(regrow, getkey):
     """Pruning the survivors at each refresh would leave .5 ** 4 of the edges."""
@@ -64,6 +66,7 @@ def test_3_density_does_not_compound(regrow, getkey):
         assert (w != 0).sum() == 48
 
 
+@pytest.mark.long
 def test_4_what_is_remembered_is_in_the_state(getkey):
     """A run that goes on from saved arrays ends where one without a break ends."""
 
@@ -94,6 +97,7 @@ def test_4_what_is_remembered_is_in_the_state(getkey):
     chex.assert_trees_all_equal(whole, again)
 
 
+@pytest.mark.long
 def test_5_accumulated_gradients_do_not_multiply_refreshes(getkey, lenient):
     """Two micro-batches a step, a refresh at every second step: 4 updates apart."""
     pruner = bb.transform(select(KERNEL), MAGNITUDE, density=0.5, start=1, every=2)
@@ -112,6 +116,7 @@ def test_5_accumulated_gradients_do_not_multiply_refreshes(getkey, lenient):
     assert changed == [3, 7]
 
 
+@pytest.mark.long
 def test_6_a_mask_does_not_change_between_a_forward_pass_and_its_gradient(getkey):
     """A refresh uses the weights and the activity of the pass that was differentiated.
 
@@ -131,6 +136,7 @@ def test_6_a_mask_does_not_change_between_a_forward_pass_and_its_gradient(getkey
     np.testing.assert_array_equal(after_wild.bb_dormant["w"][~masks[0]], w[~masks[0]])
 
 
+@pytest.mark.long
 def test_7_running_means_have_no_start_up_bias():
     """From 0 without correction, 40 steps at .99 reach a third of the truth."""
     params = {"up": jnp.eye(4), "down": jnp.ones((4, 1))}
@@ -154,6 +160,7 @@ def test_7_running_means_have_no_start_up_bias():
         )
 
 
+@pytest.mark.long
 def test_8_padding_does_not_count():
     """Padded positions are on here: counted, they would hide that a unit is rare."""
     params = {"up": jnp.eye(3), "down": jnp.ones((3, 1))}
@@ -174,6 +181,7 @@ def test_8_padding_does_not_count():
         assert seen["up"].inputs.on_rate.tolist() == [1.0, 0.5, 0.0]
 
 
+@pytest.mark.long
 def test_8_a_batch_of_padding_leaves_the_running_mean_alone():
     tx = bb.transform(select(KERNEL), density=0.5, start=9, ema=0.5)
     state = tx.init({"w": ZEROS})
@@ -184,6 +192,7 @@ def test_8_a_batch_of_padding_leaves_the_running_mean_alone():
         np.testing.assert_allclose(bb.on_rates(state)["w"], rate, atol=1e-6)
 
 
+@pytest.mark.long
 def test_9_the_bias_is_not_rescaled(getkey):
     """Scaling pre-activations scales the bias with them; we scale the weights."""
     params = {"w": jax.random.normal(getkey(), KERNEL.shape), "b": jnp.ones(8)}
@@ -220,6 +229,7 @@ def spy():
     )
 
 
+@pytest.mark.long
 def test_10_a_rule_sees_the_dense_gradient_and_the_optimizer_the_masked_one(getkey):
     tx = bb.wrap(
         spy(), select(KERNEL), grow_by_gradient(), density=0.25, start=0, every=1
@@ -241,6 +251,7 @@ def test_10_a_rule_sees_the_dense_gradient_and_the_optimizer_the_masked_one(getk
         before = mask
 
 
+@pytest.mark.long
 def test_statistics_of_one_side_do_not_move_the_other():
     """SP-in and SP-out read different units, also where the shapes agree."""
     kernel = dense(8, 8)

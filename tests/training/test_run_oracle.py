@@ -222,6 +222,7 @@ def build(case):
     return kernel, tx, start
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", CASES)
 def test_run(name):
     case = CASES[name]

@@ -70,6 +70,7 @@ def trained():
     return (params, state), alone
 
 
+@pytest.mark.long
 def test_a_mapped_update_is_a_loop_over_seeds():
     together, alone = trained()
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *alone)
@@ -81,6 +82,7 @@ def test_a_mapped_update_is_a_loop_over_seeds():
         assert mask.sum((1, 2)).tolist() == [round(0.4 * mask[0].size)] * SEEDS
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("axes", [(SEEDS,), (1, SEEDS)], ids=["seeds", "two axes"])
 def test_leading_axes_come_first(name, axes):
@@ -106,6 +108,7 @@ def test_readers_work_on_shapes():
     assert shapes["up"].shape == (SEEDS, 9, 17)
 
 
+@pytest.mark.long
 def test_a_report_counts_each_seed_as_a_layer():
     (params, state), alone = trained()
     report = bb.report(state, UNITS, params=params)
@@ -153,6 +156,7 @@ def test_states_of_unlike_leading_axes_have_no_metrics_in_common():
         bb.metrics(states)
 
 
+@pytest.mark.long
 def test_mapped_states_are_adopted():
     (params, state), _ = trained()
     tx = optax.chain(

@@ -177,6 +177,7 @@ class Model(nn.Module):
         return nn.Dense(4, name="down")(nn.relu(nn.Dense(20, name="up")(x)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [bb.linen.TrainState, train_state.TrainState])
 def test_a_linen_train_state_is_written_as_bytes(kind):
     model = Model()
@@ -232,6 +233,7 @@ def test_a_file_of_other_settings_is_refused_by_the_update():
         new.update(params, restored, params)
 
 
+@pytest.mark.long
 def test_a_plan_is_shown_in_a_few_words():
     """Error messages of JAX show the structure of a state."""
     state = TX["chain"].init(first_params())

@@ -151,6 +151,7 @@ def different(old, new):
 
 
 # Every pair ----------------------------------------------------------------------
+@pytest.mark.sampled(1)
 @pairs(SAMPLE)
 def test_a_state_is_continued_by_other_settings_or_refused(old, new):
     params, state = before(old)
@@ -165,6 +166,7 @@ def test_a_state_is_continued_by_other_settings_or_refused(old, new):
         check_run(old, new, trained(new, MORE, params, state))
 
 
+@pytest.mark.long
 @pairs(ADOPTED)
 def test_a_state_is_adopted_by_any_other_settings(old, new):
     params, state = before(old)
@@ -237,6 +239,7 @@ def check_means(old, new, rates, decay):
 
 
 # Single ones ---------------------------------------------------------------------
+@pytest.mark.long
 def test_direct_continuation_is_that_of_an_adopted_state():
     """Where both work they are the same, bit for bit."""
     params, state = before("density")
@@ -252,6 +255,7 @@ def test_a_state_adopted_by_its_own_settings_is_the_same():
     assert jax.tree.structure(adopted) == jax.tree.structure(state)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "new", ["regrow", pytest.param("dormant_dtype", marks=pytest.mark.slow)]
 )
@@ -268,6 +272,7 @@ def test_an_adopted_state_goes_through_a_scan(new):
     assert state[1].bb_count == STEPS + 2
 
 
+@pytest.mark.long
 def test_weights_that_rested_nowhere_come_back_at_zero():
     """A state without dormant weights, continued with regrowth at a higher density."""
     params, rule = first_params(), bb.rules.magnitude()
@@ -433,6 +438,7 @@ def test_states_that_adopt_refuses():
         jax.jit(lambda s: bb.adopt(s, hold, params))(state)
 
 
+@pytest.mark.long
 def test_masks_of_training_are_held():
     params, state = before("density")
     masks = bb.masks(state)
@@ -447,6 +453,7 @@ def test_masks_of_training_are_held():
 
 
 # Rescaling -----------------------------------------------------------------------
+@pytest.mark.long
 def test_weights_that_were_never_scaled_are_scaled_once():
     """Rescaling switched on: the next refresh scales by the whole factor."""
     params, state = before("density")
@@ -466,6 +473,7 @@ def test_weights_that_were_never_scaled_are_scaled_once():
         np.testing.assert_allclose(np.where(kept, new[path], 0), want, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_weights_of_given_masks_are_scaled_by_the_first_refresh():
     """They come as they are: nobody scaled them for these masks."""
     params = first_params()

@@ -76,6 +76,7 @@ def _shard_map_start(devices):
     return placed, params, tx, tx.init(params)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "devices, check_vma",
     [

@@ -75,6 +75,7 @@ def test_unpack(kernel):
     np.testing.assert_array_equal(unpack(kernel, packed(kernel, mask)), mask)
 
 
+@pytest.mark.long
 @BY_KIND
 def test_masks_are_stored_as_bits(kernel, getkey):
     tx = bb.transform(select(kernel), bb.rules.magnitude(), density=0.5, start=0)
@@ -293,6 +294,7 @@ def test_one_bit_per_weight_and_nothing_else_without_regrowth():
 LAST = 2**31 - 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "every, start", [(1, 0), (7, 3), (100, 100), (100, LAST - 250)]
 )
@@ -318,6 +320,7 @@ def test_refreshes_go_on_past_the_last_number_that_int32_holds(every, start):
     assert (np.asarray(counts) >= min(start, 2**30)).all()
 
 
+@pytest.mark.long
 def test_masks_stay_past_the_last_number_where_refreshes_have_an_end():
     tx = bb.transform(select(KERNEL), bb.rules.magnitude(), start=0, every=1, stop=LAST)
     state = tx.init(PARAMS)._replace(bb_count=jnp.int32(LAST))
@@ -335,6 +338,7 @@ def test_dormant_weights_in_half_precision():
     assert PRUNE.init(PARAMS).bb_dormant["w"].dtype == jnp.float32
 
 
+@pytest.mark.long
 def test_a_stack_of_more_edges_than_an_int32_counts():
     """Counts are of slices, and shares of a whole stack floats."""
     stack, n_in, n_out = 33, 2**13, 2**14

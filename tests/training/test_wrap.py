@@ -44,6 +44,7 @@ def run(rule, optimizer, steps=7):
     return seen
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(
     "make",
@@ -88,6 +89,7 @@ PARTICULAR = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=pytest.mark.slow if ", " in n else ()) for n in PARTICULAR],
@@ -141,6 +143,7 @@ def test_an_inner_transformation_that_prunes_gets_its_arguments():
     }
 
 
+@pytest.mark.long
 def test_gradients_given_by_name_do_not_reach_the_inner_optimizer(lenient):
     """Schedule-free has a parameter of this name."""
     inner = optax.contrib.schedule_free_sgd(0.1)
@@ -169,6 +172,7 @@ def test_defaults_are_those_of_transform():
 
 
 # Moments ---------------------------------------------------------------------------
+@pytest.mark.long
 def test_dormant_weights_keep_what_is_left_of_theirs(lenient):
     """A rule that gives back old values leaves the inner optimizer alone."""
     seen = run(bb.rules.magnitude(), optax.adam(0.05))
