@@ -1,8 +1,8 @@
 """What bbjax costs, measured in one process, as ratios to the dense step.
 
     python -m benchmarks.speed [--parts step topk bytes compile jaxpruner]
-        [--models ffn-256 ffn-4096 gpt resnet unet3d] [--jaxpruner PATH] [--no-regrow]
-        [--rounds N] [--out DIR] [--small]
+        [--models ffn-256 ffn-4096 ffn-deep gpt resnet unet3d] [--jaxpruner PATH]
+        [--no-regrow] [--rounds N] [--out DIR] [--small]
 
     step        dense, observe, plain and refresh steps, amortised      steps.py
     topk        `top_k_mask` by method and size, beside a read pass     topk.py

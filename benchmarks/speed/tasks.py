@@ -5,6 +5,7 @@ kernels that get a budget: `(pattern, actuator)` pairs, or none for what `bb.tra
 takes by itself (hidden kernels that a nonlinearity follows, incoming edges).
 
     ffn-256, ffn-4096   8 x (512 -> 2048 -> 512) at so many tokens, up "in", down "out"
+    ffn-deep            100 x (256 -> 512 -> 256) at 256 tokens: 200 kernels, no scan
     gpt, gpt-24         scanned and rematerialised, 12 and 24 layers, likewise
     resnet, unet3d      by default
 
@@ -68,10 +69,14 @@ class Task:
 
 
 def _ffn(name: str, size: str) -> Task:
-    tokens = int(name.removeprefix("ffn-"))
-    shape = ffn.Shape()
+    shape, tokens = {
+        "ffn-256": (ffn.Shape(), 256),
+        "ffn-4096": (ffn.Shape(), 4096),
+        "ffn-deep": (ffn.Shape(100, 256, 512), 256),
+    }[name]
     if size == "small":
-        shape, tokens = ffn.Shape(2, 32, 64), tokens // 64
+        layers = 34 if name == "ffn-deep" else 2  # more than share one loop
+        shape, tokens = ffn.Shape(layers, 32, 64), tokens // 64
 
     def batch(key: jax.Array) -> Any:
         keys = jax.random.split(key)
@@ -134,6 +139,7 @@ def _labelled(values: tuple[int, ...], labels: tuple[int, ...], classes: int) ->
 _MAKERS = {
     "ffn-256": _ffn,
     "ffn-4096": _ffn,
+    "ffn-deep": _ffn,
     "gpt": _gpt,
     "resnet": _resnet,
     "unet3d": _unet3d,

@@ -54,18 +54,19 @@ def measure(setting: Setting, topology: str) -> Report:
             "sequence": setting.sequence,
             "state_bytes": state_bytes(setting, mesh),
         }
-        compiled = {name: _compiled(program) for name, program in both.items()}
+        made = {name: compiled(program) for name, program in both.items()}
         flops = {n: _dots(_traced(p)) / len(devices) for n, p in both.items()}
-    report |= {name: found for name, (found, _) in compiled.items()}
+    report |= {name: found for name, (found, _) in made.items()}
     for name in both:
         report[name] |= _fits(report[name], chip) | {"step_flops": flops[name]}
-    texts = {name: text for name, (_, text) in compiled.items() if text}
+    texts = {name: text for name, (_, text) in made.items() if text}
     report |= moved(texts, both["pruned"].state)
     report["estimates"] = _estimates(report, chip)
     return report
 
 
-def _compiled(program: Program) -> tuple[Report, str]:
+def compiled(program: Program) -> tuple[Report, str]:
+    """What the compiler says of a program, and the program's text; "" if refused."""
     started = time.perf_counter()
     lowered = program.lower()
     traced = time.perf_counter()

@@ -61,11 +61,11 @@ class Program:
     step: Callable[..., Any]
     params: Any
     state: Any
-    tokens: Any
+    tokens: Any  # or another batch
 
     def lower(self) -> Any:
         """The step on its devices, not yet compiled."""
-        mesh = self.tokens.sharding.mesh
+        mesh = jax.tree.leaves(self.tokens)[0].sharding.mesh
         held = jax.tree.map(lambda leaf: leaf.sharding, (self.params, self.state))
         jitted = jax.jit(
             self.step,
@@ -84,7 +84,9 @@ def _shapes(shape: gpt.Shape) -> Any:
     return jax.eval_shape(functools.partial(gpt.init, shape), jax.random.key(0))
 
 
-def _on(mesh: Mesh, shapes: Any, specs: Any) -> Any:
+def on(mesh: Mesh, shapes: Any, specs: Any) -> Any:
+    """Shapes with the shardings that specs say."""
+
     def one(leaf: Any, spec: P) -> jax.ShapeDtypeStruct:
         where = NamedSharding(mesh, spec)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
@@ -92,17 +94,24 @@ def _on(mesh: Mesh, shapes: Any, specs: Any) -> Any:
     return jax.tree.map(one, shapes, specs)
 
 
-def state_on(mesh: Mesh, tx: Any, shapes: Any) -> Any:
-    """The state of an optimizer, every leaf where `tx.init` puts it."""
+def state_on(mesh: Mesh, tx: Any, shapes: Any, specs: Any) -> Any:
+    """The state of an optimizer, every leaf where `tx.init` puts it.
+
+    Args:
+      mesh: automatic or explicit.
+      tx: the optimizer.
+      shapes: of the parameters.
+      specs: how the parameters lie.
+    """
     kinds = (AxisType.Explicit,) * mesh.devices.ndim
     explicit = Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
     with jax.set_mesh(explicit):
-        state = jax.eval_shape(tx.init, _on(explicit, shapes, specs()))
+        state = jax.eval_shape(tx.init, on(explicit, shapes, specs))
 
     def spec(leaf: Any) -> P:
         return P() if leaf.sharding is None else leaf.sharding.spec
 
-    return _on(mesh, state, jax.tree.map(spec, state))
+    return on(mesh, state, jax.tree.map(spec, state))
 
 
 def loss_on(mesh: Mesh, shape: gpt.Shape) -> Callable[[Any, Any], jax.Array]:
@@ -136,8 +145,8 @@ def programs(setting: Setting, mesh: Mesh) -> dict[str, Program]:
     shapes = _shapes(setting.shape)
     batch = (setting.per_chip * mesh.devices.size, setting.sequence + 1)
     plain = jax.ShapeDtypeStruct(batch, jnp.int32)
-    tokens = _on(mesh, plain, P("fsdp"))
-    params = _on(mesh, shapes, specs())
+    tokens = on(mesh, plain, P("fsdp"))
+    params = on(mesh, shapes, specs())
     units = units_of(setting, loss, shapes, plain)
     adam = optax.adamw(3e-4)
     tx = optax.chain(
@@ -163,6 +172,6 @@ def programs(setting: Setting, mesh: Mesh) -> dict[str, Program]:
         return optax.apply_updates(params, updates), state, value
 
     return {
-        "dense": Program(dense, params, state_on(mesh, adam, shapes), tokens),
-        "pruned": Program(pruned, params, state_on(mesh, tx, shapes), tokens),
+        "dense": Program(dense, params, state_on(mesh, adam, shapes, specs()), tokens),
+        "pruned": Program(pruned, params, state_on(mesh, tx, shapes, specs()), tokens),
     }

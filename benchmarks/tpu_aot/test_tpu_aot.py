@@ -206,3 +206,25 @@ for problem in measure.moved({"pruned": text}, made.state)["refresh_broken"]:
 @needs_libtpu
 def test_a_rule_that_gathers_is_caught():
     assert "all-gather of" in _run("-c", _GATHERS)
+
+
+_ALIKE = """
+import json
+from benchmarks.common.models import ffn
+from benchmarks.tpu_aot import alike
+print(json.dumps(alike.measure("v5e:2x2", ffn.Shape(2, 512, 2048))))
+"""
+
+
+@pytest.mark.long
+@needs_libtpu
+def test_kernels_that_share_a_program_move_numbers_of_units_alone():
+    row = json.loads(_run("-c", _ALIKE))
+    for name in ("together", "one by one"):
+        moved = row[name]["collectives"]
+        assert set(moved) <= {"all-reduce", "all-gather"}
+        sizes = [one["largest_bytes"] for one in moved.values()]
+        assert max(sizes) <= row[name]["unit_bytes"]
+    # Four kernels: a loop needs the scratch of one, as one after the other does.
+    assert row["together"]["temp"] <= 1.15 * row["one by one"]["temp"]
+    assert row["together"]["code"] < row["one by one"]["code"]
