@@ -128,6 +128,7 @@ def test_verdicts_are_one_of_four():
 
 
 # Methods -------------------------------------------------------------------------
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_every_method_keeps_the_same_number_of_edges(name):
     method = methods.METHODS[name]
@@ -197,6 +198,7 @@ def test_a_near_miss_is_a_positive_with_its_gate_off(getkey):
     assert (differ.sum(1) == 1).all() and differ[:, rare.GATES].sum() == 200
 
 
+@pytest.mark.long
 def test_units_belong_to_the_clause_that_moves_them(getkey):
     def hidden(x):
         clauses = rare.satisfied(x).astype(jnp.float32)
@@ -216,6 +218,7 @@ def test_auc_counts_ties_half():
 
 
 # Witness set ---------------------------------------------------------------------
+@pytest.mark.long
 @pytest.mark.parametrize("clauses", [1, 2, 8])
 def test_witnesses_satisfy_one_clause_and_near_misses_none(getkey, clauses):
     x, y = witness.witness_set(getkey(), clauses)
@@ -245,6 +248,7 @@ def test_cover_holds_for_points_in_general_position():
     assert low < 0.5 < high
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("by_traffic", [True, False])
 def test_both_exchanges_keep_budgets_and_exchange_alike(by_traffic):
     kernel = bb.Kernel("w", (60, 40), fan_in=(0,), fan_out=(1,))
@@ -270,6 +274,7 @@ def test_both_exchanges_keep_budgets_and_exchange_alike(by_traffic):
     assert (lost[:10].mean() < 0.8 * lost[-10:].mean()) == by_traffic
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(4))
 def test_busy_units_lose_most_and_all_together_lose_the_share(seed):
     rng = np.random.default_rng(seed)
@@ -283,6 +288,7 @@ def test_busy_units_lose_most_and_all_together_lose_the_share(seed):
     assert (redraw.shares_by_traffic(jnp.zeros(3), jnp.array([1, 2, 3])) == 0).all()
 
 
+@pytest.mark.long
 def test_first_cycles_and_growth():
     solved = [np.array([[0, 0, 1, 0], [0, 0, 0, 0]], bool)]
     assert witness_judge.firsts(solved, 4).tolist() == [[3, 5]]

@@ -46,6 +46,7 @@ def test_exponents_of_known_powers():
     assert not fit.exponent(sizes, sizes**0.3, most=0)["within"]
 
 
+@pytest.mark.long
 def test_errors_of_an_exponent_cover_noise():
     rng = np.random.default_rng(0)
     sizes = np.array([1e3, 1e4, 1e5, 1e6])

@@ -144,6 +144,7 @@ def _run(*command, **environment):
     return done.stdout
 
 
+@pytest.mark.long
 def test_without_libtpu_it_says_what_to_install(tmp_path):
     hide = (
         "import runpy, sys, importlib.util as u; find = u.find_spec;"

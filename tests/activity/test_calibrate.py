@@ -79,6 +79,7 @@ def streamed(stream, batches):
     return calibrate(fn, units, params, batches, needs=needs)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stream", STREAMS)
 def test_batches_are_one_big_batch(stream):
     """A generator, with a smaller last batch."""
@@ -190,6 +191,7 @@ def test_a_module_with_state_is_left_as_it_was():
     np.testing.assert_allclose(got["down/kernel"].inputs.on_rate, hidden.mean(0))
 
 
+@pytest.mark.long
 def test_arguments_that_are_no_arrays():
     def fn(p, x, power, config):
         return mlp(p, x**power * config.scale)

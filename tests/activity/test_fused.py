@@ -185,6 +185,7 @@ def test_each_range_is_measured_after_its_own_last_nonlinearity(name):
     assert path in units.budgeted
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["split (SwiGLU)", "two kernels in one array (Gemma)"])
 def test_a_fused_kernel_is_pruned_by_default_with_a_budget_over_all_its_columns(name):
     hidden, path, expected, _ = GATES[name]

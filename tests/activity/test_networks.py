@@ -15,6 +15,7 @@ from tests.support.networks.network import rate
 pytestmark = pytest.mark.usefixtures("lenient")
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_measures_the_hidden_units_of_a_network(name):
     network = NETWORKS[name]()

@@ -35,6 +35,7 @@ def assert_same(got, want, rtol=1e-6):
     chex.assert_trees_all_close(got, want, rtol=rtol, atol=1e-8)
 
 
+@pytest.mark.long
 def test_under_vmap_over_seeds():
     many = jax.vmap(
         lambda k: jax.tree.map(lambda v: v + jax.random.normal(k, v.shape), P)
@@ -68,6 +69,7 @@ def test_no_gradient_flows_out_of_the_statistics():
     assert all(not np.any(g) for g in jax.tree.leaves(jax.grad(measured)(P)))
 
 
+@pytest.mark.long
 def test_in_a_training_loop_under_scan():
     def step(p, x):
         (out, activity), grads = jax.value_and_grad(OBSERVED, has_aux=True)(p, x)
@@ -189,6 +191,7 @@ def test_closures_numbers_keys_and_integers():
         assert_same(bb.observe(noisy, units)(P, key, data)[0], noisy(P, key, data))
 
 
+@pytest.mark.long
 def test_equinox_modules_with_functions_in_them(lenient):
     net = eqx.nn.MLP(4, 2, 6, 1, key=jax.random.key(4))
     loss = lambda net, x: jnp.mean(jax.vmap(net)(x) ** 2)  # noqa: E731
@@ -218,6 +221,7 @@ def test_sharded_batches_give_the_same_statistics(kind):
     assert_same(rates(activity), rates(seen), 0)
 
 
+@pytest.mark.long
 def test_inner_shardings_are_kept():
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     split = NamedSharding(mesh, PartitionSpec("data"))

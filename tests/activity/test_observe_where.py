@@ -117,6 +117,7 @@ def test_convolutions_take_a_batch_or_a_spatial_mask(spatial):
     matches(activity["w"].outputs, {"on_rate": by_hand(h, mask)["on_rate"]})
 
 
+@pytest.mark.long
 def test_nothing_real_counts_nothing():
     units = bb.trace(ffn, P, TOKENS, REAL)
     nothing = jnp.zeros_like(REAL)
@@ -136,6 +137,7 @@ def test_a_mask_that_does_not_fit_names_both_shapes(shape):
     assert str(shape) in str(error.value)
 
 
+@pytest.mark.long
 def test_a_batch_that_is_not_finite_does_not_pass_for_a_silent_one():
     def loss(w, x):
         return jnp.sum(jax.nn.relu(x @ w["up"]) @ w["down"])

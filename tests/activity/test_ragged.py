@@ -210,6 +210,7 @@ def test_a_mask_follows_into_functions_that_multiply():
         close(activity["down"].outputs.on_rate[e], (out > 0).sum(0) / n)
 
 
+@pytest.mark.long
 def test_rows_that_are_given_in_order_take_a_mask_in_that_order():
     def net(p, x, sizes):
         return silu(lax.ragged_dot(x, p["up"], sizes)) @ jnp.ones((HIDDEN, 1))
@@ -451,6 +452,7 @@ def test_halves_of_fused_experts_are_measured_after_nonlinearities_of_their_own(
     close(activity["up"].outputs.on_rate, expected)
 
 
+@pytest.mark.long
 def test_a_range_of_fused_experts_without_a_nonlinearity_counts_as_the_raw_output():
     def fn(p, x):
         a, b = jnp.split(ragged(x, p["up"]), 2, -1)

@@ -62,6 +62,7 @@ def test_layers_in_a_loop_are_a_stack():
     assert (np.asarray(found.outputs.count) == 40).all()
 
 
+@pytest.mark.long
 def test_larger_statistics_of_slices():
     units = bb.trace(loop, P, X)
     needs = ("inputs.gram", "inputs.l1", "inputs.abs_map")
@@ -76,6 +77,7 @@ def test_larger_statistics_of_slices():
     np.testing.assert_allclose(inputs.l1, edges, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_gate_and_value_in_one_array_that_is_indexed():
     def fn(p, x):
         return (silu(x @ p["two"][:, 0]) * (x @ p["two"][:, 1])) @ p["o"]
@@ -92,6 +94,7 @@ def test_gate_and_value_in_one_array_that_is_indexed():
     np.testing.assert_array_equal(np.sum(masks["two"], axis=(0, 2)), [24, 24])
 
 
+@pytest.mark.long
 def test_slices_with_ranges_of_their_own():
     """An index before the product, and halves of its output behind it."""
     p = {"w": normal(5, 2, 6, 8), "o": normal(6, 4, 6)}
@@ -112,6 +115,7 @@ def test_slices_with_ranges_of_their_own():
     np.testing.assert_allclose(activity["w"].outputs.on_rate, expected, atol=1e-6)
 
 
+@pytest.mark.long
 def test_slices_inside_scanned_layers():
     p = {"w": normal(9, 3, 2, 6, 8) / 4, "o": normal(10, 3, 8, 6) / 4}
 
@@ -134,6 +138,7 @@ def test_slices_inside_scanned_layers():
     np.testing.assert_allclose(stats.inputs.gram, grams, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_slices_of_a_grouped_convolution():
     p = {"w": normal(7, 2, 3, 2, 4)}
     x = normal(8, 2, 7, 4)
@@ -193,6 +198,7 @@ def test_other_slices_are_listed_with_the_reason(name):
     assert problem[1].startswith(why)
 
 
+@pytest.mark.long
 def test_a_model_with_slices_shrinks_or_says_why_not():
     def fn(p, x):
         return (silu(x @ p["two"][:, 0]) * (x @ p["two"][:, 1])) @ p["o"]

@@ -228,6 +228,7 @@ with jax.numpy_rank_promotion("allow"):
     STRUCTURES = structures()
 
 
+@pytest.mark.sampled(19)
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_the_value_of_a_unit_is_taken_after_its_last_nonlinearity(name):
     hidden, expected = STRUCTURES[name]
@@ -276,6 +277,7 @@ def test_a_kernel_whose_units_have_one_edge_is_in_the_table_with_the_reason():
 
 
 # Recurrent cells -------------------------------------------------------------------
+@pytest.mark.long
 def test_a_plain_recurrent_cell_is_measured_after_the_sum():
     rnn = nn.RNN(nn.SimpleCell(5), return_carry=False)
     x = normal(50, 3, 7, 4)
@@ -322,6 +324,7 @@ def gru_by_hand(p, x, h, _):
 CELLS = {"lstm": (nn.LSTMCell, lstm_by_hand), "gru": (nn.GRUCell, gru_by_hand)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CELLS)
 def test_the_gates_of_recurrent_cells(name):
     """Factors count as their product; a gate that meets no other units as itself."""
@@ -360,6 +363,7 @@ def test_complex_weights_are_refused_by_name():
             build(units.select("w"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_token_embedding_is_no_bias(tied):
     """The first block behind it counts before the sum, as in every residual stream."""

@@ -36,6 +36,7 @@ def equal(got, want, **tolerance):
 
 
 # Arrays --------------------------------------------------------------------------
+@pytest.mark.long
 def test_returns_what_jax_and_observe_return():
     loss, grads, activity = bb.value_and_grad(loss_fn, UNITS)(P, X)
     equal((loss, grads), jax.value_and_grad(loss_fn)(P, X))

@@ -61,6 +61,7 @@ def train_whole_module(model, batch, steps):
     return units, model, opt_state
 
 
+@pytest.mark.long
 def test_the_whole_module_is_traced_and_its_float_arrays_are_trained(model, batch):
     units, trained, opt_state = train_whole_module(model, batch, steps=30)
     assert units.paths == tuple(f"layers/{i}/weight" for i in range(3))
@@ -72,6 +73,7 @@ def test_the_whole_module_is_traced_and_its_float_arrays_are_trained(model, batc
     assert loss_fn(trained, batch) < 0.8 * loss_fn(model, batch)
 
 
+@pytest.mark.long
 def test_a_partitioned_module_is_plain_jax_and_trains_the_same(model, batch):
     whole_units, whole, _ = train_whole_module(model, batch, steps=6)
     params, static = eqx.partition(model, eqx.is_inexact_array)
@@ -126,6 +128,7 @@ def stateful_loss(model, state, batch, key):
     return mean_loss(logits, batch[1]), state
 
 
+@pytest.mark.long
 def test_batch_norm_and_dropout(batch, getkey):
     model, state = eqx.nn.make_with_state(Stateful)(getkey())
     key = getkey()

@@ -320,6 +320,7 @@ def test_every_step_leaves_the_exact_number_of_weights(name):
         assert (kernels[step][-1] != 0).all()  # the last layer has no budget
 
 
+@pytest.mark.sampled(1)
 @every_library
 def test_the_loss_falls_in_one_compilation(name):
     losses, _, _, session = run(name)
@@ -348,6 +349,7 @@ def _biases(session):
     return [layer.get("bias", layer.get("b")) for layer in layers]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [n for n in LIBRARIES if n != "RawJax"])
 def test_training_is_that_of_raw_jax(name):
     losses, kernels, masks, _ = run(name)

@@ -87,6 +87,7 @@ def train_step_of(units):
     return train_step
 
 
+@pytest.mark.long
 def test_batch_norm_and_dropout_train_sparse(batch, getkey):
     key = getkey()
     units, state = make_state(batch, key, chain)
@@ -103,6 +104,7 @@ def test_batch_norm_and_dropout_train_sparse(batch, getkey):
     assert state.step == 40
 
 
+@pytest.mark.long
 def test_observing_changes_neither_dropout_nor_running_means(batch, getkey):
     key = getkey()
     units, state = make_state(batch, key, chain)
@@ -180,6 +182,7 @@ def test_missing_activity_is_named(batch, getkey):
         state.apply_gradients(grads=state.params)
 
 
+@pytest.mark.long
 def test_accessors_take_the_state(batch, getkey):
     key = getkey()
     units, state = make_state(batch, key, lambda units: chain(units, start=0))
@@ -193,6 +196,7 @@ def test_accessors_take_the_state(batch, getkey):
     assert bb.degrees_of(state)["up/kernel"].sum() == edges
 
 
+@pytest.mark.long
 def test_gradients_overwrite_what_flax_says_they_overwrite(getkey):
     """As for the scales of float8, whose new values come as gradients."""
     name, x = OVERWRITE_WITH_GRADIENT, jax.random.normal(getkey(), (16, 8))
@@ -223,6 +227,7 @@ def test_gradients_overwrite_what_flax_says_they_overwrite(getkey):
     assert np.count_nonzero(kernel) == round(DENSITY * kernel.size)
 
 
+@pytest.mark.long
 def test_flax_is_imported_only_when_an_adapter_is_used():
     code = (
         "import sys, bbjax as bb\n"
@@ -239,6 +244,7 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = bb.torch
 
 
+@pytest.mark.long
 def test_names_of_mesh_axes_are_not_part_of_a_path(batch):
     def net(partitioned):
         init = nn.initializers.lecun_normal()

@@ -214,6 +214,7 @@ def test_rngs_among_the_arguments_advance(batch, by_name):
     assert mine.default.count[...] == plain.default.count[...] == 3
 
 
+@pytest.mark.long
 def test_objects_that_share_an_array_still_share_it(batch):
     model = nnx.Linear(8, 8, rngs=nnx.Rngs(0))
     batch_count = nnx.Dict(kernel=model.kernel, calls=nnx.BatchStat(jnp.zeros(())))

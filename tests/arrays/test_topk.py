@@ -50,6 +50,7 @@ def problem(rng, shape, axes, dtype=np.float32, levels=None):
     return scores.astype(dtype), rng.integers(0, n + 1, others).astype(np.int32)
 
 
+@pytest.mark.sampled(13)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
@@ -76,6 +77,7 @@ def test_equals_a_stable_sort(shape, axis, dtype, method):
         np.testing.assert_array_equal(mask, oracle(scores, k, axes))
 
 
+@pytest.mark.long
 @given(
     seed=st.integers(0, 2**32 - 1),
     dtype=st.sampled_from(DTYPES),
@@ -140,6 +142,7 @@ def test_empty(shape):
     assert top_k_mask(np.zeros(shape, np.float32), 1, axis=0).shape == shape
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 def test_jit_vmap_scan(method):
     rng = np.random.default_rng(0)
@@ -186,6 +189,7 @@ def test_kth_largest_at_the_ends():
     assert not np.signbit(got[2])
 
 
+@pytest.mark.long
 @needs_8_devices
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("spec", [P("x", None), P(None, "x"), P("y", "x")])
@@ -288,6 +292,7 @@ def test_errors(call, error, text):
         call()
 
 
+@pytest.mark.long
 def test_constants_of_a_compiled_program():
     """A program that knows the scores, in another layout, finds the same entries."""
     scores = jnp.asarray(np.random.default_rng(0).normal(size=(24, 8)), jnp.float32)

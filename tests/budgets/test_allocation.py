@@ -113,6 +113,7 @@ def test_erk_counts_the_window_and_every_slice():
     assert got[2].shape == (3,) and sum(n.sum() for n in got) == total
 
 
+@pytest.mark.long
 def test_erk_leaves_every_unit_its_floor():
     got = edges(bb.erk(0.06), [UP, OUT], k_min=[100, 10])
     assert sum(got) == round(0.06 * 2200) and got[0] >= 100 and got[1] >= 10

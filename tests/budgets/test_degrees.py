@@ -233,6 +233,7 @@ def test_bad_law():
         degrees(ONES, 4, 0.5, law=short)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("law", LAWS)
 def test_rates_below_the_smallest_normal_float_keep_their_order(law):
     """Degrees are those of rates as far apart that every backend tells apart."""

@@ -233,6 +233,7 @@ def test_some_laws_say_degrees_only_up_to_a_budget():
         assert law.edges is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["three_zone", "quantile"])
 def test_relative_densities_under_a_budget(name):
     """A budget rescales them: degrees keep their ratios, as far as bounds allow."""

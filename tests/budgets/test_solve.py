@@ -173,6 +173,7 @@ def test_degrees_rise_one_edge_at_a_time():
     assert all((b - a).sum() == 1 and (b >= a).all() for a, b in pairwise(k))
 
 
+@pytest.mark.long
 def test_floors_of_slices_and_of_single_units():
     rate = jnp.full((2, 3), 0.5)
     profile = jnp.zeros((2, 3)).at[:, 0].set(-9.0)

@@ -350,6 +350,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert_same(bb.load(path).params, PARAMS)
 
 
+@pytest.mark.long
 def test_the_package_safetensors_is_not_needed():
     code = """if True:
         import io, sys

@@ -92,6 +92,7 @@ def shrunk(source, abstract=False):
     return small, apply, x
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("lenient")
 def test_a_fresh_process_loads_shrunk_models_by_one_call_each(tmp_path):
     program = HEAD

@@ -112,6 +112,7 @@ def chosen(array, kept, stack, axis):
     return np.stack(rows)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["scanned", "residual"])
 def test_works_under_jit_with_a_traced_choice(name):
     net, units = traced(name)
@@ -196,6 +197,7 @@ def test_refuses_a_part_of_a_stream():
     refused(ValueError, text, {"embed": np.ones(5, bool)})
 
 
+@pytest.mark.long
 def test_refuses_other_paths_shapes_and_types():
     refused(ValueError, "paths of kernels in `keep`, got 'bias'", {"bias": np.ones(5)})
     text = r"shape \(6,\) for 'up0', one entry per output unit, got \(5,\)"

@@ -68,6 +68,7 @@ def applied(module, params, stats, *args):
     return module.apply({"params": params, "batch_stats": stats}, IMAGES, *args)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("whole", [False, True], ids=["params", "variables"])
 def test_linen_net(whole):
     module = Net()

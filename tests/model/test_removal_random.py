@@ -118,6 +118,7 @@ def assert_same(program, one, other):
     )
 
 
+@pytest.mark.long
 def test_units_without_readers_may_have_any_value():
     removed = 0
     for seed in range(300):
@@ -146,6 +147,7 @@ def removal(units, kernel, params, other, rng):
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("forward", [False, True])
 def test_a_sweep_changes_no_result(forward):
     cut = 0

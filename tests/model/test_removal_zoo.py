@@ -55,6 +55,7 @@ def test_closed_kernels(name, lenient):
     assert all(bool(k.why_not) != k.closed for k in units.kernels)
 
 
+@pytest.mark.sampled(7)
 def test_kernels_have_rows_for_what_they_read(case):
     _, units = zoo.built(case.name)
     for kernel in units.kernels:

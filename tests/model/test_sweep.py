@@ -44,6 +44,7 @@ def some(name, seed, share):
     return masks
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("forward", [False, True])
 @pytest.mark.parametrize("name", NETS)
 def test_a_sweep_only_cuts_and_changes_nothing_that_is_computed(name, forward):
@@ -163,6 +164,7 @@ def test_forward_leaves_what_makes_something_of_0(curve):
     assert lost(found["b"], 0) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("curve", "gone"), [(jax.nn.silu, [1, 2]), (jax.nn.sigmoid, [2])]
 )

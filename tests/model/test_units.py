@@ -185,6 +185,7 @@ def any_kernel(draw):
     return bb.Kernel("w", tuple(draw(sizes)), **axes)
 
 
+@pytest.mark.long
 @settings(max_examples=12)  # every shape compiles
 @given(any_kernel())
 def test_any_order_of_axes(kernel):

@@ -54,6 +54,7 @@ def by_hand(params, x, kept):
     yield x @ np.asarray(last["w"]) + np.asarray(last["b"])
 
 
+@pytest.mark.long
 def test_the_quietest_units_go_with_all_that_is_theirs(case):
     params, x, units = case
     mine = personalise(mlp, params, units, [(x[:15],), (x[15:],)], remove=0.65)
@@ -138,6 +139,7 @@ def test_it_stops_when_the_score_falls(case):
     np.testing.assert_array_equal(alone.params["w1"]["w"], mine.params["w1"]["w"])
 
 
+@pytest.mark.long
 def test_tolerance_is_counted_from_the_best_score_so_far(case):
     params, x, units = case
     scorer, _ = scripted(0.8, 0.9, 0.86, 0.84, 1.0)
@@ -160,6 +162,7 @@ def test_nothing_goes_if_the_first_fraction_is_too_much(case):
     assert mine.total == (0, 40, 0, 520) and mine.scores[-1] == (0.3, 0.7)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("by", ["units", "weights"])
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_masks_are_nested(by, scope, case):
@@ -196,6 +199,7 @@ def test_output_units_stay_unless_asked_for(case):
     assert both.removed["w1/w"] == mine.removed["w1/w"]
 
 
+@pytest.mark.long
 def test_control_with_output_units_only():
     """The classes that never win go; raw outputs would say that they are loud."""
     params, x = net(3, 6, 20, 20, 10), normal(4, 40, 6)
@@ -349,6 +353,7 @@ def test_bad_selections(case):
         personalise(mlp, linear, only, [(x,)])
 
 
+@pytest.mark.long
 def test_a_result_that_says_nothing_of_output_units(case):
     params, x, units = case
 

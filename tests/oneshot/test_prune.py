@@ -96,6 +96,7 @@ def test_every_rule_prunes_once(rule, case, monkeypatch):
                 np.testing.assert_array_equal(params[path], np.where(mask, value, 0))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "rule, case",
     [
@@ -122,18 +123,21 @@ def test_other_leaves_are_the_same_objects():
     assert after["bias"] is params["bias"] and set(masks) == {"up", "down"}
 
 
+@pytest.mark.long
 def test_density_may_be_traced_and_batched():
     front = jax.vmap(lambda d: bb.prune(MLP.params(), MLP.units, MAGNITUDE, d)[1]["up"])
     kept = np.asarray(front(jnp.array([0.25, 0.5])).sum((1, 2)))
     assert kept.tolist() == [72, 144]
 
 
+@pytest.mark.long
 def test_half_precision_is_kept():
     params = MLP.params(dtype=jnp.bfloat16)
     after, _ = bb.prune(params, MLP.units, BB, 0.5, stats=stats("mlp"))
     assert after["up"].dtype == jnp.bfloat16
 
 
+@pytest.mark.long
 def test_eight_devices_are_one():
     mesh = jax.make_mesh((8,), ("x",))
     alone = bb.prune(MLP.params(), MLP.units, BB, 0.5, stats=stats("mlp"))
@@ -158,6 +162,7 @@ def test_busy_units_keep_few_edges():
     assert (np.diff(falling[np.sort(rate) > 0.004]) <= 0).all()  # of living units
 
 
+@pytest.mark.long
 def test_nnx_modules_are_parameters_as_well():
     class Net(nnx.Module):
         def __init__(self):
@@ -210,6 +215,7 @@ def by_hand(rule, density):
     return params, masks
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rule", [WANDA, BB], ids=["wanda", "bb"])
 def test_layers_see_the_pruned_ones_before_them(rule):
     ordered = bb.prune_in_order(deep, deep_params(), DEEP, rule, iter(X), 0.25)
@@ -234,6 +240,7 @@ def scanned_in_order():
     return bb.prune_in_order(scanned, stack, units, WANDA, X, 0.25)
 
 
+@pytest.mark.long
 def test_slices_of_a_scan_are_layers():
     """A scanned stack is pruned as the same layers written out one by one."""
     after, masks = scanned_in_order()
@@ -262,6 +269,7 @@ def gated(params, x):
     return hidden @ params["down"]
 
 
+@pytest.mark.long
 def test_gate_and_up_share_the_activity_of_their_product():
     """A gated unit is one unit: by the law both kernels get the same degrees."""
     keys = jax.random.split(jax.random.key(3), 3)
@@ -356,6 +364,7 @@ def test_rules_that_compete_across_kernels_cannot_go_in_order():
         bb.prune_in_order(deep, deep_params(), DEEP, rule, X, 0.5)
 
 
+@pytest.mark.long
 def test_no_batches():
     with pytest.raises(ValueError, match="batch"):
         bb.prune_in_order(deep, deep_params(), DEEP, WANDA, [], 0.5)

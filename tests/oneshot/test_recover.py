@@ -97,6 +97,7 @@ def constant(name, shape):
     return jnp.broadcast_to(normal(1, *shape[1:]), shape)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", LAYERS)
 def test_of_a_constant_input_the_outputs_stay(name):
     fn, shapes, inputs = LAYERS[name]
@@ -115,6 +116,7 @@ def test_of_a_constant_input_the_outputs_stay(name):
         )
 
 
+@pytest.mark.long
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 40), st.floats(0, 1))
 def test_every_unit_has_the_mean_it_had(n, m, samples, share):
     params, x = {"w": normal(n, m), "b": normal(m)}, normal(samples, n) + 1
@@ -127,6 +129,7 @@ def test_every_unit_has_the_mean_it_had(n, m, samples, share):
     close(new["b"], want, 1e-4)
 
 
+@pytest.mark.long
 def test_means_are_over_all_batches_without_padding():
     params, x = {"w": normal(4, 3), "b": normal(3)}, normal(10, 5, 4) + 2
     real = keep(10, 5, share=0.6)
@@ -153,6 +156,7 @@ def same_padding(p, x):
     return y + p["b"][None, None, None]
 
 
+@pytest.mark.long
 def test_a_padded_convolution_is_exact_up_to_its_borders():
     params, x = {"w": normal(3, 3, 2, 4), "b": normal(4)}, jnp.ones((2, 6, 6, 2))
     units, stats = measured(same_padding, params, x)
@@ -174,6 +178,7 @@ def problem(dtype=jnp.float32):
     return {k: normal(*shape, dtype=dtype) for k, shape in shapes.items()}
 
 
+@pytest.mark.long
 def test_units_that_are_cut_leave_their_mean_to_the_next_bias():
     params, x = problem(), normal(64, 6)
     units, stats = measured(mlp, params, x)
@@ -213,6 +218,7 @@ def test_masks_of_biases_and_norms_are_applied():
     assert (np.asarray(new["bias"])[on] != np.asarray(params["bias"])[on]).all()
 
 
+@pytest.mark.long
 def test_terms_of_kernels_that_share_a_bias_add():
     def fn(p, x, y):
         return x @ p["a"] + y @ p["c"] + p["b"][None]
@@ -230,6 +236,7 @@ def test_terms_of_kernels_that_share_a_bias_add():
     close(fn(pruned, x, y).mean(0), fn(params, x, y).mean(0))
 
 
+@pytest.mark.long
 def test_after_a_rule_with_new_weights():
     params, x = problem(), normal(64, 6) + 1
     units = bb.trace(mlp, params, x).select("up|down")
@@ -244,6 +251,7 @@ def test_after_a_rule_with_new_weights():
 
 
 # Trees and arrays of all kinds ------------------------------------------------------
+@pytest.mark.long
 def test_bfloat16_stays_and_is_computed_in_float32():
     params, x = problem(jnp.bfloat16), normal(64, 6, dtype=jnp.bfloat16) + 1
     units, stats = measured(mlp, params, x)
@@ -256,6 +264,7 @@ def test_bfloat16_stays_and_is_computed_in_float32():
         close(new[path].astype(jnp.float32), want[path], 2**-8)
 
 
+@pytest.mark.long
 def test_nnx_modules_come_back_as_modules():
     rngs = nnx.Rngs(0)
     net = nnx.Sequential(
@@ -284,6 +293,7 @@ def test_under_jit_as_without():
         close(leaf, bb.recover.means(params, units, masks, stats)[path], 1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_arrays_that_are_sharded_over_devices(kind):
     params, x = problem(), normal(32, 6)
@@ -312,6 +322,7 @@ def pruning():
     return {"params": params, "units": units, "masks": masks, "stats": stats}
 
 
+@pytest.mark.long
 def test_kernels_without_a_bias_are_named(pruning):
     def bare(p, x):
         return jax.nn.relu(x @ p["up"]) @ p["down"] + p["out"][None]
@@ -379,6 +390,7 @@ def conv_by_hand(kernel, x):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 0.999])
 def test_norms_of_a_pruned_conv_net_are_those_by_hand(momentum, lenient):
     net, sizes = ConvNet(momentum), (12, 12, 6)
@@ -491,6 +503,7 @@ OLD = {
 }
 
 
+@pytest.mark.long
 @settings(max_examples=30)
 @given(
     st.floats(0, 0.999),
@@ -532,6 +545,7 @@ def test_statistics_in_bfloat16_are_measured_in_float32():
     )
 
 
+@pytest.mark.long
 def test_a_trained_net_that_is_pruned_by_half_gets_better(lenient):
     net = ConvNet(0.99)
     key = jax.random.key(1)

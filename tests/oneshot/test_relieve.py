@@ -84,6 +84,7 @@ def test_pass_over_an_mlp():
     assert report.density == kept / whole
 
 
+@pytest.mark.long
 def test_nothing_changes_on_the_calibration_set_at_one():
     """At alpha = 1 only what contributes nothing goes: outputs stay as they are."""
     params, x = mlp_params(), normal(1, 40, 12)
@@ -223,6 +224,7 @@ def test_dead_unit_loses_what_norms_hold_for_it():
     np.testing.assert_allclose(normed(left, x), normed(params, x), rtol=1e-6)
 
 
+@pytest.mark.long
 def test_masks_of_other_parameters_stay():
     """A scale that was cut before: the unit still says its shift."""
     params = weights(w=(6, 5), out=(5, 3))

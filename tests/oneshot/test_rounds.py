@@ -70,6 +70,7 @@ def test_fine_tuning_goes_on_from_the_pruned_net(job):
     assert [done.number for done in made] == [1, 2, 3]
 
 
+@pytest.mark.long
 def test_rewinding_trains_from_the_first_parameters_under_the_mask(job):
     first = jax.tree.map(lambda p: p + 1.0, job[1])
     train = Trainer()

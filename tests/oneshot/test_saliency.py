@@ -219,6 +219,7 @@ def test_the_flow_is_compiled_once():
     assert len(calls) == 1
 
 
+@pytest.mark.long
 def test_every_unit_keeps_its_floor():
     _, masks = prune_by_flow(narrow, hourglass(), UNITS, 0.15, X, rounds=5, k_min=1)
     assert sum(counts(masks).values()) == round(0.15 * TOTAL)
@@ -237,6 +238,7 @@ def test_densities_of_other_kinds():
         prune_by_flow(narrow, hourglass(), UNITS, ramp, X, rounds=3)
 
 
+@pytest.mark.long
 def test_bad_rounds():
     for rounds, error in ((0, ValueError), (2.5, TypeError)):
         with pytest.raises(error, match="rounds: expected an int in"):

@@ -521,6 +521,7 @@ def test_traced_parameters_are_refused():
         )
 
 
+@pytest.mark.long
 def test_a_rule_across_the_slices_of_a_stack_is_refused():
     params, x, units = stacked()
     rule = bb.rules.magnitude(scope="global")

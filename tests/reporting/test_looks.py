@@ -135,6 +135,7 @@ def test_no_label_lies_over_a_mark_or_a_label(found):
                 assert not overlap(box, second), (text, other)
 
 
+@pytest.mark.sampled(6)
 def test_labels_and_marks_are_whole(found):
     for _, root in drawn(found):
         for what, box in [*((e.text, label(e)) for e in root.iter("text"))]:

@@ -105,6 +105,7 @@ def test_scales_are_round_and_hold_what_they_show():
         assert f"{step:.5e}"[0] in "125" and set(f"{step:.5e}"[2:7]) == {"0"}
 
 
+@pytest.mark.long
 def test_the_page_has_charts_maps_and_numbers():
     found = losses(3)
     page = Page(report(found).html())

@@ -66,6 +66,7 @@ def test_degrees_and_edges_against_numpy(case):
         assert facts.sparse_bytes == -(-facts.edges // 8) + 4 * facts.kept_weights
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("case", CASES)
 def test_figures_are_those_of_metrics(case):
     found, state = reported(case), trained(case)[1]
@@ -390,6 +391,7 @@ def test_activity_of_calibration_agrees_with_that_of_the_state():
     np.testing.assert_array_equal(of(found, "up", "outputs").rate[0], want)
 
 
+@pytest.mark.long
 def test_units_that_were_never_measured_count_as_half_on():
     rate = np.array([0.2, np.nan, 0.9, 0.8])
     seen = Activity(statistics(np.full(6, 0.5)), statistics(rate, [3.0, 3.0, 0.0, 3.0]))

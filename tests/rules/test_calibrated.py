@@ -43,6 +43,7 @@ def test_the_error_is_that_of_the_outputs(kernel, actuator):
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("score", ["magnitude", "wanda"])
 @pytest.mark.parametrize("competition", [0, 0.5])
 @pytest.mark.parametrize("seed", range(3))
@@ -71,6 +72,7 @@ def test_every_slice_takes_the_slope_of_least_error(score, competition, seed):
     assert (choice.fitted.error <= choice.fitted.level).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_sign_follows_the_data(sign):
     """Units whose weights are all alike need edges; others can do with few.
@@ -96,6 +98,7 @@ def test_the_sign_follows_the_data(sign):
     assert np.sign(fitted.spread) == sign and fitted.error < 0.9 * fitted.level
 
 
+@pytest.mark.long
 def test_equal_errors_choose_no_slope():
     """Without a difference in activity no slope changes anything."""
     w, _, gram, _ = problem(0, dense(12, 8))
@@ -103,6 +106,7 @@ def test_equal_errors_choose_no_slope():
     assert RULE.select(seen).fitted.spread == 0
 
 
+@pytest.mark.long
 def test_patterns_are_kept():
     w, _, gram, rate = problem(2, dense(12, 8))
     rates = {"in": jnp.asarray(rate, jnp.float32)}
@@ -131,6 +135,7 @@ def model():
     return params, jax.random.normal(keys[3], (200, 8))
 
 
+@pytest.mark.long
 def test_spreads_are_those_that_prune_takes():
     params, x = model()
     units = bb.trace(fn, params, x).select("up|down")
@@ -149,6 +154,7 @@ def test_spreads_are_those_that_prune_takes():
         np.testing.assert_array_equal(again[path], masks[path])
 
 
+@pytest.mark.long
 def test_in_the_order_of_layers():
     params, x = model()
     units = bb.trace(fn, params, x).select("up|down")
@@ -195,6 +201,7 @@ def test_training_refuses_it():
         bb.transform(units, RULE, density=0.4)
 
 
+@pytest.mark.long
 def test_masks_equal_those_chosen_alone():
     """The rule as a function of candidates gives a choice, its mask is exact."""
     w, _, gram, rate = problem(1, dense(12, 8))
@@ -217,6 +224,7 @@ def test_compiled_once_and_for_all():
     assert made.count == 0
 
 
+@pytest.mark.long
 def test_a_weight_that_is_not_finite_counts_as_0():
     w, _, gram, rate = problem(1, dense(12, 8))
     rates = {"in": jnp.asarray(rate, jnp.float32)}

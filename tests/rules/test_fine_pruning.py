@@ -67,6 +67,7 @@ def test_weights_by_hand():
     assert floor.astype(int).tolist() == [[1, 1], [0, 0], [0, 0]]
 
 
+@pytest.mark.long
 def test_an_edge_of_a_convolution_is_its_window(getkey):
     weights = jax.random.normal(getkey(), CONV.split)
     active = jax.random.uniform(getkey(), (4,))
@@ -75,6 +76,7 @@ def test_an_edge_of_a_convolution_is_its_window(getkey):
     assert set(np.flatnonzero(mask)) == set(np.argsort(-score.ravel())[:10])
 
 
+@pytest.mark.long
 def test_units_of_all_layers_together(getkey):
     """As many units in all as layer by layer; the best of every slice always stay."""
     kernels = (FIRST, SECOND)
@@ -97,6 +99,7 @@ def test_units_of_all_layers_together(getkey):
     assert set(np.flatnonzero(kept)) == want and whole[1][0].sum() == 1
 
 
+@pytest.mark.long
 def test_edges_of_all_layers_together(getkey):
     kernels = (FIRST, SECOND)
     weights = [jax.random.normal(getkey(), k.shape) for k in kernels]

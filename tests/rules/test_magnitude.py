@@ -58,6 +58,7 @@ def test_layer_keeps_the_largest_of_every_slice(getkey):
         np.testing.assert_array_equal(kept, best(scores, 20))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("actuators", [("in",), ("out",), ("in", "out")], ids="+".join)
 def test_layer_gives_every_unit_its_floor_first(actuators, getkey):
     """Rows and columns of tiny weights would lose everything."""
@@ -82,6 +83,7 @@ def test_an_edge_of_a_convolution_is_scored_by_its_window(getkey):
     np.testing.assert_array_equal(mask, best(np.abs(w).sum((0, 1)), 7))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_a_pattern_keeps_as_many_of_each_group(scope):
     kernels = (dense(8, 6, "a"), dense(12, 4, "b"))
@@ -95,6 +97,7 @@ def test_a_pattern_keeps_as_many_of_each_group(scope):
 
 
 # Global and pools ----------------------------------------------------------------
+@pytest.mark.long
 def test_global_compares_all_edges_of_all_kernels():
     params = weights(THREE, (1.0, 0.5, 0.2))
     masks = pruned(THREE, params, "global", density=0.3, k_min=0)
@@ -106,6 +109,7 @@ def test_global_compares_all_edges_of_all_kernels():
     assert densities[0] > 0.5 and densities[2] < 0.1
 
 
+@pytest.mark.long
 def test_global_ties_go_to_the_first_kernels():
     params = {k.path: jnp.ones(k.shape) for k in THREE}
     masks = pruned(THREE, params, "global", density=0.3, k_min=0)
@@ -113,6 +117,7 @@ def test_global_ties_go_to_the_first_kernels():
     assert masks["block/down"].ravel()[:13].all()
 
 
+@pytest.mark.long
 def test_global_gives_every_unit_its_floor_first():
     params = weights(THREE, (1.0, 1.0, 1e-3))
     masks = pruned(THREE, params, "global", density=0.4, k_min=2)
@@ -121,6 +126,7 @@ def test_global_gives_every_unit_its_floor_first():
     np.testing.assert_array_equal(masks["stack"].sum(-2), 2)
 
 
+@pytest.mark.long
 def test_kernels_of_one_pattern_share_a_pool_and_others_are_layers():
     params = weights(THREE, (1.0, 0.1, 1.0))
     masks = pruned(THREE, params, ("^block/",), density=0.25, k_min=0)
@@ -131,6 +137,7 @@ def test_kernels_of_one_pattern_share_a_pool_and_others_are_layers():
         np.testing.assert_array_equal(kept, best(scores, round(0.25 * 54)))
 
 
+@pytest.mark.long
 def test_the_first_pattern_that_matches_counts():
     params = weights(THREE, (1.0, 0.01, 1.0))
     masks = pruned(THREE, params, ("up", "block|stack"), density=0.25, k_min=0)
@@ -139,6 +146,7 @@ def test_the_first_pattern_that_matches_counts():
     assert masks["block/down"].sum() < 6
 
 
+@pytest.mark.long
 def test_a_pool_spends_the_densities_of_its_kernels():
     """By path: a quarter of 48, a half of 48 and of twice 54 edges."""
     params = weights(THREE, (1.0, 0.5, 0.2))
@@ -150,6 +158,7 @@ def test_a_pool_spends_the_densities_of_its_kernels():
     assert masks["stack"].sum((1, 2)).tolist() == [27, 27]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scope", ["unit", "layer"])
 def test_densities_by_shape_are_met_by_every_slice(scope):
     params = weights(THREE)
@@ -160,6 +169,7 @@ def test_densities_by_shape_are_met_by_every_slice(scope):
     assert sum(m.sum() for m in masks.values()) == round(0.3 * 204)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("regrow", [True, False])
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_density_does_not_compound(scope, regrow):

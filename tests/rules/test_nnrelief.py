@@ -130,6 +130,7 @@ def conv_case():
     return params, x, units, stats
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("conv", NORMS)
 def test_bias_of_a_convolution_counts_at_every_position(conv):
     params, _, units, stats = conv_case()

@@ -44,6 +44,7 @@ def choose(rule, kernel, budget, actuator="in", rates=None, pattern=TWO_FOUR, **
     return np.asarray(run(w, rates)), np.asarray(w)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("rule", UNIFORM, ids=["unit", "layer", "random"])
 @pytest.mark.parametrize(
     "kernel, actuator",
@@ -98,6 +99,7 @@ def test_budget_while_a_ramp_falls(density):
     assert mask.sum() == round(density * 40) * 3
 
 
+@pytest.mark.long
 def test_prune_only_runs_shrink_within_their_groups():
     first, _ = choose(bb.rules.magnitude(), KERNEL, 90, pattern=bb.n_m(3, 4))
     second, _ = choose(
@@ -135,6 +137,7 @@ def test_training_keeps_the_pattern():
         np.testing.assert_array_equal(np.asarray(params["w"]) != 0, mask)
 
 
+@pytest.mark.long
 def test_metrics_report_the_density_of_the_pattern():
     w = jax.random.normal(jax.random.key(1), KERNEL.shape)
     _, state = refreshed(KERNEL, bb.rules.magnitude(), w, None, pattern=TWO_FOUR)
@@ -189,6 +192,7 @@ def test_patterns_that_are_none(kind, text, n, m):
         bb.n_m(n, m)
 
 
+@pytest.mark.long
 def test_a_pattern_says_what_it_is():
     assert str(TWO_FOUR) == "2:4" and TWO_FOUR.density == 0.5
     assert (chosen(bb.rules.magnitude(), KERNEL, jnp.ones((12, 10)), 60)).sum() == 60

@@ -244,12 +244,14 @@ def test_both_sides_meet_the_budget_with_what_they_agree_on(many):
     assert (both != into).any() and (both != out).any()
 
 
+@pytest.mark.long
 def test_both_sides_keep_the_best_edge_of_every_unit(many):
     w, _, both, _, _ = many
     for axis in (1, 2):
         assert np.take_along_axis(both, w.argmax(axis, keepdims=True), axis).all()
 
 
+@pytest.mark.long
 def test_an_edge_that_neither_side_wants_comes_last(many):
     _, _, both, into, out = many
     spare = both & ~into & ~out

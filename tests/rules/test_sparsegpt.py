@@ -62,6 +62,7 @@ def test_published_two_of_four():
     np.testing.assert_allclose(5 * error(GRAM, W * ~mask), 21.17, rtol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "damp, wanted",
     [
@@ -209,6 +210,7 @@ def test_damping_may_be_traced():
     np.testing.assert_allclose(lone, np.where(lone != 0, w, 0), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.long
 def test_size_of_the_inputs_does_not_matter():
     gram, w = data(24, 8)
     mask, new = compiled(RULE, dense(24, 8), w, gram, 96)

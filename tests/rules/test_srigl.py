@@ -160,6 +160,7 @@ def test_srigl_by_sorting(many):
     assert starved > 200
 
 
+@pytest.mark.long
 def test_the_budget_is_exact_and_survivors_are_alike(many):
     (*_, budget, _, _), got = many
     np.testing.assert_array_equal(got.sum((1, 2)), budget)

@@ -94,6 +94,7 @@ def test_scores_of_a_convolution_are_summed_over_the_window():
     np.testing.assert_array_equal(np.asarray(masks["w"])[1].ravel(), wanted)
 
 
+@pytest.mark.long
 def test_bfloat16_and_what_is_not_a_number():
     params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), weights())
     flow = {p: jnp.ones_like(w) for p, w in params.items()}

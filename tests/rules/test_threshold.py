@@ -87,6 +87,7 @@ def test_repeated_refreshes_end_where_traffic_is_tau(actuator, getkey):
     np.testing.assert_array_equal(mask, once)
 
 
+@pytest.mark.long
 def test_nothing_comes_back_while_training(getkey):
     """Not when weights grow, nor when units fall silent, though regrowth is on."""
     tx = bb.transform(select(KERNEL), threshold(1.0, fraction=0.5), every=1, start=0)
@@ -101,6 +102,7 @@ def test_nothing_comes_back_while_training(getkey):
     assert masks[-1].sum() < masks[1].sum() < 96
 
 
+@pytest.mark.long
 def test_with_both_sides_no_unit_is_over_tau_but_for_its_floor(getkey):
     w = jax.random.normal(getkey(), KERNEL.shape)
     rates = {
@@ -154,6 +156,7 @@ def flat(rates):
 FAN = np.array([12] * 8 + [6] * 30)
 
 
+@pytest.mark.long
 @given(seed=st.integers(0, 2**16), traffic=st.floats(0.02, 1.0))
 def test_one_tau_reaches_the_total(seed, traffic):
     """All units are at the fixed point of one tau; another edge would be too much."""
@@ -187,12 +190,14 @@ def test_all_of_the_traffic_is_all_edges_and_silence_costs_nothing():
     assert (all_of(0.3, [r * 0 for r in rates], rng) == FAN).all()
 
 
+@pytest.mark.long
 def test_a_floor_comes_before_the_total():
     rng = np.random.default_rng(2)
     rates = [rng.random(s).astype(np.float32) for s in ((8,), (3, 10))]
     assert (all_of(1e-3, rates, rng, k_min=3) == 3).all()
 
 
+@pytest.mark.long
 def test_refreshes_converge_to_the_total(getkey):
     rng = np.random.default_rng(5)
     rates = [rng.random(s).astype(np.float32) for s in ((8,), (3, 10))]

@@ -50,6 +50,7 @@ def test_published_case(pattern):
     np.testing.assert_array_equal(mask.T, [[0, 1, 0, 1], [0, 0, 1, 1]])
 
 
+@pytest.mark.long
 def test_from_calibration_to_parameters():
     params = {"w": jnp.asarray(W)}
     units = bb.trace(lambda p, x: x @ p["w"], params, X).select("w")
@@ -76,6 +77,7 @@ def test_a_large_input_saves_small_weights():
     assert chosen(dense(12, 10), w, square, 40)[3].all()
 
 
+@pytest.mark.long
 def test_scores_of_a_convolution_are_summed_over_the_window():
     w = np.random.normal(size=CONV.shape).astype(np.float32)
     square = np.random.uniform(0.1, 3.0, 4)
@@ -84,6 +86,7 @@ def test_scores_of_a_convolution_are_summed_over_the_window():
     np.testing.assert_array_equal(mask, keep(score, 2))
 
 
+@pytest.mark.long
 def test_outgoing_edges_do_not_see_the_norm():
     """It is the same for all edges of the unit."""
     w = np.random.normal(size=(12, 10)).astype(np.float32)
@@ -92,6 +95,7 @@ def test_outgoing_edges_do_not_see_the_norm():
     np.testing.assert_array_equal(mask, keep(np.abs(w).T, 3).T)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("density", [0.01, 0.2, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("actuators", [("in",), ("in", "out")], ids="+".join)
 def test_budget_is_exact(density, actuators):
@@ -129,6 +133,7 @@ def test_weights_that_are_not_finite_go_first():
     assert not mask[2, 3] and mask.sum() == 110
 
 
+@pytest.mark.long
 def test_works_while_training():
     """With running means in place of a calibration."""
     params = {"up": jnp.asarray(W), "down": jnp.ones((2, 1))}

@@ -84,6 +84,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("scope", "kinds"), CASES)
 @pytest.mark.parametrize("name", sorted(HARD))
 def test_the_smaller_model_is_within_and_one_step_more_is_not(name, scope, kinds):
@@ -191,6 +192,7 @@ def test_a_branch_costs_as_much_as_the_larger_one():
         assert {kind: n for kind, (_, n) in after.items()} == found
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("case", zoo.CASES, ids=lambda case: case.name)
 def test_whole_models_cost_what_the_program_costs(case, request):
     if case.lenient:
@@ -372,6 +374,7 @@ def test_shapes_are_enough():
     assert again.at({"one/gate[1]": 2}) == COSTS.at({"one/gate[1]": 2})
 
 
+@pytest.mark.long
 def test_linen_and_nnx_models_meet_their_budget(lenient):
     module = nn.Sequential([nn.Dense(12), nn.relu, nn.Dense(10), nn.relu, nn.Dense(2)])
     params = module.init(jax.random.key(0), X)
@@ -465,6 +468,7 @@ def test_costs_of_another_model_are_refused():
         bb.unitwise.costs(gated, GATED, UNITS, X)
 
 
+@pytest.mark.long
 def test_numbers_of_units_are_checked():
     with pytest.raises(ValueError, match=r"one for 'one/gate' .*; they are \['one/ga"):
         COSTS.at({"one/gate": 2})

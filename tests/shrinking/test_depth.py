@@ -83,6 +83,7 @@ def test_scores_are_those_of_a_plain_loop_over_the_layers():
     assert found[NAME].min() > 0.001 and np.ptp(found[NAME]) > 0.1
 
 
+@pytest.mark.long
 def test_samples_count_the_same_in_whatever_batch_they_are():
     apart = bb.depth.scores(net, UNITS, PARAMS, ((x,) for x in (X, Y)))[NAME]
     both = jnp.concatenate([X, Y])
@@ -346,6 +347,7 @@ def test_a_carry_can_be_chosen():
 
 
 # Dropping --------------------------------------------------------------------------
+@pytest.mark.long
 def test_a_layer_that_changes_nothing_can_go_without_a_trace():
     layers = PARAMS["layers"]
     params = PARAMS | {"layers": layers | {"down": layers["down"].at[2].set(0)}}
@@ -422,6 +424,7 @@ def test_numbers_of_layers(settings, kept):
     assert params["out"] is PARAMS["out"]
 
 
+@pytest.mark.long
 def test_masks_and_shrinking_go_on_with_fewer_layers():
     found = bb.depth.scores(net, UNITS, PARAMS, [(X,)])
     params, _ = bb.depth.drop(PARAMS, UNITS, found, keep=2)
@@ -439,6 +442,7 @@ def test_masks_and_shrinking_go_on_with_fewer_layers():
         bb.depth.drop(params, UNITS, found, keep=2)
 
 
+@pytest.mark.long
 def test_trees_of_the_same_structure_are_cut_alike():
     scores = {NAME: np.array([1.0, 3, 0, 2])}
     grads = jax.grad(lambda p: jnp.sum(net(p, X) ** 2))(PARAMS)
@@ -518,6 +522,7 @@ class Transformer(nn.Module):
         return nn.Dense(2, name="head")(x)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_linen_transformer_is_built_with_fewer_layers(axis, lenient):
     module = Transformer(4, axis)
@@ -576,6 +581,7 @@ class Deep(nnx.Module):
         return self.head(through(self.layers, x))
 
 
+@pytest.mark.long
 def test_an_nnx_module_has_fewer_layers(lenient):
     model = Deep(4, nnx.Rngs(0))
     model.eval()
@@ -652,6 +658,7 @@ def test_layers_in_a_while_loop_are_not_measured():
         bb.depth.scores(looping, units, params, [(X,)])
 
 
+@pytest.mark.long
 def test_bad_batches_are_refused():
     with pytest.raises(ValueError, match="expected at least one batch, got none"):
         bb.depth.scores(net, UNITS, PARAMS, [])

@@ -48,6 +48,7 @@ def call(module, x):
     return module(x)
 
 
+@pytest.mark.long
 def test_an_nnx_module_is_rebuilt_ready_to_call():
     net = Net()
     masks, small = halved(call, net, IMAGE)
@@ -286,6 +287,7 @@ def test_group_norms_lose_whole_groups():
     close(small.params(IMAGE), small.fn(small.params, IMAGE))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("by", ["size", "number"])
 def test_group_norms_of_linen_lose_groups_of_a_given_size(by):
     groups = (

@@ -592,6 +592,7 @@ def test_parameters_without_values_are_refused():
         jax.jit(lambda masks: bb.shrink(mlp, MLP, masks, X).params)(masks)
 
 
+@pytest.mark.long
 def test_a_tree_without_what_was_cut_is_refused():
     small = bb.shrink(mlp, MLP, cut(MLP, down=[1]), X)
     with pytest.raises(ValueError, match="expected a tree with the parameters that w"):

@@ -160,6 +160,7 @@ def test_axes_that_only_change_together(width):
         close(fn(masked(PARAMS, MASKS), x), fn(small.params, x))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("lenient")
 def test_arguments_of_one_size_change_together():
     def fn(p, x, weights):

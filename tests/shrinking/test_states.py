@@ -62,6 +62,7 @@ def steps(tx, p, state, count):
     return p, state
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_training_goes_on_with_any_optimizer(name):
     p = params()
@@ -78,6 +79,7 @@ def test_training_goes_on_with_any_optimizer(name):
     close(small.cut(old), new)
 
 
+@pytest.mark.long
 def test_a_pruning_state_goes_on_with_its_masks_means_and_dormant_weights():
     p = params()
     units = bb.trace(loss, p, X, Y).select("b/w")
@@ -126,6 +128,7 @@ def test_a_pruning_state_goes_on_with_its_masks_means_and_dormant_weights():
     assert not zeros.any()
 
 
+@pytest.mark.long
 def test_means_of_both_sides_are_cut_unit_by_unit():
     p = params()
     units = bb.trace(loss, p, X, Y)
@@ -147,6 +150,7 @@ def field_like_a_parameter(p, x):
     return jnp.mean((h @ p["d"]) ** 2)
 
 
+@pytest.mark.long
 def test_a_field_that_is_called_like_a_parameter_is_no_copy_of_it():
     """Mechanic keeps six numbers of its own under `v`."""
     p = {
@@ -180,6 +184,7 @@ def tune(small):
     return steps(tx, small.params, tx.init(small.params), 20)[0]
 
 
+@pytest.mark.long
 def test_rounds_shrink_and_train_in_turn():
     rounds = list(
         bb.shrink_rounds(loss, params(), choose, tune, X, Y, iterations=3, score=score)
@@ -194,6 +199,7 @@ def score(p):
     return -float(loss(p, X, Y))
 
 
+@pytest.mark.long
 def test_rounds_end_before_the_score_is_too_low():
     def width(p):
         return p["a"]["w"].shape[1]
@@ -265,6 +271,7 @@ def shrunk_variables():
     return p, small
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_the_optimizer_may_have_a_part_of_the_tree(name):
     p, small = shrunk_variables()
@@ -280,6 +287,7 @@ def test_the_optimizer_may_have_a_part_of_the_tree(name):
     chex.assert_trees_all_equal_shapes(new, small.params["params"])
 
 
+@pytest.mark.long
 def test_a_pruning_state_may_have_a_part_of_the_tree():
     p, small = shrunk_variables()
     units = bb.trace(loss, p, X, Y).select("b/w")
@@ -298,6 +306,7 @@ def test_a_pruning_state_may_have_a_part_of_the_tree():
     chex.assert_trees_all_equal_shapes(jax.tree.leaves(cut), fresh)
 
 
+@pytest.mark.long
 def test_a_parameter_may_be_called_like_a_field_of_the_state():
     def net(p, x):
         h = jax.nn.relu(x @ p["w"])
@@ -361,6 +370,7 @@ def test_a_shrunk_model_prints_no_arrays():
     assert "Array" not in repr(bb.shrink(loss, p, unit_masks(p), X, Y))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("whole", [True, False])
 def test_the_state_of_an_nnx_optimizer_goes_on(whole):
     from flax import nnx

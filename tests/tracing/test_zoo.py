@@ -26,6 +26,7 @@ def axes(kernel):
     return found | ({"groups": kernel.groups} if kernel.groups != 1 else {})
 
 
+@pytest.mark.sampled(11)
 def test_finds_every_kernel_and_its_axes(case):
     units = traced(case)
     assert {k.path: axes(k) for k in units.kernels} == case.layout
@@ -40,6 +41,7 @@ def test_names_nonlinearities_and_links_units_to_readers(case):
         assert set(units[path].reads) == set(sources), path
 
 
+@pytest.mark.sampled(13)
 def test_units_have_the_shape_of_their_statistics(case):
     units, rates = traced(case), zoo.expected(case.name)
     assert set(rates) == set(units.paths)

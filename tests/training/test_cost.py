@@ -124,6 +124,7 @@ def test_a_plain_step_copies_nothing(regrow):
     assert memory.output_size_in_bytes - memory.alias_size_in_bytes < 1024
 
 
+@pytest.mark.long
 def test_a_plain_step_does_not_unpack_masks_in_memory():
     assert not re.findall(
         rf"pred\[{MODEL},{HIDDEN}\]|pred\[{HIDDEN},{MODEL}\]", plain(compiled("pruned"))

@@ -111,6 +111,7 @@ def test_nnx_module(abstract):
     same(back(X), model(X))
 
 
+@pytest.mark.long
 def test_nnx_state():
     model, _ = nnx_model()
     state = nnx.state(model)

@@ -28,6 +28,7 @@ def test_eight_devices_then_two_and_one(layout, tmp_path):
         equal(end, alone("mlp")[0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("devices", [2, pytest.param(1, marks=slow)])
 def test_a_process_that_never_had_eight_devices(devices, tmp_path):
     half = resumed.save(tmp_path / "half", "fsdp")

@@ -15,6 +15,7 @@ def loss_fn(params, batch):
     return jnp.mean((hidden @ params["head"] - batch["y"]) ** 2)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("lenient")  # Adam's bias correction promotes
 def test_five_lines(getkey):
     sizes = {"in": (6, 10), "up": (10, 25), "down": (25, 10)}

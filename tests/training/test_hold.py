@@ -25,6 +25,7 @@ def run(tx, params, steps=4, **extra):
     return params, state
 
 
+@pytest.mark.long
 def test_pruned_weights_stay_pruned_and_the_others_train(lenient):
     params, masks = pruned()
     after, state = run(
@@ -89,6 +90,7 @@ def test_with_units_it_reports():
     assert (bb.on_rates(state)["up"] != 0.5).any()
 
 
+@pytest.mark.long
 def test_state_is_one_bit_per_entry_and_stable():
     _, masks = pruned()
     tx = bb.hold(masks)
@@ -147,6 +149,7 @@ def test_a_transform_may_begin_with_masks():
     assert any((bb.masks(later)[p] != masks[p]).any() for p in masks)
 
 
+@pytest.mark.long
 def test_first_masks_must_fit():
     masks = {"up": np.ones((12, 24), bool)}
     text = r"every budgeted kernel; differences: 'down': expected \(24, 8\), got None"

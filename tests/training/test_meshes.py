@@ -79,6 +79,7 @@ cases = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.long
 @cases
 def test_any_mesh_is_one_device(model, layout, kind, devices):
     placed = Placed(model, layout, kind, devices)

@@ -119,6 +119,7 @@ def test_every_metric_against_numpy(run):
         check(values, name, expected(k, a, edges, 0.5, flips[path], (1, fan)))
 
 
+@pytest.mark.long
 def test_overall_pools_units_and_edges(run):
     _, _, state = run
     values = measured(state)

@@ -276,6 +276,7 @@ def test_what_can_be_reset_is_known(name):
         assert any(path.endswith(end) for path in found.left), end
 
 
+@pytest.mark.sampled(18)
 @EVERY_ROW
 def test_arrived_weights_start_anew_and_no_other_bit_changes(name):
     (old, new, _), _ = runs(name)
@@ -288,6 +289,7 @@ def test_arrived_weights_start_anew_and_no_other_bit_changes(name):
         assert_same_bits(new[path], want, path)
 
 
+@pytest.mark.sampled(25)
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.alone])
 def test_an_arrived_weight_goes_on_as_one_that_never_had_a_gradient(name):
     (_, *mine), (_, *theirs) = runs(name)
@@ -409,6 +411,7 @@ def test_any_tree_of_parameters(params, path):
         np.testing.assert_array_equal(leaf == 0, arrived)
 
 
+@pytest.mark.long
 def test_pruning_state_is_the_very_same():
     params = {"up": jnp.ones((3, 4)), "down": jnp.ones((4, 3))}
     kernels = tuple(

@@ -169,6 +169,7 @@ def test_a_checkpoint_without_masks_is_no_state_with_masks(manager):
         restore(manager, fresh(mesh(2, 2), ROWS))
 
 
+@pytest.mark.long
 def test_a_checkpoint_of_other_kernels_is_refused(half, manager):
     save(manager, half)
     with pytest.raises(ValueError, match="bb_masks"):
@@ -184,6 +185,7 @@ def test_a_checkpoint_of_weights_that_were_never_scaled_is_refused(half, manager
         restore(manager, made.replace(opt_state=tx.init(made.params)))
 
 
+@pytest.mark.long
 def test_a_checkpoint_restored_without_target_asks_for_one(half, manager):
     save(manager, half)
     with pytest.raises(ValueError, match="restored checkpoints need a target tree"):

@@ -147,6 +147,7 @@ def test_an_update_that_is_not_mapped_is_refused():
         tx.update(params, prune, params, activity={})
 
 
+@pytest.mark.long
 def test_states_of_unlike_leading_axes_have_no_metrics_in_common():
     params = first_params(KEYS[0])
     txs = [bb.transform(TRACED.select(name)) for name in ("up", "mid")]

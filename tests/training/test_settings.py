@@ -248,6 +248,7 @@ def test_direct_continuation_is_that_of_an_adopted_state():
     chex.assert_trees_all_equal(*runs)
 
 
+@pytest.mark.long
 def test_a_state_adopted_by_its_own_settings_is_the_same():
     params, state = before("density")
     adopted = bb.adopt(state, optimizer("density"), params)
@@ -422,6 +423,7 @@ def test_an_nnx_optimizer_is_made_anew_and_filled():
     }
 
 
+@pytest.mark.long
 def test_states_that_adopt_refuses():
     params = first_params()
     units, masks = UNITS.select("up"), {"up": np.ones((8, 16), bool)}

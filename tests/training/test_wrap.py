@@ -129,6 +129,7 @@ def test_in_a_chain_every_link_gets_every_argument(lenient):
         tx.update(params, tx.init(params), params, activity={})
 
 
+@pytest.mark.long
 def test_an_inner_transformation_that_prunes_gets_its_arguments():
     up, down = MLP.units.only(["up"]), MLP.units.only(["down"], "out")
     inner = bb.wrap(optax.sgd(0.1), up, density=0.5, start=0)
