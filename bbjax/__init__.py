@@ -20,6 +20,7 @@ The packages, in the order of the story; each imports only those above it:
     tracing     where units are                trace
     activity    when units are on              value_and_grad, calibrate, observe, on
     budgets     how many edges a unit keeps    degrees, laws, ramp, erk, owl
+    attention   which pairs of tokens          budgeted_attention, budgeted_pairs
     rules       which edges                    rules, n_m
     training    when masks are chosen          transform, wrap, hold, masks, metrics
     oneshot     pruning a trained network      prune, sensitivity, reconstruct, recover
@@ -46,6 +47,7 @@ from bbjax.activity.calibrate import calibrate, merge
 from bbjax.activity.gradients import value_and_grad
 from bbjax.activity.observe import observe
 from bbjax.arrays.topk import top_k_mask
+from bbjax.attention.attention import budgeted_attention, budgeted_pairs
 from bbjax.budgets import laws
 from bbjax.budgets.allocation import erk
 from bbjax.budgets.degrees import degrees
@@ -89,6 +91,8 @@ __all__ = [
     "activity",
     "adopt",
     "apply_masks",
+    "budgeted_attention",
+    "budgeted_pairs",
     "calibrate",
     "degrees",
     "degrees_of",

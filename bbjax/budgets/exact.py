@@ -7,7 +7,8 @@ and 3e8 edges is off by up to 8. So the product is taken in integers: a float32 
 is exactly mantissa / 2**(shift + 1) with a mantissa of 24 bits, the product with 31
 bits of edges has 55, and two 32-bit words hold it.
 
-Shapes: the budget has the shape of the density; the edges are a static int.
+Shapes: the budget has the shape of the density; the edges are a static int, or an array
+that broadcasts with it.
 """
 
 from __future__ import annotations
@@ -53,24 +54,26 @@ def check_density(density: Real[ArrayLike, "..."], shape: tuple[int, ...] = ()) 
 
 
 def _product(
-    a: UInt32[Array, "*shape"], b: int
+    a: UInt32[Array, "*#shape"], b: UInt32[Array, "*#shape"]
 ) -> tuple[UInt32[Array, "*shape"], UInt32[Array, "*shape"]]:
     """The 64-bit product of a < 2**24 and b < 2**31 as uint32 (high, low)."""
     a0, a1 = a & 0xFFFF, a >> 16
-    b0, b1 = jnp.uint32(b & 0xFFFF), jnp.uint32(b >> 16)
+    b0, b1 = b & 0xFFFF, b >> 16
     low, middle = a0 * b0, a0 * b1 + a1 * b0
     whole = low + (middle << 16)
     carry = (whole < low).astype(jnp.uint32)
     return a1 * b1 + (middle >> 16) + carry, whole
 
 
-def _round_product(density: Float[Array, "*shape"], edges: int) -> Int[Array, "*shape"]:
+def _round_product(
+    density: Float[Array, "*#shape"], edges: Int[ArrayLike, "*#shape"]
+) -> Int[Array, "*shape"]:
     """Round-half-even of density * edges, exact for float32 density in [0, 1]."""
     density = lax.optimization_barrier(density)  # as in `bbjax.arrays.topk`
     bits = lax.bitcast_convert_type(density, jnp.uint32)
     exponent, fraction = bits >> 23, bits & 0x7FFFFF
     mantissa = jnp.where(exponent > 0, fraction | (1 << 23), fraction)
-    high, low = _product(mantissa, edges)
+    high, low = _product(mantissa, jnp.asarray(edges).astype(jnp.uint32))
     # density = mantissa / 2**(shift + 1). Past 56 bits the quotient is 0 anyway.
     shift = jnp.minimum(149 - jnp.maximum(exponent, 1), 56)
     wide, short = jnp.maximum(shift, 32) - 32, jnp.minimum(shift, 31)
@@ -99,11 +102,11 @@ def mean_degree(budget: Int[ArrayLike, "*stack"], units: int) -> Float[Array, "*
 
 
 def exact_budget(
-    density: Real[ArrayLike, "*shape"], edges: int
+    density: Real[ArrayLike, "*#shape"], edges: Int[ArrayLike, "*#shape"]
 ) -> Int[Array, "*shape"]:
     """The number of edges to keep: density * edges, rounded half to even.
 
-    A Python number gives Python's own `round(density * edges)`. An array or tracer
+    Two Python numbers give Python's own `round(density * edges)`. An array or tracer
     gives the rounded exact product of its float32 value, by integer arithmetic: a
     float32 product would be off by up to 8 at 3e8 edges. Float64 (under x64) uses
     float64.
@@ -111,10 +114,11 @@ def exact_budget(
     Args:
         density: kept fraction in [0, 1], any shape. In arrays values above 1 and NaN
             count as 1, values below 0 as 0.
-        edges: int in [0, 2**31 - 1].
+        edges: int in [0, 2**31 - 1], or an array of such, possibly traced, that
+            broadcasts with `density`.
 
     Returns:
-        int32 of the shape of `density`.
+        int32 of the shape of both.
 
     Example:
         >>> int(exact_budget(0.7, 1000))
@@ -122,7 +126,7 @@ def exact_budget(
         >>> int(exact_budget(jnp.float32(0.7), 300_000_000))  # float32(0.7) < 0.7
         209999996
     """
-    if isinstance(density, int | float):
+    if isinstance(density, int | float) and isinstance(edges, int):
         return jnp.asarray(round(density * edges), jnp.int32)
     value = jnp.asarray(density)
     if value.dtype != jnp.float64:

@@ -33,6 +33,18 @@ def test_array_density_is_rounded_exactly(edges, bits):
     assert got.tolist() == [exact(d, edges) for d in densities]
 
 
+@given(
+    st.lists(EDGES, min_size=8, max_size=8),
+    st.lists(st.integers(0, 2**32), min_size=8, max_size=8),
+)
+def test_edges_may_be_an_array(edges, bits):
+    densities, counts = floats_in_unit_interval(bits), np.array(edges, np.int32)
+    got = jax.jit(exact_budget)(jnp.asarray(densities), jnp.asarray(counts))
+    assert got.tolist() == [exact(*pair) for pair in zip(densities, edges, strict=True)]
+    one = exact_budget(float(densities[0]), jnp.asarray(counts))
+    assert one.tolist() == [exact(densities[0], n) for n in edges]
+
+
 @pytest.mark.long
 @given(EDGES, st.integers(1, 31), st.integers(0, 2**24 - 1))
 @example(MOST, 1, 1)

@@ -31,8 +31,8 @@ MAX_FUNCTION_LINES = 60
 
 # The packages in the order of the story: each imports those above it alone.
 PACKAGES = (
-    "arrays model adapters tracing activity budgets rules training oneshot shrinking "
-    "files reporting demo"
+    "arrays model adapters tracing activity budgets attention rules training oneshot "
+    "shrinking files reporting demo"
 ).split()
 # Any package may ask which frameworks are loaded; the package itself, without its
 # adapters, imports nothing.

@@ -13,7 +13,9 @@ from typing import Any, get_args, get_origin
 import jaxtyping
 from beartype import BeartypeConf, beartype
 
-PACKAGES = ["bbjax.arrays", "bbjax.budgets", "bbjax.rules", "bbjax.activity"]
+PACKAGES = [
+    f"bbjax.{name}" for name in ("arrays", "budgets", "attention", "rules", "activity")
+]
 _check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float
 
 
