@@ -28,7 +28,7 @@ notebooks: $(VENV)/.installed-test $(VENV)/.installed-weights ## run the noteboo
 notebook-outputs: $(VENV)/.installed-test $(VENV)/.installed-weights ## run the notebooks in full, store outputs, about 25 minutes
 	$(PY) notebooks/store_outputs.py $(NOTEBOOKS)
 
-test: $(VENV)/.installed-test ## run the tests that are quick (options in PYTEST_ARGS), about 10 minutes
+test: $(VENV)/.installed-test ## run the tests that are quick (options in PYTEST_ARGS), about 12 minutes
 	$(PY) -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 # What meets most of the compiler, and what differs most between versions of JAX.
