@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from bbjax.budgets import laws
 from bbjax.budgets.exact import check_density
 from bbjax.budgets.laws.base import check_law
 
-BALANCE = laws.log_odds(dead=-1.0, floor=0.0)  # a quiet token is not a dead unit
+BALANCE = laws.log_odds(dead=-1.0)  # a quiet token is not a dead unit
 Pairs = Bool[Array, "*batch heads queries keys"]
 
 
@@ -91,7 +91,6 @@ def budgeted_attention(
       >>> out.shape
       (2, 16, 4, 8)
     """
-    chosen = _Chosen.of(density, law, rank)
     dtype = dtype or jnp.result_type(query, key, value)
     query, key, value = (jnp.asarray(x, dtype) for x in (query, key, value))
     if value.shape[:-1] != key.shape[:-1]:
@@ -100,7 +99,7 @@ def budgeted_attention(
             f"got {value.shape[:-1]}; give one value to every key"
         )
     scores, allowed = _scores(query, key, bias, mask, is_causal, precision)
-    kept = chosen.pairs(scores, key, allowed)
+    kept = _kept(scores, key, allowed, density, law, rank)
     least = jnp.finfo(scores.dtype).min
     weights = jax.nn.softmax(jnp.where(kept, scores, least), axis=-1)
     weights = jnp.where(kept, weights, 0).astype(dtype)
@@ -154,38 +153,28 @@ def budgeted_pairs(
       >>> pairs.sum((-2, -1)).tolist()  # a quarter of 16 * 17 / 2
       [[34, 34, 34, 34], [34, 34, 34, 34]]
     """
-    chosen = _Chosen.of(density, law, rank)
     query, key = jnp.asarray(query), jnp.asarray(key)
     scores, allowed = _scores(query, key, bias, mask, is_causal, precision)
-    return chosen.pairs(scores, key, allowed)
+    return _kept(scores, key, allowed, density, law, rank)
 
 
-class _Chosen(NamedTuple):
-    """How pairs are chosen; checked."""
-
-    density: float | Real[Array, ""]
-    law: laws.Law
-    rank: Rank
-
-    @classmethod
-    def of(cls, density: Any, law: Any, rank: Any) -> _Chosen:
-        check_density(density)
-        law = BALANCE if law is None else law
-        check_law(law, "log_odds")
-        if rank not in RANKS:
-            raise ValueError(f"rank: expected one of {RANKS}, got {rank!r}")
-        return cls(density, law, rank)
-
-    def pairs(self, scores: Array, key: Array, allowed: Array) -> Array:
-        """The kept pairs; nothing flows back through the choice."""
-        scores, key = jax.lax.stop_gradient((scores, key))
-        return kept_pairs(
-            ranked(scores, allowed, self.rank),
-            loudness(key, allowed),
-            allowed,
-            density=self.density,
-            law=self.law,
-        )
+def _kept(
+    scores: Array, key: Array, allowed: Array, density: Any, law: Any, rank: Any
+) -> Array:
+    """The kept pairs; nothing flows back through the choice."""
+    check_density(density)
+    law = BALANCE if law is None else law
+    check_law(law, "log_odds")
+    if rank not in RANKS:
+        raise ValueError(f"rank: expected one of {RANKS}, got {rank!r}")
+    scores, key = jax.lax.stop_gradient((scores, key))
+    return kept_pairs(
+        ranked(scores, allowed, rank),
+        loudness(key, allowed),
+        allowed,
+        density=density,
+        law=law,
+    )
 
 
 def _scores(

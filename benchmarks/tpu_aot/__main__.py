@@ -24,7 +24,7 @@ from benchmarks.common.models import gpt
 from benchmarks.tpu_aot import table
 from benchmarks.tpu_aot.measure import measure
 from benchmarks.tpu_aot.programs import Setting
-from benchmarks.tpu_aot.topology import CHIPS, available
+from benchmarks.tpu_aot.topology import CHIPS, NOT_INSTALLED, available
 
 SMALL = gpt.Shape(4, 256, 1024, 4, 2, 512, jnp.bfloat16)
 MODELS = {
@@ -94,10 +94,7 @@ def main() -> None:
     """Compiles, prints and writes."""
     args, console = parsed(), Console()
     if not available():
-        console.print(
-            "libtpu, the compiler for TPUs, is not installed; nothing was compiled.\n"
-            'Install it with: pip install "bbjax\\[tpu]"'
-        )
+        console.print(NOT_INSTALLED)
         return
     out = args.out or (None if args.small else RESULTS)
     path = out and out / "tpu_aot.json"

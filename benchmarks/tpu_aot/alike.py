@@ -24,8 +24,14 @@ import bbjax as bb
 from benchmarks.common.measure import RESULTS, write
 from benchmarks.common.models import ffn
 from benchmarks.tpu_aot.measure import compiled, moved
-from benchmarks.tpu_aot.programs import UPDATE, Program, on, state_on
-from benchmarks.tpu_aot.topology import as_on, available, describe, mesh_of
+from benchmarks.tpu_aot.programs import Program, on, state_on, train_step
+from benchmarks.tpu_aot.topology import (
+    NOT_INSTALLED,
+    as_on,
+    available,
+    describe,
+    mesh_of,
+)
 
 SHAPE = ffn.Shape(4, 512, 2048)
 TOKENS = 256
@@ -40,30 +46,21 @@ def program(mesh: Any, shape: ffn.Shape, alike: bool | None) -> Program:
     shapes = jax.eval_shape(functools.partial(ffn.init, shape), jax.random.key(0))
     one = jax.ShapeDtypeStruct((TOKENS, shape.model), jnp.float32)
     batch = (one, one)
-    units = bb.trace(ffn.loss, shapes, *batch)
-    units = units.select("up$", "in") + units.select("down$", "out")
-    tx = optax.adamw(3e-4)
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        return ffn.loss(params, *batch)
+
+    tx, units = optax.adamw(3e-4), None
     if alike is not None:
+        traced = bb.trace(loss, shapes, batch)
+        units = traced.select("up$", "in") + traced.select("down$", "out")
         rule = dataclasses.replace(bb.rules.budgeted_broadcast(), alike=alike)
         tx = optax.chain(tx, bb.transform(units, rule))
-    observed = bb.value_and_grad(ffn.loss, units)
-
-    def pruned(params: Any, state: Any, batch: Any) -> Any:
-        value, grads, activity = observed(params, *batch)
-        with jax.named_scope(UPDATE):
-            updates, state = tx.update(grads, state, params, activity=activity)
-        return optax.apply_updates(params, updates), state, value
-
-    def dense(params: Any, state: Any, batch: Any) -> Any:
-        value, grads = jax.value_and_grad(ffn.loss)(params, *batch)
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, value
-
     return Program(
-        step=dense if alike is None else pruned,
+        step=train_step(loss, tx, units),
         params=on(mesh, shapes, specs),
         state=state_on(mesh, tx, shapes, specs),
-        tokens=on(mesh, batch, (P("fsdp"), P("fsdp"))),
+        batch=on(mesh, batch, (P("fsdp"), P("fsdp"))),
     )
 
 
@@ -93,7 +90,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     args, console = parser.parse_args(), Console()
     if not available():
-        console.print('Install libtpu first: pip install "bbjax\\[tpu]"')
+        console.print(NOT_INSTALLED)
         return
     rows = []
     for topology in args.topologies:

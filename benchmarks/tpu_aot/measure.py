@@ -50,7 +50,7 @@ def measure(setting: Setting, topology: str) -> Report:
             "topology": topology,
             "chips": len(devices),
             "mesh": dict(mesh.shape),
-            "batch": both["dense"].tokens.shape[0],
+            "batch": both["dense"].batch.shape[0],
             "sequence": setting.sequence,
             "state_bytes": state_bytes(setting, mesh),
         }
@@ -171,7 +171,7 @@ def _state_bytes(state: Any) -> Report:
 
 # Time ----------------------------------------------------------------------------
 def _traced(program: Program) -> Any:
-    return jax.make_jaxpr(program.step)(program.params, program.state, program.tokens)
+    return jax.make_jaxpr(program.step)(program.params, program.state, program.batch)
 
 
 def _dots(traced: Any) -> float:

@@ -61,18 +61,18 @@ class Program:
     step: Callable[..., Any]
     params: Any
     state: Any
-    tokens: Any  # or another batch
+    batch: Any
 
     def lower(self) -> Any:
         """The step on its devices, not yet compiled."""
-        mesh = jax.tree.leaves(self.tokens)[0].sharding.mesh
+        mesh = jax.tree.leaves(self.batch)[0].sharding.mesh
         held = jax.tree.map(lambda leaf: leaf.sharding, (self.params, self.state))
         jitted = jax.jit(
             self.step,
             donate_argnums=(0, 1),
             out_shardings=(*held, NamedSharding(mesh, P())),
         )
-        return jitted.lower(self.params, self.state, self.tokens)
+        return jitted.lower(self.params, self.state, self.batch)
 
 
 def specs() -> Any:
@@ -139,14 +139,30 @@ def units_of(setting: Setting, loss: Any, shapes: Any, tokens: Any) -> bb.Units:
     return units
 
 
+def train_step(loss: Callable[[Any, Any], jax.Array], tx: Any, units: Any) -> Any:
+    """A step of `(params, state, batch)`; without units it measures no activity."""
+
+    def dense(params: Any, state: Any, batch: Any) -> Any:
+        value, grads = jax.value_and_grad(loss)(params, batch)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    def pruned(params: Any, state: Any, batch: Any) -> Any:
+        observed = jax.value_and_grad(bb.observe(loss, units), has_aux=True)
+        (value, activity), grads = observed(params, batch)
+        with jax.named_scope(UPDATE):
+            updates, state = tx.update(grads, state, params, activity=activity)
+        return optax.apply_updates(params, updates), state, value
+
+    return dense if units is None else pruned
+
+
 def programs(setting: Setting, mesh: Mesh) -> dict[str, Program]:
     """The dense and the pruned step on a mesh."""
     loss = loss_on(mesh, setting.shape)
     shapes = _shapes(setting.shape)
     batch = (setting.per_chip * mesh.devices.size, setting.sequence + 1)
     plain = jax.ShapeDtypeStruct(batch, jnp.int32)
-    tokens = on(mesh, plain, P("fsdp"))
-    params = on(mesh, shapes, specs())
     units = units_of(setting, loss, shapes, plain)
     adam = optax.adamw(3e-4)
     tx = optax.chain(
@@ -159,19 +175,12 @@ def programs(setting: Setting, mesh: Mesh) -> dict[str, Program]:
         ),
     )
 
-    def dense(params: Any, state: Any, tokens: Any) -> Any:
-        value, grads = jax.value_and_grad(loss)(params, tokens)
-        updates, state = adam.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, value
+    def program(tx: Any, units: Any) -> Program:
+        return Program(
+            step=train_step(loss, tx, units),
+            params=on(mesh, shapes, specs()),
+            state=state_on(mesh, tx, shapes, specs()),
+            batch=on(mesh, plain, P("fsdp")),
+        )
 
-    def pruned(params: Any, state: Any, tokens: Any) -> Any:
-        observed = jax.value_and_grad(bb.observe(loss, units), has_aux=True)
-        (value, activity), grads = observed(params, tokens)
-        with jax.named_scope(UPDATE):
-            updates, state = tx.update(grads, state, params, activity=activity)
-        return optax.apply_updates(params, updates), state, value
-
-    return {
-        "dense": Program(dense, params, state_on(mesh, adam, shapes, specs()), tokens),
-        "pruned": Program(pruned, params, state_on(mesh, tx, shapes, specs()), tokens),
-    }
+    return {"dense": program(adam, None), "pruned": program(tx, units)}

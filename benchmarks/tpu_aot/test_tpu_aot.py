@@ -217,7 +217,7 @@ print(json.dumps(alike.measure("v5e:2x2", ffn.Shape(2, 512, 2048))))
 """
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @needs_libtpu
 def test_kernels_that_share_a_program_move_numbers_of_units_alone():
     row = json.loads(_run("-c", _ALIKE))

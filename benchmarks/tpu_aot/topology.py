@@ -48,6 +48,12 @@ CHIPS = {
 }
 
 
+NOT_INSTALLED = (
+    "libtpu, the compiler for TPUs, is not installed; nothing was compiled.\n"
+    'Install it with: pip install "bbjax\\[tpu]"'
+)
+
+
 def available() -> bool:
     """Whether libtpu is installed."""
     return importlib.util.find_spec("libtpu") is not None

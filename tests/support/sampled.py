@@ -31,9 +31,8 @@ class Sampled:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         by_function = defaultdict(list)
         for item in items:
-            if item.get_closest_marker("sampled") and not item.get_closest_marker(
-                "slow"
-            ):
+            slow = item.get_closest_marker("slow")
+            if item.get_closest_marker("sampled") and not slow:
                 by_function[item.nodeid.split("[")[0]].append(item)
         for cases in by_function.values():
             (n,) = cases[0].get_closest_marker("sampled").args
