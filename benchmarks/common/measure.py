@@ -38,6 +38,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def place() -> str:
+    """The machine and the versions that times and digits belong to, in a line."""
+    its = machine()
+    kind = its["cpu"] if its["backend"] == "cpu" else its["device"]
+    return f"{kind}, {its['cores']} cores, {its['backend']}, jax {its['jax']}"
+
+
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():

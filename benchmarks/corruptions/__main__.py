@@ -27,13 +27,14 @@ from rich.progress import (
 )
 
 import bbjax
-from benchmarks.common.measure import RESULTS, commit
+from benchmarks.common.lines import Lines
+from benchmarks.common.measure import RESULTS, commit, place
 from benchmarks.common.text import finish
 from benchmarks.corruptions import page, picture
 from benchmarks.corruptions.judge import judged
 from benchmarks.corruptions.methods import METHODS
 from benchmarks.corruptions.nets import NETS
-from benchmarks.corruptions.runs import Key, Store, place
+from benchmarks.corruptions.runs import Key, opened
 from benchmarks.corruptions.train import DENSITY, Bench
 
 NAME = "corruptions"
@@ -70,7 +71,7 @@ def planned(nets: Sequence[str], seeds: int) -> list[Key]:
     ]
 
 
-def run(args: argparse.Namespace, store: Store, console: Console) -> None:
+def run(args: argparse.Namespace, store: Lines, console: Console) -> None:
     """Makes the runs that are not there yet."""
     missing = [k for k in planned(args.nets, args.seeds) if k not in store]
     if not missing:
@@ -102,7 +103,7 @@ def _progress(console: Console) -> Progress:
     )
 
 
-def report(store: Store) -> dict[str, Any]:
+def report(store: Lines) -> dict[str, Any]:
     """What goes into the JSON file, from the runs alone."""
     runs = store.runs
     names = ("scikit-learn", "scipy", "matplotlib")
@@ -128,7 +129,7 @@ def main(given: Sequence[str] | None = None) -> None:
     args, started = parsed(given), time.perf_counter()
     console, out = Console(), args.out or RESULTS
     settings = {"steps": args.steps, "density": DENSITY}
-    store = Store(out / f"{NAME}.jsonl", settings)
+    store = opened(out / f"{NAME}.jsonl", settings)
     if store.others:
         console.print(f"{store.others} runs of other settings are left out")
     if not args.report:

@@ -1,85 +1,19 @@
-"""Runs kept one by one: a line of JSON for each net, method and seed.
+"""The runs of this benchmark: a line for each net, method and seed."""
 
-A stopped benchmark goes on where it was. What was being written when it stopped is cut
-off; a line that cannot be read anywhere else is an error, for it is no accident.
-"""
-
-import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.measure import machine
+from benchmarks.common.lines import Lines
 from benchmarks.corruptions.corrupt import CELLS, CLEAN
 
-Line = dict[str, Any]
 Key = tuple[str, str, int]
 
 
-class Store:
-    """The lines of a file.
-
-    Attributes:
-      path: the file.
-      settings: what runs have to agree in; others stay in the file and do not count.
-    """
-
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path, self.settings = path, settings
-        self._runs: dict[Key, Line] = {}
-        self.others = 0
-        for line in read(path):
-            self._take(line)
-
-    def __contains__(self, key: Key) -> bool:
-        return key in self._runs
-
-    @property
-    def runs(self) -> list[Line]:
-        """The runs that count, in the order they were made."""
-        return list(self._runs.values())
-
-    def add(self, line: Line) -> None:
-        """Writes a run at once, behind the last whole line."""
-        line = line | self.settings
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        _cut_off(self.path)
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        self._take(line)
-
-    def _take(self, line: Line) -> None:
-        same = all(line.get(k) == v for k, v in self.settings.items())
-        if not same or set(line["accuracy"]) != {CLEAN, *CELLS}:
-            self.others += 1
-            return
-        self._runs.setdefault((line["net"], line["method"], line["seed"]), line)
-
-
-def read(path: Path) -> list[Line]:
-    """All lines but one that was cut off."""
-    if not path.exists():
-        return []
-    whole = path.read_text().split("\n")[:-1]  # a whole line ends in a line break
-    found = []
-    for number, text in enumerate(whole, 1):
-        try:
-            found.append(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}, line {number}: expected JSON, got {text[:40]!r} ({error}); "
-                "delete the line, and its run is made again"
-            ) from error
-    return found
-
-
-def _cut_off(path: Path) -> None:
-    """Takes away a last line that was not written to its end."""
-    if path.exists() and not (text := path.read_bytes()).endswith(b"\n"):
-        path.write_bytes(text[: text.rfind(b"\n") + 1])
-
-
-def place() -> str:
-    """The machine and the versions that times and digits belong to."""
-    its = machine()
-    kind = its["cpu"] if its["backend"] == "cpu" else its["device"]
-    return f"{kind}, {its['cores']} cores, {its['backend']}, jax {its['jax']}"
+def opened(path: Path, settings: dict[str, Any]) -> Lines:
+    """The runs in a file that have these settings and all corruptions."""
+    return Lines(
+        path,
+        ("net", "method", "seed"),
+        settings,
+        lambda line: set(line["accuracy"]) == {CLEAN, *CELLS},
+    )

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 for needed in ("matplotlib", "rich", "scipy", "sklearn"):
     pytest.importorskip(needed)
 
+from benchmarks.common import lines  # noqa: E402
 from benchmarks.common.laws import standardized  # noqa: E402
 from benchmarks.common.measure import RESULTS  # noqa: E402
 from benchmarks.common.stats import Difference  # noqa: E402
@@ -163,19 +164,19 @@ def test_a_stopped_benchmark_goes_on_where_it_was(tmp_path, monkeypatch):
 def test_runs_of_other_settings_do_not_count(tmp_path):
     path = tmp_path / "runs.jsonl"
     run = {"net": "demo", "method": "dense", "accuracy": dict.fromkeys(CELLS, 1.0)}
-    runs.Store(path, {"steps": 3}).add(run | {"seed": 0})
-    again = runs.Store(path, {"steps": 4})
+    runs.opened(path, {"steps": 3}).add(run | {"seed": 0})
+    again = runs.opened(path, {"steps": 4})
     assert again.others == 1 and ("demo", "dense", 0) not in again
     again.add(run | {"seed": 1})
     assert len(path.read_text().splitlines()) == 2
-    assert ("demo", "dense", 1) in runs.Store(path, {"steps": 4})
+    assert ("demo", "dense", 1) in runs.opened(path, {"steps": 4})
 
 
 def test_a_broken_line_inside_the_file_is_an_error(tmp_path):
     path = tmp_path / "runs.jsonl"
     path.write_text('{"a": \n{"b": 1}\n')
     with pytest.raises(ValueError, match="line 1: expected JSON.*delete the line"):
-        runs.read(path)
+        lines.read(path)
 
 
 def test_trials_are_no_results():
@@ -272,9 +273,9 @@ def test_a_tiny_run(tmp_path, shared_data):
     options = ["--data", shared_data, "--seeds", "1", "--steps", "40"]
     call = [sys.executable, "-m", "benchmarks.corruptions", *options, "--out", tmp_path]
     subprocess.run(call, cwd=ROOT, check=True, capture_output=True, timeout=1200)
-    lines = runs.read(tmp_path / "corruptions.jsonl")
-    assert len(lines) == 18
-    for line in lines:
+    found = lines.read(tmp_path / "corruptions.jsonl")
+    assert len(found) == 18
+    for line in found:
         kept = 1 if line["method"] == "dense" else 0.05
         np.testing.assert_allclose(line["kept"], kept, atol=1e-3)
         assert all(0 < a <= 100 for a in line["accuracy"].values())
