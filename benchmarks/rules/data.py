@@ -116,8 +116,10 @@ def digits() -> Task:
 
 def mnist(folder: Path) -> Task:
     """10,000 images of 28 x 28 pixels to train on, 10,000 to test."""
-    train, test = (_images(folder / "mnist", kind) for kind in ("train", "t10k"))
-    train_y, test_y = (_labels(folder / "mnist", kind) for kind in ("train", "t10k"))
+    train, test = (read_images(folder / "mnist", kind) for kind in ("train", "t10k"))
+    train_y, test_y = (
+        read_labels(folder / "mnist", kind) for kind in ("train", "t10k")
+    )
     train, test = standardised(train[:TRAIN_IMAGES], test)
     return Task(
         "mnist",
@@ -133,8 +135,8 @@ def mnist(folder: Path) -> Task:
 
 def longtail(folder: Path) -> Task:
     """Images of 14 x 14 pixels; each seed draws classes of very different sizes."""
-    train, test = (_images(folder / "mnist", kind) for kind in ("train", "t10k"))
-    labels, test_y = (_labels(folder / "mnist", kind) for kind in ("train", "t10k"))
+    train, test = (read_images(folder / "mnist", kind) for kind in ("train", "t10k"))
+    labels, test_y = (read_labels(folder / "mnist", kind) for kind in ("train", "t10k"))
     train, test = standardised(pooled(train[:POOL]), pooled(test))
     labels = labels[:POOL]
     return Task(
@@ -184,12 +186,14 @@ def standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 # Files ---------------------------------------------------------------------------
-def _images(folder: Path, kind: str) -> np.ndarray:
+def read_images(folder: Path, kind: str) -> np.ndarray:
+    """Images of MNIST, (n, 28, 28) float32 in [0, 255]; kind "train" or "t10k"."""
     pixels = _read(folder, f"{kind}-images-idx3-ubyte", offset=16)
     return pixels.reshape(-1, 28, 28).astype(np.float32)
 
 
-def _labels(folder: Path, kind: str) -> np.ndarray:
+def read_labels(folder: Path, kind: str) -> np.ndarray:
+    """Their digits."""
     return _read(folder, f"{kind}-labels-idx1-ubyte", offset=8).astype(np.int32)
 
 

@@ -14,7 +14,9 @@ of each speaker and digit are for testing).
 import io
 import tarfile
 import wave
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -47,18 +49,30 @@ def log_mel(sound: np.ndarray) -> np.ndarray:
     return np.log(power @ bands().T + FLOOR).astype(np.float32)
 
 
-def speech(folder: Path) -> Task:
-    """2,700 recordings of six speakers to train on, 300 to test."""
-    spectra, labels, takes = [], [], []
+class Recording(NamedTuple):
+    """A spoken digit: its spectrum, (FRAMES, BANDS), and whose take it is."""
+
+    spectrum: np.ndarray
+    digit: int
+    speaker: str
+    take: int
+
+
+def recordings(folder: Path) -> Iterator[Recording]:
+    """All of the data set."""
     with tarfile.open(there(folder / "fsdd" / "fsdd.tar.xz")) as archive:
         for member in archive:  # in order: the archive allows no other way
             if not member.name.endswith(".wav"):
                 continue
-            digit, _, take = Path(member.name).stem.split("_")
-            spectra.append(log_mel(_sound(archive.extractfile(member).read())).ravel())
-            labels.append(int(digit))
-            takes.append(int(take))
-    x, y = np.stack(spectra), np.array(labels, np.int32)
+            digit, speaker, take = Path(member.name).stem.split("_")
+            spectrum = log_mel(_sound(archive.extractfile(member).read()))
+            yield Recording(spectrum, int(digit), speaker, int(take))
+
+
+def speech(folder: Path) -> Task:
+    """2,700 recordings of six speakers to train on, 300 to test."""
+    spectra, labels, _, takes = zip(*recordings(folder), strict=True)
+    x, y = np.stack(spectra).reshape(len(spectra), -1), np.array(labels, np.int32)
     test = np.array(takes) < TEST_TAKES
     mean, sd = x[~test].mean(0), x[~test].std(0)
     x = (x - mean) / sd

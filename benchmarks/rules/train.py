@@ -129,8 +129,8 @@ class Bench:
                 def one(lane):
                     params = init(lane["seed"], self.task)
                     tx = optax.adam(self.task.rate)
-                    params, _ = self._fit(data, params, tx, lane["order"])
-                    return params, self._measure(data, params, lane)
+                    params, _ = self.fit(data, params, tx, lane["order"])
+                    return params, self.measure(data, params, lane)
 
                 return jax.vmap(one)(lanes)
 
@@ -138,7 +138,7 @@ class Bench:
             self.kept = {key: (params, jax.tree.map(np.asarray, found))}
         return self.kept[key]
 
-    def _measure(self, data: Data, params: Params, lane: Lane) -> dict[str, jax.Array]:
+    def measure(self, data: Data, params: Params, lane: Lane) -> dict[str, jax.Array]:
         # In parts: the hidden units of all lanes at once would fill the memory.
         logits = jax.lax.map(
             lambda x: self.logits(params, x[None])[0], data["test_x"], batch_size=CHUNK
@@ -159,9 +159,9 @@ class Bench:
                 method, rule, params, density, lane["seed"], steps, k_min
             )
             reads = (rule, self.units(method)) if rule.reads_activity else None
-        params, state = self._fit(data, params, tx, lane["order"], reads)
+        params, state = self.fit(data, params, tx, lane["order"], reads)
         kept = share_kept(bb.masks(state))
-        return self._measure(data, params, lane) | {"kept": kept}
+        return self.measure(data, params, lane) | {"kept": kept}
 
     def _first(self, method: Method, rule, data, params, density, lane, k_min):
         """At initialisation, from one pass over some samples."""
@@ -188,7 +188,7 @@ class Bench:
         given = {"density": share(density), "masks": masks, "k_min": k_min}
         return params, bb.wrap(adam, units, rule, **given, **when)
 
-    def _fit(self, data, params, tx, order, reads=None):
+    def fit(self, data, params, tx, order, reads=None):
         """Trains over the batches of a seed."""
         tx = optax.with_extra_args_support(tx)
 
@@ -226,7 +226,7 @@ class Bench:
                     params, units, rule, density, stats=stats, k_min=k_min
                 )
                 kept = share_kept({path: masks[path] for path in units.budgeted})
-                return self._measure(data, after, lane) | {"kept": kept}
+                return self.measure(data, after, lane) | {"kept": kept}
 
             return jax.vmap(at)(shares)
 

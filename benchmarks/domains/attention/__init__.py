@@ -1,0 +1,1 @@
+"""Budgeted attention, the paper's future work, in a small language model."""

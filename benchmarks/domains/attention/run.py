@@ -1,0 +1,275 @@
+"""Attention that keeps a share of its pairs, in a language model of characters."""
+
+import functools
+import gzip
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import bbjax as bb
+from benchmarks.common.stats import Verdict, mean_sd
+from benchmarks.common.text import table
+from benchmarks.domains.common import judge
+from benchmarks.domains.common.experiment import (
+    DENSE,
+    Bench,
+    Case,
+    Earlier,
+    Experiment,
+    Found,
+    Metric,
+    Runs,
+    grid,
+)
+from benchmarks.domains.common.files import there
+from benchmarks.domains.common.judge import Question
+
+STEPS, SIZE, RATE = 1200, 24, 3e-3
+CONTEXT, WIDTH, HEADS, LAYERS = 64, 96, 4, 2
+HELD_OUT, WINDOWS, PARTS = 0.1, 400, 10
+RARE = 0.005  # share of the training text of a rare character
+DENSITIES = (0.1, 0.3, 0.05)
+EVERY_QUERY, RANDOM, EQUAL = "top-k of each query", "random", "equal degrees"
+SCORE, WEIGHT, REVERSED = "budgeted", "budgeted, by weight", "budgeted, reversed"
+METHODS = (SCORE, EVERY_QUERY, EQUAL, RANDOM, WEIGHT, REVERSED)
+METRICS = {
+    "nats": Metric("nats a character", higher=False, digits=3),
+    "rare": Metric("of rare characters", higher=False, digits=3),
+}
+Attention = Callable[..., jax.Array]
+
+
+def budgeted(density: Any, **options: Any) -> Attention:
+    """bbjax's attention."""
+    return functools.partial(bb.budgeted_attention, density=density, **options)
+
+
+def chosen(choose: Callable[..., jax.Array]) -> Attention:
+    """Attention over the pairs that a function of query, key and mask gives."""
+
+    def attend(query: Any, key: Any, value: Any, **rest: Any) -> jax.Array:
+        pairs = choose(*jax.lax.stop_gradient((query, key)), rest["mask"])
+        return nn.dot_product_attention(query, key, value, **rest | {"mask": pairs})
+
+    return attend
+
+
+def each_query(density: Any) -> Attention:
+    """Each query keeps its highest scores, the same share for each, one at least."""
+
+    def choose(query: Any, key: Any, mask: Any) -> jax.Array:
+        scores = jnp.einsum("...qhd,...khd->...hqk", query, key)
+        allowed = jnp.broadcast_to(mask > 0, scores.shape)
+        scores = jnp.where(allowed, scores, -jnp.inf)
+        count = jnp.maximum(jnp.round(density * allowed.sum(-1)), 1).astype(jnp.int32)
+        return bb.top_k_mask(scores, count, axis=-1)
+
+    return chosen(choose)
+
+
+def at_random(density: Any) -> Attention:
+    """Pairs drawn once by their places; a query always keeps itself."""
+
+    def choose(query: Any, key: Any, mask: Any) -> jax.Array:
+        length, heads = query.shape[1:3]
+        drawn = jax.random.uniform(jax.random.key(7), (heads, length, length))
+        drawn = jnp.where(jnp.eye(length, dtype=bool), 2.0, drawn)
+        allowed = jnp.broadcast_to(mask[0] > 0, drawn.shape)
+        drawn = jnp.where(allowed, drawn, -1.0).reshape(heads, -1)
+        count = jnp.round(density * allowed.sum((1, 2))).astype(jnp.int32)
+        kept = bb.top_k_mask(drawn, jnp.maximum(count, length), axis=-1)
+        return kept.reshape(allowed.shape)[None]
+
+    return chosen(choose)
+
+
+WAYS: dict[str, Callable[[Any], Attention]] = {
+    DENSE: lambda density: nn.dot_product_attention,
+    SCORE: budgeted,
+    WEIGHT: lambda density: budgeted(density, rank="weight"),
+    EQUAL: lambda density: budgeted(density, law=bb.laws.uniform()),
+    REVERSED: lambda density: budgeted(
+        density, law=bb.laws.log_odds(spread=-0.1, dead=-1.0)
+    ),
+    EVERY_QUERY: each_query,
+    RANDOM: at_random,
+}
+
+
+class Net(nn.Module):
+    """A small GPT of characters."""
+
+    characters: int
+    attention: Attention
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        mask = nn.make_causal_mask(x)
+        x = nn.Embed(self.characters, WIDTH)(x)
+        x = x + self.param("places", nn.initializers.normal(0.02), x.shape[1:])
+        for _ in range(LAYERS):
+            attend = nn.MultiHeadDotProductAttention(HEADS, attention_fn=self.attention)
+            x = x + attend(nn.LayerNorm()(x), mask=mask, sow_weights=True)
+            y = nn.gelu(nn.Dense(4 * WIDTH)(nn.LayerNorm()(x)))
+            x = x + nn.Dense(WIDTH)(y)
+        return nn.Dense(self.characters)(nn.LayerNorm()(x))
+
+
+class Text:
+    """Characters as numbers, and windows of them."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads a text; its last tenth is for testing."""
+        with gzip.open(there(path), "rt", encoding="utf8") as file:
+            letters = np.array(list(file.read()))
+        self.alphabet, codes = np.unique(letters, return_inverse=True)
+        split = round((1 - HELD_OUT) * len(codes))
+        self.train, test = codes[:split].astype(np.int32), codes[split:]
+        starts = np.linspace(0, len(test) - CONTEXT - 1, WINDOWS).astype(int)
+        self.test = np.stack([test[i : i + CONTEXT + 1] for i in starts])
+        share = np.bincount(self.train, minlength=len(self.alphabet)) / split
+        self.rare = (share < RARE)[self.test[:, 1:]]
+
+    def batches(self, seed: int, steps: int) -> Iterator[np.ndarray]:
+        """Windows of the training text, each with the character behind it."""
+        last = len(self.train) - CONTEXT
+        made = grain.MapDataset.range(last).seed(seed).shuffle().repeat()
+        made = made.map(lambda i: self.train[i : i + CONTEXT + 1]).batch(SIZE)
+        for number in range(steps):
+            yield made[number]
+
+
+class Trainer:
+    """Trains the net with one attention after another."""
+
+    def __init__(self, text: Text, steps: int) -> None:
+        """Keeps what all runs share."""
+        self.text, self.steps = text, steps
+        self._compiled = functools.cache(self._compile)
+
+    def run(self, case: Case, seed: int, earlier: Earlier) -> Found:
+        """Trains and tests; `kept` is the share of pairs whose weight is above 0."""
+        began = time.perf_counter()
+        start, step, test = self._compiled(case.method)
+        carry = start(seed)
+        for batch in self.text.batches(seed, self.steps):
+            carry = step(carry, batch, case.density)
+        jax.block_until_ready(carry)
+        trained = time.perf_counter()
+        parts = np.split(self.text.test, PARTS)
+        found = [test(carry[0], part, case.density) for part in parts]
+        nats = np.concatenate([np.asarray(of) for of, _ in found])
+        return {
+            "nats": float(nats.mean()),
+            "rare": float(nats[self.text.rare].mean()),
+            "kept": round(float(np.mean([share for _, share in found])), 5),
+            "training_seconds": round(trained - began, 1),
+        }
+
+    def _compile(self, method: str) -> tuple[Callable[..., Any], ...]:
+        """Start, step and test of a method."""
+        rate = optax.warmup_cosine_decay_schedule(0, RATE, self.steps // 15, self.steps)
+        tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate))
+
+        def net(density: Any) -> Net:
+            return Net(len(self.text.alphabet), WAYS[method](density))
+
+        def nats(params: Any, rows: Any, density: Any) -> tuple[jax.Array, Any]:
+            scores, kept = net(density).apply(
+                {"params": params}, rows[:, :-1], mutable=["intermediates"]
+            )
+            return optax.softmax_cross_entropy_with_integer_labels(
+                scores, rows[:, 1:]
+            ), kept
+
+        @jax.jit
+        def start(seed: jax.Array) -> Any:
+            some = jnp.zeros((1, CONTEXT), jnp.int32)
+            params = net(1.0).init(jax.random.key(seed), some)["params"]
+            return params, tx.init(params)
+
+        @functools.partial(jax.jit, donate_argnums=0)
+        def step(carry: Any, rows: jax.Array, density: jax.Array) -> Any:
+            params, state = carry
+            grads = jax.grad(lambda p: jnp.mean(nats(p, rows, density)[0]))(params)
+            updates, state = tx.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        @jax.jit
+        def test(params: Any, rows: jax.Array, density: jax.Array) -> Any:
+            found, kept = nats(params, rows, density)
+            pairs = [jnp.mean(weights > 0) for weights in jax.tree.leaves(kept)]
+            # Of the square of all pairs, this share is not in the future.
+            allowed = (CONTEXT + 1) / (2 * CONTEXT)
+            return found, jnp.mean(jnp.stack(pairs)) / allowed
+
+        return start, step, test
+
+
+QUESTIONS = (
+    *(
+        Question(
+            f"budgeted attention has a lower loss than {other} at {density:g}",
+            "nats",
+            Case(SCORE, density),
+            (Case(other, density),),
+        )
+        for density in sorted(DENSITIES, reverse=True)
+        for other in (EVERY_QUERY, EQUAL, RANDOM)
+    ),
+    Question(
+        "dense attention has a lower loss than budgeted attention at .3",
+        "nats",
+        Case(DENSE),
+        (Case(SCORE, 0.3),),
+    ),
+    Question(
+        "the law's sign helps at .1: reversed has a higher loss",
+        "nats",
+        Case(SCORE, 0.1),
+        (Case(REVERSED, 0.1),),
+    ),
+)
+
+
+def judged(runs: Runs) -> Sequence[Verdict]:
+    """The questions of the README."""
+    return judge.answered(runs, QUESTIONS)
+
+
+def tables(runs: Runs) -> str:
+    """Share of the pairs that tests kept."""
+    rows = [
+        [case.method, f"{case.density:g}", mean_sd(runs.values("kept", *case), 4)]
+        for case in EXPERIMENT.cases
+        if runs.of(*case)
+    ]
+    return "Share of the allowed pairs that were kept in the test:\n\n" + table(
+        ["attention", "density", "kept"], rows
+    )
+
+
+def bench(folder: Path, small: bool) -> Bench:
+    """Reads the text."""
+    text = Text(folder / "text_lm" / "tinyshakespeare.txt.gz")
+    return Trainer(text, 20 if small else STEPS).run
+
+
+EXPERIMENT = Experiment(
+    name="attention",
+    title="Budgeted attention, characters",
+    claim="future work",
+    cases=grid(METHODS, DENSITIES),
+    metrics=METRICS,
+    bench=bench,
+    judge=judged,
+    tables=tables,
+)

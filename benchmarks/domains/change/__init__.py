@@ -1,0 +1,1 @@
+"""C9: what changed between two pictures of one place."""

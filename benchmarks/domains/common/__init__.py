@@ -1,0 +1,1 @@
+"""What the domains share: methods, training, instruments, tables, pictures."""

@@ -1,0 +1,1 @@
+"""C8: recognising people with a ResNet of bottleneck blocks."""

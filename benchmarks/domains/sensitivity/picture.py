@@ -1,0 +1,42 @@
+"""A panel for each setting: accuracy where it alone leaves the middle."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bbjax.demo.drawing import blank, tidy
+
+STYLE = (("#0072b2", "o", "-"), ("#d55e00", "s", "--"))
+
+
+def draw(found: dict[str, dict[Any, np.ndarray]], middle: Any, path: Path) -> None:
+    """Differences to the middle setting, seeds paired, with standard errors."""
+    made = blank(width=9.6, height=5.2)
+    for ax, what in zip(made.subplots(2, 3).ravel(), middle._fields, strict=True):
+        for (task, of), (colour, mark, line) in zip(found.items(), STYLE, strict=True):
+            at = {
+                getattr(s, what): values - of[middle]
+                for s, values in of.items()
+                if s == middle._replace(**{what: getattr(s, what)})
+            }
+            x = sorted(at)
+            mean = [at[v].mean() for v in x]
+            error = [at[v].std(ddof=1) / len(at[v]) ** 0.5 for v in x]
+            ax.errorbar(
+                range(len(x)),
+                mean,
+                error,
+                color=colour,
+                marker=mark,
+                linestyle=line,
+                markersize=4,
+                capsize=2,
+                label=task,
+            )
+            ax.set_xticks(range(len(x)), [f"{v:g}" for v in x])
+        ax.axhline(0, color="black", linewidth=0.6)
+        tidy(ax, what, "", "points")
+        ax.legend(fontsize=8, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.savefig(path)

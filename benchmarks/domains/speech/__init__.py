@@ -1,0 +1,1 @@
+"""C7: recognising spoken words with an encoder and a decoder."""

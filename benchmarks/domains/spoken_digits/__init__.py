@@ -1,0 +1,1 @@
+"""C13: Fine-Pruning a recogniser of digits for one speaker."""

@@ -1,0 +1,1 @@
+"""C10: finding synapses in electron micrographs."""
