@@ -21,6 +21,7 @@ from benchmarks.claims.common import report as claims
 from benchmarks.common.measure import RESULTS, ROOT
 from benchmarks.common.page import middle
 from benchmarks.common.text import put_in, table
+from benchmarks.domains.common import page as domains
 
 Report = dict[str, Any]
 # What the demo writes, and what it is called here.
@@ -198,8 +199,22 @@ def claim_counts() -> str:
         "controls and protocols written down first.\n"
         "They ask about the law alone, with the slope that the library had then.\n"
         "[All verdicts](benchmarks/claims/README.md), each with its command, numbers "
-        "and picture."
+        f"and picture.\n\n{domain_counts()}"
     )
+
+
+def domain_counts() -> str:
+    """The same of the experiments on real data."""
+    reports = domains.saved()
+    verdicts = Counter(v[1] for report in reports.values() for v in report["verdicts"])
+    known = [report["title"] for report in reports.values()]
+    text = (
+        f"On [real data](benchmarks/domains/README.md) ({'; '.join(known)}) "
+        f"{verdicts['holds']} of {verdicts.total()} questions hold, "
+        f"{verdicts['holds weakly']} weakly, {verdicts['does not hold']} do not"
+    )
+    open_ones = verdicts["cannot be decided"]
+    return text + (f"; {open_ones} lack runs." if open_ones else ".")
 
 
 PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {

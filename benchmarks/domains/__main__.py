@@ -81,7 +81,7 @@ def work(experiment: Experiment, args: Any, store: Lines, console: Console) -> N
             left = f"{usual * (len(missing) - number) / 60:.0f} minutes left"
             told = f"{case.method}, {case.density:g}, seed {seed} ({left})"
             bar.update(task, description=told)
-            if time.perf_counter() + usual > end:
+            if spent and time.perf_counter() + usual > end:
                 console.print("out of time; the same command goes on from here")
                 return
             started = time.perf_counter()

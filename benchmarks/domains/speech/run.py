@@ -40,7 +40,7 @@ from benchmarks.domains.speech import data
 from benchmarks.domains.speech.data import END, FIRST, PAD, Speech
 from benchmarks.domains.speech.model import Recognizer, greedy
 
-STEPS, SIZE, RATE = 1000, 32, 2e-3
+STEPS, SIZE, RATE = 4000, 16, 2e-3
 CTC, SMOOTH = 0.5, 0.1
 PUBLISHED, LOW = 0.85, 0.3
 REGROWN = f"{FAN_IN}, regrowth"

@@ -1,0 +1,497 @@
+"""The experiments on real data: what they share, their metrics, and small real runs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+for needed in ("grain", "jiwer", "matplotlib", "rich", "scipy", "sklearn", "soundfile"):
+    pytest.importorskip(needed)
+
+from benchmarks.common.text import BEGIN, END  # noqa: E402
+from benchmarks.domains import __main__ as command  # noqa: E402
+from benchmarks.domains.attention import run as attention  # noqa: E402
+from benchmarks.domains.common import instruments, judge, methods, page  # noqa: E402
+from benchmarks.domains.common.experiment import (  # noqa: E402
+    DENSE,
+    Case,
+    Experiment,
+    Metric,
+    Runs,
+    grid,
+)
+from benchmarks.domains.common.training import (  # noqa: E402
+    Problem,
+    Schedule,
+    Trainer,
+)
+
+# Benchmarks add arrays of different ranks, as users do.
+pytestmark = pytest.mark.usefixtures("lenient")
+METRICS = {"up": Metric("up"), "down": Metric("down", higher=False)}
+names = pytest.mark.parametrize("name", page.NAMES)
+
+
+def line(method, density, seed, **numbers):
+    return {"method": method, "density": density, "seed": seed} | numbers
+
+
+# Runs and verdicts --------------------------------------------------------------------
+def test_runs_are_paired_by_seed():
+    runs = Runs(
+        [
+            line("a", 0.5, 2, up=3.0),
+            line("a", 0.5, 0, up=1.0, code={"entropy": 0.5}),
+            line("b", 0.5, 0, up=5.0),
+            line("b", 0.5, 1, up=6.0),
+        ],
+        METRICS,
+    )
+    assert runs.values("up", "a", 0.5).tolist() == [1, 3]
+    one, other = runs.paired("up", Case("a", 0.5), Case("b", 0.5))
+    assert one.tolist() == [1] and other.tolist() == [5]
+    np.testing.assert_array_equal(runs.values("code.entropy", "a", 0.5), [0.5, np.nan])
+    assert len(runs) == 4 and not len(runs.values("up", "none"))
+
+
+def compare(metric, one, other, seeds=4):
+    noise = np.random.default_rng(0).normal(0, 0.01, seeds)
+    lines = [line("one", 0.5, s, **{metric: one}) for s in range(seeds)]
+    lines += [line("other", 0.5, s, **{metric: other + noise[s]}) for s in range(seeds)]
+    cases = Case("one", 0.5), [Case("other", 0.5)]
+    return judge.better(Runs(lines, METRICS), "?", metric, *cases).verdict
+
+
+def test_better_is_as_the_metric_has_it():
+    assert compare("up", 2.0, 1.0) == compare("down", 1.0, 2.0) == "holds"
+    assert compare("up", 1.0, 2.0) == compare("down", 2.0, 1.0) == "does not hold"
+    assert compare("up", 1.0, 1.0) == "does not hold"
+    assert compare("up", 2.0, 1.0, seeds=2) == "cannot be decided"
+
+
+def test_better_than_some_and_worse_than_none_holds_weakly():
+    rng = np.random.default_rng(0)
+    values = {"one": 2.0, "below": 1.0, "level": 2.0, "above": 3.0}
+    lines = [
+        line(name, 1.0, seed, up=value + 0.01 * rng.normal())
+        for name, value in values.items()
+        for seed in range(5)
+    ]
+    runs = Runs(lines, METRICS)
+
+    def verdict(*others):
+        cases = [Case(name) for name in others]
+        return judge.better(runs, "?", "up", Case("one"), cases).verdict
+
+    assert verdict("below") == "holds"
+    assert verdict("below", "level") == "holds weakly"
+    assert verdict("below", "above") == "does not hold"
+
+
+def test_traffic_predicts_information_by_a_rising_line():
+    def runs(slope):
+        code = [{"traffic": t, "power": -t, "information": slope * t} for t in range(8)]
+        return Runs([line("a", 0.5, i, code=c) for i, c in enumerate(code)], METRICS)
+
+    assert judge.codes(runs(2.0), "a", (), 0.5)[2].verdict == "holds"
+    assert judge.codes(runs(-2.0), "a", (), 0.5)[2].verdict == "does not hold"
+
+
+# Instruments --------------------------------------------------------------------------
+def test_numbers_of_a_layer_by_hand():
+    values = jnp.array([[1.0, 0.0], [0.0, 0.0], [1.0, 2.0], [0.0, 0.0]])
+    maker = jnp.array([[1.0, 0.0], [1.0, 1.0]])  # fan-in 2 and 1
+    reader = jnp.array([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])  # fan-out 1 and 3
+    found = instruments.measure([instruments.of_dense(values, maker, reader)], 0)
+    # On-rates 1/2 and 1/4, kept shares 3/5 and 4/5.
+    assert found["traffic"] == pytest.approx((0.5 * 0.6 + 0.25 * 0.8) / 2)
+    entropy = (1 + 0.25 * 2 + 0.75 * np.log2(4 / 3)) / 2
+    assert found["entropy"] == pytest.approx(entropy, abs=1e-4)
+    correlation = np.corrcoef(np.asarray(values).T)[0, 1]
+    assert found["correlation"] == pytest.approx(abs(correlation), abs=1e-4)
+    # Its own noise has twice its spread; with half of it the power is four times that.
+    assert found["power"] == pytest.approx(0.25)
+    half = [found["noise"][0] / 2]
+    again = instruments.measure(
+        [instruments.of_dense(values, maker, reader)], 0, noise=half
+    )
+    assert again["power"] == pytest.approx(1.0, rel=1e-3)
+    assert again["information"] > found["information"]
+
+
+@pytest.mark.parametrize("window", [(3, 3), (1, 1), (1, 3, 3)], ids=str)
+def test_patches_times_the_reader_are_the_convolution(window):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(2, *(5,) * len(window), 4)).astype(np.float32)
+    reader = rng.normal(size=(*window, 4, 6)).astype(np.float32)
+    layer = instruments.of_convolution(values, np.ones((*window, 3, 4)), reader)
+    space = "DHW"[-len(window) :]
+    numbers = (f"N{space}C", f"{space}IO", f"N{space}C")
+    expected = jax.lax.conv_general_dilated(
+        values, reader, (1,) * len(window), "SAME", dimension_numbers=numbers
+    ).reshape(-1, 6)
+    np.testing.assert_allclose(layer.seen @ layer.reader, expected, atol=1e-4)
+    np.testing.assert_allclose(layer.values, values.reshape(-1, 4), atol=1e-6)
+    np.testing.assert_allclose(layer.share, 1)
+
+
+# Training -----------------------------------------------------------------------------
+def small_problem(steps=12):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 12)).astype(np.float32)
+    y = (x[:, 0] * x[:, 1] > 0).astype(np.int32)
+
+    def init(key):
+        one, two = jax.random.split(key)
+        up = 0.3 * jax.random.normal(one, (12, 20))
+        return {"up": up, "down": 0.3 * jax.random.normal(two, (20, 2))}, {}
+
+    def loss(params, rest, batch, key):
+        hidden = jax.nn.relu(batch[0] @ params["up"])
+        wrong = optax.softmax_cross_entropy_with_integer_labels
+        return wrong(hidden @ params["down"], batch[1]).mean(), rest
+
+    def layers(params, rest):
+        values = jax.nn.relu(x @ params["up"])
+        return [instruments.of_dense(values, params["up"], params["down"])]
+
+    def batches(seed):
+        order = np.random.default_rng(seed)
+        for _ in range(steps):
+            rows = order.integers(0, 64, 16)
+            yield x[rows], y[rows]
+
+    return Problem(
+        init,
+        loss,
+        batches,
+        steps,
+        lambda: optax.adam(1e-2),
+        {"in": "up", "out": "down"},
+        Schedule(every=2, start=2, regrow=True),
+        lambda params, rest: {"up": float(jnp.sum(params["up"] != 0))},
+        layers,
+    )
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    return Trainer(small_problem())
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_every_method_keeps_the_same_edges(trainer, method):
+    dense = trainer.run(Case(DENSE), 0, {})
+    found = trainer.run(Case(method, 0.3), 0, {Case(DENSE): dense})
+    out = methods.METHODS[method].actuator == "out"
+    size = 40 if out else 240
+    assert found["edges"][1] == size and dense["edges"] == [0, 0]
+    # A whole unit has 12 edges: as many as come nearest.
+    assert found["edges"][0] == round(0.3 * size)
+    assert found["up"] == (240 if out else 72)
+    assert found["code"]["noise"] == pytest.approx(dense["code"]["noise"], rel=1e-4)
+
+
+def test_a_method_is_compiled_once_for_all_densities_and_seeds(trainer):
+    step = trainer._compiled("BB, fan-in")[1]
+    for density, seed in ((0.3, 0), (0.5, 1), (0.5, 0)):
+        trainer.run(Case("BB, fan-in", density), seed, {})
+    assert step._cache_size() == 1
+
+
+def test_runs_can_be_repeated_and_seeds_differ(trainer):
+    one, again, other = (
+        trainer.run(Case("magnitude, unit", 0.5), seed, {}) for seed in (0, 0, 1)
+    )
+    assert one["loss"] == again["loss"] != other["loss"]
+
+
+def test_regrowth_is_the_only_difference():
+    plain, regrown = (
+        methods.method("BB, fan-in"),
+        methods.method("BB, fan-in, regrowth"),
+    )
+    assert regrown.regrow and plain.regrow is None and regrown.make is plain.make
+    with pytest.raises(KeyError):
+        methods.method("nothing")
+
+
+# The command --------------------------------------------------------------------------
+@pytest.fixture
+def fake(monkeypatch):
+    """An experiment whose runs are counted."""
+    asked = []
+
+    def bench(folder, small):
+        def run(case, seed, earlier):
+            asked.append((case, seed, len(earlier)))
+            return {"up": case.density + seed, "edges": [5, 10]}
+
+        return run
+
+    made = Experiment(
+        name="faces",
+        title="fake",
+        claim="C0",
+        cases=grid(["a", "b"], [0.5, 0.25]),
+        metrics={"up": Metric("up")},
+        bench=bench,
+        judge=lambda runs: [
+            judge.better(runs, "a over b", "up", Case("a", 0.5), [Case("b", 0.5)])
+        ],
+    )
+    monkeypatch.setattr(command, "load", lambda name: made)
+    return asked
+
+
+def call(tmp_path, *more):
+    command.main(["faces", "--data", str(tmp_path), "--out", str(tmp_path), *more])
+
+
+def test_a_stopped_experiment_goes_on_where_it_was(tmp_path, fake):
+    call(tmp_path, "--seeds", "2")
+    assert [(c.method, c.density, s) for c, s, _ in fake][:4] == [
+        ("dense", 1, 0),
+        ("dense", 1, 1),
+        ("a", 0.5, 0),
+        ("a", 0.5, 1),
+    ]
+    assert len(fake) == 10 and [n for *_, n in fake][:4] == [0, 0, 1, 1]
+    path = tmp_path / "faces.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])  # was being written
+    call(tmp_path, "--seeds", "2")
+    assert len(fake) == 11 and fake[-1][:2] == (Case("b", 0.25), 1)
+    call(tmp_path, "--seeds", "3")
+    assert len(fake) == 16
+    call(tmp_path, "--report")
+    assert len(fake) == 16
+    report = json.loads((tmp_path / "faces.json").read_text())
+    assert report["runs"] == 15 and (tmp_path / "faces.png").exists()
+    assert report["verdicts"][0][1] == "does not hold"
+    assert "5 of 10" in report["tables"]
+
+
+def test_a_budget_stops_before_the_next_run(tmp_path, fake):
+    call(tmp_path, "--budget", "1e-9")
+    assert len(fake) == 1  # nothing is known of a run's time before the first
+    call(tmp_path, "--budget", "1e-9")
+    assert len(fake) == 1
+    call(tmp_path, "--budget", "9", "--seeds", "1")
+    assert len(fake) == 5
+
+
+def test_trials_and_missing_data_are_refused(tmp_path, fake, capsys):
+    with pytest.raises(SystemExit):
+        command.main(["faces", "--small", "--data", str(tmp_path)])
+    assert "expected --out with --small" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main(["faces"])
+    assert "expected --data" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="expected runs in"):
+        call(tmp_path, "--report")
+
+
+@names
+def test_an_experiment_is_whole(name):
+    """Named as its folder, judged without runs, cases told apart, a README."""
+    experiment = command.load(name)
+    assert experiment.name == name and len(set(experiment.cases)) == len(
+        experiment.cases
+    )
+    verdicts = experiment.judge(Runs([], experiment.metrics))
+    assert {v.verdict for v in verdicts} == {"cannot be decided"}
+    text = (page.FOLDER / name / "README.md").read_text()
+    assert f"python -m benchmarks.domains {name} --data FOLDER" in text
+    assert "## Protocol" in text.split(BEGIN)[0]
+
+
+@names
+def test_pages_say_what_the_results_say(name):
+    saved = page.RESULTS / "domains" / f"{name}.json"
+    text = (page.FOLDER / name / "README.md").read_text()
+    if not saved.exists():
+        pytest.skip("no results yet")
+    part = text.split(BEGIN, 1)[1].split(END, 1)[0].strip()
+    assert part == page.results(json.loads(saved.read_text())).strip()
+    front = (page.FOLDER / "README.md").read_text()
+    assert page.overview() in front
+
+
+@names
+def test_missing_files_are_named(name, tmp_path):
+    experiment = command.load(name)
+    with pytest.raises(SystemExit, match="expected the data set's file .*--data"):
+        experiment.bench(tmp_path, True)(experiment.cases[0], 0, {})
+
+
+# Metrics of the domains ---------------------------------------------------------------
+def test_errors_of_words_by_hand():
+    from benchmarks.domains.speech import run
+    from benchmarks.domains.speech.data import Speech, Utterance
+
+    words = tuple("ABCDEFGHIJ")
+    # A makes up the first fifth of the running words, I and J the last tenth.
+    counts = dict(zip(words, (10, 8, 8, 6, 5, 4, 3, 2, 3, 1), strict=True))
+    train = [Utterance(np.zeros((9, 40)), (w,) * n) for w, n in counts.items()]
+    speech = Speech(train, [], words)
+    assert ["".join(b) for b in speech.buckets()] == ["A", "BCDEFG", "IHJ"]
+    assert speech.encoded("AJ").tolist()[:5] == [1, 3, 12, 2, 0]
+    found = run.scores(["A B C", "J A"], ["A X C C", "A"], speech)
+    # One substitution (B), one insertion, one deletion (J) in 5 words.
+    assert found["wer"] == pytest.approx(60)
+    assert found["head"] == 0  # of two A
+    assert found["mid"] == 50 and found["tail"] == 100
+
+
+def test_equal_error_rate_by_hand():
+    from benchmarks.domains.faces.run import equal_error_rate
+
+    people = np.array([0, 0, 1, 1])
+    apart = np.array([[1, 0.1], [1, -0.1], [0.1, 1], [-0.1, 1]])
+    assert equal_error_rate(apart, people) == 0
+    mixed = apart[[0, 2, 1, 3]]
+    assert equal_error_rate(mixed, people) > 0.4
+
+
+def test_windows_cover_everything_once_in_the_mean():
+    from benchmarks.domains.synapses import run
+
+    raw = np.random.default_rng(0).normal(size=(2, 256, 256))
+    found = run.slid(lambda parts: parts[..., 0], raw)
+    np.testing.assert_allclose(found, raw)
+    assert run.windows(256)[-1] + run.WINDOW == 256
+    assert run.windows(60) == [0]
+    scores = run.scores(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9]))
+    assert all(value == pytest.approx(100) for value in scores.values())
+
+
+def test_pairs_of_the_controls_are_counted():
+    keys = jax.random.split(jax.random.key(0), 3)
+    query, key, value = (jax.random.normal(k, (2, 16, 4, 8)) for k in keys)
+    mask = np.tril(np.ones((1, 1, 16, 16), bool))
+    eye = jnp.broadcast_to(jnp.eye(16), (2, 16, 16))[:, :, None]
+    eye = jnp.broadcast_to(eye, (2, 16, 4, 16))
+    for make, per_head in (
+        (attention.at_random, round(0.3 * 136)),
+        (attention.each_query, sum(max(round(0.3 * n), 1) for n in range(1, 17))),
+        (attention.WAYS[attention.SCORE], round(0.3 * 136)),
+    ):
+        # Values that are unit vectors show the weights.
+        weights = make(0.3)(query, key, eye, mask=mask)
+        kept = np.asarray(weights > 0).sum((1, 3))
+        np.testing.assert_array_equal(kept, per_head)
+        assert not np.asarray(weights > 0)[:, 0, :, 1:].any()
+    dense = attention.WAYS[DENSE](0.3)(query, key, value, mask=mask)
+    assert dense.shape == value.shape
+
+
+def test_factors_of_full_rank_are_the_net():
+    from benchmarks.domains.spoken_digits import run
+
+    params = run.Net().init(jax.random.key(0), jnp.ones((1, 20)))["params"]
+    kernel = params["hidden_0"]["kernel"]
+    u, s, v = jnp.linalg.svd(kernel, full_matrices=False)
+    of = run.Factors(params, {"hidden_0": u * s}, {"hidden_0": v})
+    whole = of.whole({"hidden_0": jnp.eye(len(s))})
+    np.testing.assert_allclose(whole["hidden_0"]["kernel"], kernel, atol=1e-5)
+    assert whole["out"] is params["out"]
+
+
+# Real data ----------------------------------------------------------------------------
+def test_an4_is_read_whole(shared_data):
+    from benchmarks.domains.speech import data
+
+    speech = data.an4(shared_data / "an4" / "an4_flac.tar", most=24)
+    assert len(speech.train) == len(speech.test) == 24
+    frames = [u.frames for u in speech.train]
+    assert all(f.shape[1] == data.BANDS and np.isfinite(f).all() for f in frames)
+    np.testing.assert_allclose([f.mean() for f in frames], 0, atol=1e-3)
+    batch = next(data.batches(speech, 0, 1, 4))
+    assert batch["frames"].shape[1] in data.FRAMES
+    assert (batch["words"][:, 0] == data.BEGIN).all()
+    again = next(data.batches(speech, 0, 1, 4))
+    np.testing.assert_array_equal(batch["frames"], again["frames"])
+
+
+def test_folders_of_librispeech_are_read(shared_data):
+    from benchmarks.domains.speech import data
+
+    path = shared_data / "librispeech_subset" / "librispeech_subset.tar"
+    found = data.librispeech(path, "test-other")
+    some = [next(found) for _ in range(3)]
+    for utterance in some:
+        assert utterance.frames.shape[1] == data.BANDS and len(utterance.words) > 1
+        assert " ".join(utterance.words).isupper()
+
+
+def test_faces_are_split_by_image(shared_data):
+    from benchmarks.domains.faces import data
+
+    faces = data.orl(shared_data / "faces_orl" / "orl_faces.tar.xz")
+    assert faces.train_x.shape == faces.test_x.shape == (200, 56, 46, 1)
+    assert np.bincount(faces.train_y).tolist() == [5] * 40
+    assert np.bincount(faces.test_y).tolist() == [5] * 40
+    np.testing.assert_allclose(faces.test_x.std((1, 2, 3)), 1, rtol=1e-4)
+    images, labels = next(data.batches(faces, 0, 1, 8))
+    assert images.shape == (8, 56, 46, 1) and labels.dtype == np.int32
+
+
+def test_unlabelled_pixels_of_the_scenes_do_not_count(shared_data):
+    from benchmarks.domains.change import data
+
+    path = shared_data / "change_landsat" / "taizhou_nanjing.npz"
+    for scene, changed, same in zip(
+        data.landsat(path), (4227, 2363), (17163, 12393), strict=True
+    ):
+        assert np.sum(scene.label == 1) == changed
+        assert np.sum(scene.label == 0) == same
+        assert set(np.unique(scene.label)) == {-1, 0, 1}
+    before, after, label = next(data.batches(scene, 0, 1, 3))
+    assert before.shape == after.shape == (3, data.CROP, data.CROP, 6)
+    assert (np.sum(label >= 0, (1, 2)) >= data.FEWEST).all()
+
+
+def test_folders_of_levir_are_read(shared_data):
+    from benchmarks.domains.change import data
+
+    path = shared_data / "change_levir" / "levir_cd_samples.tar"
+    found = list(data.levir(path, "test"))
+    assert len(found) == 7
+    for scene in found:
+        assert scene.before.shape == scene.after.shape == (256, 256, 3)
+        assert set(np.unique(scene.label)) <= {0, 1}
+
+
+@pytest.mark.long
+def test_sections_are_split_in_depth(shared_data):
+    from benchmarks.domains.synapses import data
+
+    train, test = data.vnc(shared_data / "em_vnc" / "vnc_stack1.tar.xz")
+    assert train.raw.shape == (16, 256, 256) and test.raw.shape == (4, 256, 256)
+    assert 0.003 < train.synapse.mean() < 0.01
+    raw, synapse = next(data.batches(train, 0, 1, 4))
+    assert raw.shape == (4, *data.CROP, 1) and synapse[1].any() and synapse[3].any()
+
+
+@pytest.mark.slow
+@names
+def test_a_small_run_of_an_experiment(name, tmp_path, shared_data):
+    options = ["--data", shared_data, "--seeds", "1", "--small", "--out", tmp_path]
+    call = [sys.executable, "-m", "benchmarks.domains", name, *options]
+    call += ["--budget", "2"]
+    subprocess.run(call, cwd=ROOT, check=True, capture_output=True, timeout=1200)
+    runs = (tmp_path / f"{name}.jsonl").read_text().splitlines()
+    assert runs and (tmp_path / f"{name}.png").exists()
+    for run in map(json.loads, runs):
+        kept, size = run.get("edges", (0, 0))
+        if size:
+            assert kept == pytest.approx(run["density"] * size, abs=0.02 * size)
