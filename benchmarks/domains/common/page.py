@@ -160,6 +160,9 @@ def _metrics(experiment: Experiment, runs: Runs) -> str:
         )
     labels = [metric.label for metric in experiment.metrics.values()]
     head = ["method", "density", *labels, "edges kept", "seeds", "seconds a run"]
+    at = head.index("edges kept")
+    if not any(row[at] for row in rows):
+        head, *rows = ([*row[:at], *row[at + 1 :]] for row in (head, *rows))
     return table(head, rows)
 
 

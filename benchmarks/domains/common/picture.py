@@ -1,16 +1,18 @@
 """The first metric of an experiment, method by method, a panel for each density."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bbjax.demo.drawing import blank, tidy
-from benchmarks.domains.common.experiment import DENSE, Experiment, Runs
+from benchmarks.domains.common.experiment import Experiment, Runs
 
 MARKS = "os^vDP*Xdphs<>"
-COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a8a8a")
 MANY = 3  # more densities than these are an axis
 
 
@@ -23,40 +25,55 @@ def draw(experiment: Experiment, runs: Runs, path: Path) -> None:
 
 
 def _points(experiment: Experiment, runs: Runs) -> Figure:
-    name, methods = experiment.first, [m for m in experiment.methods if m != DENSE]
+    name, first, methods = experiment.first, *_named(experiment)
     shown = [d for d in experiment.densities if any(runs.of(m, d) for m in methods)]
     shown = shown or list(experiment.densities[:1])
     made = blank(width=3.6 * len(shown) + 1.6, height=0.32 * len(methods) + 1.3)
     axes = np.atleast_1d(made.subplots(1, len(shown), sharey=True, sharex=True))
-    dense = runs.values(name, DENSE)
     for ax, density in zip(axes, shown, strict=True):
-        if len(dense):
-            ax.axvline(dense.mean(), color="black", linestyle=(0, (6, 2)), linewidth=1)
-            ax.axvspan(dense.min(), dense.max(), color="black", alpha=0.08, linewidth=0)
+        _reference(ax.axvline, ax.axvspan, runs.values(name, first))
         for row, method in enumerate(methods):
+            # What prunes nothing stands in every panel.
             values = runs.values(name, method, density)
+            values = values if len(values) else runs.values(name, method)
             if not len(values):
                 continue
-            ax.plot(values, [row] * len(values), "o", markersize=4, color="#56b4e9",
-                    markeredgecolor="#0072b2", markeredgewidth=0.6)  # fmt: skip
+            ax.plot(
+                values,
+                [row] * len(values),
+                "o",
+                markersize=4,
+                color="#56b4e9",
+                markeredgecolor="#0072b2",
+                markeredgewidth=0.6,
+            )
             ax.plot([np.nanmean(values)], [row], "|", markersize=14, color="black")
         tidy(ax, f"density {density:g}", experiment.metrics[name].label, "")
     axes[0].set_yticks(range(len(methods)), methods, fontsize=8)
     axes[0].set_ylim(len(methods) - 0.5, -0.5)
-    made.suptitle("points: seeds; bar: mean; dashed: dense net", fontsize=8)
+    made.suptitle(f"points: seeds; bar: mean; dashed: {first}", fontsize=8)
     return made
 
 
+def _named(experiment: Experiment) -> tuple[str, list[str]]:
+    """The method of the first case, which is the reference, and the others."""
+    first, *others = experiment.methods
+    return first, others
+
+
+def _reference(line: Callable[..., Any], span: Callable[..., Any], values: Any) -> None:
+    """Mean and range of the reference."""
+    if len(values):
+        line(values.mean(), color="black", linestyle=(0, (6, 2)), linewidth=1)
+        span(values.min(), values.max(), color="black", alpha=0.08, linewidth=0)
+
+
 def _lines(experiment: Experiment, runs: Runs) -> Figure:
-    name = experiment.first
+    name, first, methods = experiment.first, *_named(experiment)
     made = blank(width=7.2, height=4.2)
     ax: Axes = made.subplots()
-    dense = runs.values(name, DENSE)
-    if len(dense):
-        ax.axhline(dense.mean(), color="black", linestyle=(0, (6, 2)), linewidth=1,
-                   label="dense")  # fmt: skip
-        ax.axhspan(dense.min(), dense.max(), color="black", alpha=0.08, linewidth=0)
-    methods = [m for m in experiment.methods if m != DENSE]
+    _reference(ax.axhline, ax.axhspan, runs.values(name, first))
+    ax.plot([], [], color="black", linestyle=(0, (6, 2)), label=first)
     for number, method in enumerate(methods):
         at = [d for d in experiment.densities if runs.of(method, d)]
         if not at:
@@ -74,6 +91,7 @@ def _lines(experiment: Experiment, runs: Runs) -> Figure:
     ticks = experiment.densities
     ax.set_xticks(ticks, [f"{d:g}" for d in ticks])
     ax.minorticks_off()
+    ax.set_xlim(min(ticks) / 1.2, max(ticks) * 1.2)
     tidy(ax, "", "density", experiment.metrics[name].label)
     made.legend(loc="outside right center", fontsize=8, frameon=False)
     return made
