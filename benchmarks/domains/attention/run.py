@@ -17,7 +17,7 @@ import optax
 import bbjax as bb
 from benchmarks.common.stats import Verdict, mean_sd
 from benchmarks.common.text import table
-from benchmarks.domains.common import judge
+from benchmarks.domains.common import instruments, judge
 from benchmarks.domains.common.experiment import (
     DENSE,
     Bench,
@@ -39,7 +39,8 @@ RARE = 0.005  # share of the training text of a rare character
 DENSITIES = (0.1, 0.3, 0.05)
 EVERY_QUERY, RANDOM, EQUAL = "top-k of each query", "random", "equal degrees"
 SCORE, WEIGHT, REVERSED = "budgeted", "budgeted, by weight", "budgeted, reversed"
-METHODS = (SCORE, EVERY_QUERY, EQUAL, RANDOM, WEIGHT, REVERSED)
+ACTIVITY = "budgeted, loudness alone"
+METHODS = (SCORE, EVERY_QUERY, EQUAL, RANDOM, ACTIVITY, REVERSED, WEIGHT)
 METRICS = {
     "nats": Metric("nats a character", higher=False, digits=3),
     "rare": Metric("of rare characters", higher=False, digits=3),
@@ -99,6 +100,7 @@ WAYS: dict[str, Callable[[Any], Attention]] = {
     REVERSED: lambda density: budgeted(
         density, law=bb.laws.log_odds(spread=-0.1, dead=-1.0)
     ),
+    ACTIVITY: lambda density: budgeted(density, law=bb.laws.linear()),
     EVERY_QUERY: each_query,
     RANDOM: at_random,
 }
@@ -115,11 +117,14 @@ class Net(nn.Module):
         mask = nn.make_causal_mask(x)
         x = nn.Embed(self.characters, WIDTH)(x)
         x = x + self.param("places", nn.initializers.normal(0.02), x.shape[1:])
-        for _ in range(LAYERS):
-            attend = nn.MultiHeadDotProductAttention(HEADS, attention_fn=self.attention)
+        for i in range(LAYERS):
+            attend = nn.MultiHeadDotProductAttention(
+                HEADS, attention_fn=self.attention, name=f"attention_{i}"
+            )
             x = x + attend(nn.LayerNorm()(x), mask=mask, sow_weights=True)
-            y = nn.gelu(nn.Dense(4 * WIDTH)(nn.LayerNorm()(x)))
-            x = x + nn.Dense(WIDTH)(y)
+            y = nn.gelu(nn.Dense(4 * WIDTH, name=f"up_{i}")(nn.LayerNorm()(x)))
+            self.sow("intermediates", f"units_{i}", y)
+            x = x + nn.Dense(WIDTH, name=f"down_{i}")(y)
         return nn.Dense(self.characters)(nn.LayerNorm()(x))
 
 
@@ -166,13 +171,27 @@ class Trainer:
         trained = time.perf_counter()
         parts = np.split(self.text.test, PARTS)
         found = [test(carry[0], part, case.density) for part in parts]
-        nats = np.concatenate([np.asarray(of) for of, _ in found])
+        nats = np.concatenate([np.asarray(of) for of, *_ in found])
+        dense = earlier.get(Case(DENSE))
+        noise = dense["code"]["noise"] if dense else None
         return {
             "nats": float(nats.mean()),
             "rare": float(nats[self.text.rare].mean()),
-            "kept": round(float(np.mean([share for _, share in found])), 5),
+            "kept": round(float(np.mean([share for _, share, _ in found])), 5),
+            "code": instruments.measure(
+                self._layers(carry[0], found[0][2]), seed, noise
+            ),
             "training_seconds": round(trained - began, 1),
         }
+
+    def _layers(self, params: Any, units: Any) -> list[instruments.Layer]:
+        """The feed-forward layers, behind attention of whatever kind."""
+        return [
+            instruments.of_dense(
+                units[i], params[f"up_{i}"]["kernel"], params[f"down_{i}"]["kernel"]
+            )
+            for i in range(LAYERS)
+        ]
 
     def _compile(self, method: str) -> tuple[Callable[..., Any], ...]:
         """Start, step and test of a method."""
@@ -205,11 +224,16 @@ class Trainer:
 
         @jax.jit
         def test(params: Any, rows: jax.Array, density: jax.Array) -> Any:
-            found, kept = nats(params, rows, density)
-            pairs = [jnp.mean(weights > 0) for weights in jax.tree.leaves(kept)]
+            found, sown = nats(params, rows, density)
+            kept = sown["intermediates"]
+            pairs = [
+                jnp.mean(kept[f"attention_{i}"]["attention_weights"][0] > 0)
+                for i in range(LAYERS)
+            ]
+            units = [kept[f"units_{i}"][0] for i in range(LAYERS)]
             # Of the square of all pairs, this share is not in the future.
             allowed = (CONTEXT + 1) / (2 * CONTEXT)
-            return found, jnp.mean(jnp.stack(pairs)) / allowed
+            return found, jnp.mean(jnp.stack(pairs)) / allowed, units
 
         return start, step, test
 
@@ -237,12 +261,21 @@ QUESTIONS = (
         Case(SCORE, 0.1),
         (Case(REVERSED, 0.1),),
     ),
+    Question(
+        "C14: at .1, the price on reach helps against loudness alone",
+        "nats",
+        Case(SCORE, 0.1),
+        (Case(ACTIVITY, 0.1),),
+    ),
 )
 
 
 def judged(runs: Runs) -> Sequence[Verdict]:
     """The questions of the README."""
-    return judge.answered(runs, QUESTIONS)
+    return [
+        *judge.answered(runs, QUESTIONS),
+        *judge.codes(runs, SCORE, (EVERY_QUERY, RANDOM), 0.1),
+    ]
 
 
 def tables(runs: Runs) -> str:

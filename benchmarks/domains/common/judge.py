@@ -95,7 +95,11 @@ def told(case: Case) -> str:
 
 # C5 and C14, on every domain that trains under a mask ---------------------------------
 def codes(
-    runs: Runs, method: str, controls: Sequence[str], density: float
+    runs: Runs,
+    method: str,
+    controls: Sequence[str],
+    density: float,
+    dense: str = DENSE,
 ) -> list[Verdict]:
     """C5: entropy, correlation, and traffic as a measure of information.
 
@@ -104,9 +108,10 @@ def codes(
       method: that of the paper.
       controls: pruned methods; the dense net is one as well.
       density: at which they are compared.
+      dense: what the net without pruning is called.
     """
     one = Case(method, density)
-    others = [Case(DENSE), *(Case(name, density) for name in controls)]
+    others = [Case(dense), *(Case(name, density) for name in controls)]
     return [
         compared(
             runs, f"C5: {method} raises coding entropy (bits a unit)",

@@ -15,7 +15,7 @@ import bbjax as bb
 from benchmarks.common import stats
 from benchmarks.common.stats import Verdict, mean_sd
 from benchmarks.common.text import table
-from benchmarks.domains.common import judge
+from benchmarks.domains.common import instruments, judge
 from benchmarks.domains.common.experiment import (
     FEWEST,
     Bench,
@@ -49,9 +49,10 @@ class LeNet300(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.reshape(len(x), -1)
-        for units in (300, 100):
-            x = nn.relu(nn.Dense(units)(x))
-        return nn.Dense(10)(x)
+        for number, units in enumerate((300, 100)):
+            x = nn.relu(nn.Dense(units, name=f"dense_{number}")(x))
+            self.sow("intermediates", "units", x)
+        return nn.Dense(10, name="dense_2")(x)
 
 
 class LeNet5(nn.Module):
@@ -62,8 +63,9 @@ class LeNet5(nn.Module):
         for channels in (20, 50):
             x = nn.relu(nn.Conv(channels, (5, 5), padding="VALID")(x))
             x = nn.max_pool(x, (2, 2), (2, 2))
-        x = nn.relu(nn.Dense(500)(x.reshape(len(x), -1)))
-        return nn.Dense(10)(x)
+        x = nn.relu(nn.Dense(500, name="dense_0")(x.reshape(len(x), -1)))
+        self.sow("intermediates", "units", x)
+        return nn.Dense(10, name="dense_1")(x)
 
 
 class Setting(NamedTuple):
@@ -153,7 +155,9 @@ class Lab:
         """On the test images, percent."""
         parts = np.split(np.arange(len(self.held.test_y)), 10)
         found = [self._test(params, self.held.test_x[part]) for part in parts]
-        return 100 * float(np.mean(np.concatenate(found) == self.held.test_y))
+        return 100 * float(
+            np.mean(np.concatenate(found) == np.asarray(self.held.test_y))
+        )
 
     def calibration(self, seed: int) -> list[tuple[jax.Array]]:
         """Random training images, the same in every round."""
@@ -170,9 +174,22 @@ class Lab:
             "accuracy": self.accuracy(params),
         }
 
+    def layers(self, params: Any) -> list[instruments.Layer]:
+        """The layers between dense kernels, on test images."""
+        x = self.held.test_x[: instruments.SAMPLES]
+        kept = self.net.apply({"params": params}, x, mutable=["intermediates"])[1]
+        return [
+            instruments.of_dense(
+                units,
+                params[f"dense_{number}"]["kernel"],
+                params[f"dense_{number + 1}"]["kernel"],
+            )
+            for number, units in enumerate(kept["intermediates"]["units"])
+        ]
+
     # The two ways to prune ------------------------------------------------------------
-    def relieved(self, first: Any, params: Any, seed: int) -> list[Found]:
-        """The rounds of NNrelief, each trained from the first weights."""
+    def relieved(self, first: Any, params: Any, seed: int) -> tuple[Any, list[Found]]:
+        """The last net and all rounds of NNrelief, each from the first weights."""
         points: list[Found] = []
 
         def train(start: Any, masks: Any) -> Any:
@@ -180,7 +197,7 @@ class Lab:
             points.append(self.point(after, masks))
             return after
 
-        bb.relieve_and_train(
+        done = bb.relieve_and_train(
             self.scores,
             params,
             self.units,
@@ -191,19 +208,19 @@ class Lab:
             alpha_conv=ALPHA_CONV,
             alpha_dense=ALPHA_DENSE,
         )
-        return points
+        return done.params, points
 
     def matched(
         self, first: Any, params: Any, seed: int, densities: Sequence[Any]
-    ) -> list[Found]:
-        """Rounds by magnitude that keep as many edges in every kernel."""
+    ) -> tuple[Any, list[Found]]:
+        """The same by magnitude, with as many edges in every kernel."""
         points: list[Found] = []
         masks, rule = None, bb.rules.magnitude(scope="layer")
         for number, density in enumerate(densities, 1):
             _, masks = bb.prune(params, self.units, rule, density, masks=masks, k_min=0)
             params = self.train(bb.apply_masks(first, masks), masks, [seed, number])
             points.append(self.point(params, masks))
-        return points
+        return params, points
 
 
 def bench(folder: Path, small: bool) -> Bench:
@@ -227,7 +244,7 @@ def bench(folder: Path, small: bool) -> Bench:
         name, way = case.method.split(", ", 1)
         first, params, start = dense(name, seed)
         if way == RELIEF:
-            points = lab(name).relieved(first, params, seed)
+            last, points = lab(name).relieved(first, params, seed)
         else:
             found = earlier.get(Case(f"{name}, {RELIEF}"))
             if found is None:
@@ -236,7 +253,9 @@ def bench(folder: Path, small: bool) -> Bench:
                     "it gives the numbers of weights"
                 )
             densities = [point["densities"] for point in found["curve"][1:]]
-            points = lab(name).matched(first, params, seed, densities)
+            last, points = lab(name).matched(first, params, seed, densities)
+        of = lab(name)
+        noise = instruments.measure(of.layers(params), seed)["noise"]
         few = [p["accuracy"] for p in points if p["kept"] < FEW]
         return {
             "mean": float(np.mean([p["accuracy"] for p in points])),
@@ -244,6 +263,7 @@ def bench(folder: Path, small: bool) -> Bench:
             "last": points[-1]["accuracy"],
             "kept": 100 * points[-1]["kept"],
             "few": few[0] if few else None,
+            "code": instruments.measure(of.layers(last), seed, noise),
             "curve": [start, *points],
         }
 

@@ -16,7 +16,7 @@ from bbjax.demo.data import batches
 from benchmarks.common import stats
 from benchmarks.common.stats import Verdict
 from benchmarks.common.text import table
-from benchmarks.domains.common import judge
+from benchmarks.domains.common import instruments, judge
 from benchmarks.domains.common.experiment import (
     FEWEST,
     Bench,
@@ -64,6 +64,7 @@ class Net(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         for number, units in enumerate(SIZES):
             x = nn.relu(nn.Dense(units, name=f"hidden_{number}")(x))
+            self.sow("intermediates", "units", x)
         return nn.Dense(10, name="out")(x)
 
 
@@ -131,6 +132,13 @@ def _fitted(
         return (optax.apply_updates(params, updates), state), None
 
     return jax.lax.scan(step, (params, tx.init(params)), order)[0][0]
+
+
+def between(params: Params, x: np.ndarray) -> instruments.Layer:
+    """The layer between the two hidden kernels."""
+    kept = Net().apply({"params": params}, x, mutable=["intermediates"])[1]
+    kernels = (params[f"hidden_{i}"]["kernel"] for i in range(len(SIZES)))
+    return instruments.of_dense(kept["intermediates"]["units"][0], *kernels)
 
 
 # Ways to adapt ------------------------------------------------------------------------
@@ -224,16 +232,19 @@ class Lab:
 
     def run(self, case: Case, seed: int, earlier: Earlier) -> Found:
         """Accuracy of all speakers' nets on their own test takes."""
-        accuracy, kept = {}, []
+        accuracy, kept, layers = {}, [], []
         for name, of in self.people.items():
             params = self.adapted(case, name, seed)
             said = np.argmax(np.asarray(scores(params, of.test_x)), -1)
             accuracy[name] = 100 * float(np.mean(said == of.test_y))
+            layers.append(between(params, of.test_x))
             inside = params["hidden_1"]["kernel"]
             kept.append(100 * float(np.mean(np.asarray(inside) != 0)))
         values = list(accuracy.values())
-        source = earlier.get(Case(SOURCE), {"speakers": accuracy})["speakers"]
-        gains = [accuracy[name] - source[name] for name in accuracy]
+        source = earlier.get(Case(SOURCE))
+        before = source["speakers"] if source else accuracy
+        gains = [accuracy[name] - before[name] for name in accuracy]
+        noise = source["code"]["noise"] if source else None
         found = {
             "accuracy": float(np.mean(values)),
             "worst": min(values),
@@ -241,6 +252,7 @@ class Lab:
             "best_gain": max(gains),
             "edges_kept": float(np.mean(kept)),
             "speakers": accuracy,
+            "code": instruments.measure(layers, seed, noise),
         }
         return found | (self.prints(case, seed) if case.method == UNITS else {})
 
@@ -321,7 +333,11 @@ QUESTIONS = (
 
 def judged(runs: Runs) -> Sequence[Verdict]:
     """The questions of the README."""
-    return [*judge.answered(runs, QUESTIONS), _fingerprints(runs, MOST_CUT)]
+    return [
+        *judge.answered(runs, QUESTIONS),
+        _fingerprints(runs, MOST_CUT),
+        *judge.codes(runs, UNITS, (RANDOM, NORM), PUBLISHED, SOURCE),
+    ]
 
 
 def _fingerprints(runs: Runs, one: Case) -> Verdict:
