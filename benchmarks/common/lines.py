@@ -91,6 +91,6 @@ def read(path: Path) -> list[Line]:
 
 
 def _cut_off(path: Path) -> None:
-    """Takes away a last line that was not written to its end."""
+    """Takes away a last line that was not written to its end; the rest stays."""
     if path.exists() and not (text := path.read_bytes()).endswith(b"\n"):
-        path.write_bytes(text[: text.rfind(b"\n") + 1])
+        os.truncate(path, text.rfind(b"\n") + 1)

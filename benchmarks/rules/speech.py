@@ -1,14 +1,11 @@
 """Spoken digits as log-mel spectra, for the task `speech`.
 
 A recording becomes 32 frames of 12 numbers: windows of 32 ms every 20 ms, the power of
-each in 12 triangular bands whose centres are equally far apart on the mel scale
-
-    mel(f) = 2595 log10(1 + f / 700)
-
-and its logarithm. Longer recordings are cut behind 0.65 s, shorter ones are followed by
-silence. Each number is standardised by its mean and standard deviation over the
-training recordings. Data: Free Spoken Digit Dataset, its official split (takes 0 to 4
-of each speaker and digit are for testing).
+each in 12 triangular bands, equally far apart on the mel scale, and its logarithm.
+Longer recordings are cut behind 0.65 s, shorter ones are followed by silence. Each
+number is standardised by its mean and standard deviation over the training recordings.
+Data: Free Spoken Digit Dataset, its official split (takes 0 to 4 of each speaker and
+digit are for testing).
 """
 
 import io
@@ -20,33 +17,20 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.common.sound import log_mel, mel_bands
 from benchmarks.rules.data import WIDE, Task, accuracy, there
 
 RATE, WINDOW, HOP = 8000, 256, 160
 FRAMES, BANDS = 32, 12
 LENGTH = (FRAMES - 1) * HOP + WINDOW
-LOWEST = 80.0
 FLOOR = 1e-6  # power of what counts as silence, where full scale is 1
 TEST_TAKES = 5
 
 
-def bands() -> np.ndarray:
-    """Triangular mel bands over the frequencies of a window, (BANDS, frequencies)."""
-    ends = 2595 * np.log10(1 + np.array([LOWEST, RATE / 2]) / 700)
-    hertz = 700 * (10 ** (np.linspace(*ends, BANDS + 2) / 2595) - 1)
-    frequencies = np.fft.rfftfreq(WINDOW, 1 / RATE)
-    low, middle, high = (hertz[i : i + BANDS, None] for i in range(3))
-    up = (frequencies - low) / (middle - low)
-    down = (high - frequencies) / (high - middle)
-    return np.maximum(0, np.minimum(up, down))
-
-
-def log_mel(sound: np.ndarray) -> np.ndarray:
+def spectrum(sound: np.ndarray) -> np.ndarray:
     """Log-mel spectrum of a recording in [-1, 1], (FRAMES, BANDS) float32."""
     sound = np.pad(sound[:LENGTH], (0, max(0, LENGTH - len(sound))))
-    frames = np.lib.stride_tricks.sliding_window_view(sound, WINDOW)[::HOP]
-    power = np.abs(np.fft.rfft(frames * np.hanning(WINDOW))) ** 2 / WINDOW
-    return np.log(power @ bands().T + FLOOR).astype(np.float32)
+    return log_mel(sound, mel_bands(RATE, WINDOW, BANDS), HOP, FLOOR)
 
 
 class Recording(NamedTuple):
@@ -65,8 +49,8 @@ def recordings(folder: Path) -> Iterator[Recording]:
             if not member.name.endswith(".wav"):
                 continue
             digit, speaker, take = Path(member.name).stem.split("_")
-            spectrum = log_mel(_sound(archive.extractfile(member).read()))
-            yield Recording(spectrum, int(digit), speaker, int(take))
+            found = spectrum(_sound(archive.extractfile(member).read()))
+            yield Recording(found, int(digit), speaker, int(take))
 
 
 def speech(folder: Path) -> Task:

@@ -15,6 +15,7 @@ from benchmarks.common.stats import Verdict
 from benchmarks.domains.change import data
 from benchmarks.domains.change.data import Scene
 from benchmarks.domains.common import instruments, judge
+from benchmarks.domains.common import methods as by
 from benchmarks.domains.common.experiment import (
     DENSE,
     Bench,
@@ -26,16 +27,6 @@ from benchmarks.domains.common.experiment import (
     grid,
 )
 from benchmarks.domains.common.judge import Question
-from benchmarks.domains.common.methods import (
-    ACTIVITY,
-    EQUAL,
-    FAN_IN,
-    FAN_OUT,
-    LAYER,
-    RECOMMENDED,
-    RIGL,
-    TOPK,
-)
 from benchmarks.domains.common.training import Problem, Schedule, Trainer
 
 STEPS, SIZE, RATE = 400, 6, 2e-3
@@ -43,7 +34,7 @@ CROP = data.CROP
 WIDTHS = (16, 32, 64)
 CHANGED = 4.0  # weight of a changed pixel, as there are so few
 PUBLISHED, LOW = 0.7, 0.2
-METHODS = (FAN_IN, EQUAL, RIGL, LAYER, ACTIVITY, RECOMMENDED, FAN_OUT, TOPK)
+METHODS = by.ALL
 METRICS = {
     "iou": Metric("IoU, %", digits=1),
     "f1": Metric("F1, %", digits=1),
@@ -143,14 +134,14 @@ def problem(train: Scene, test: Scene, steps: int) -> Problem:
         steps,
         lambda: optax.adamw(rate),
         {"in": "down.*first/kernel", "out": "down.*first/kernel"},
-        Schedule(every=20, start=steps // 4, regrow=True),
+        Schedule(every=20, start=steps // 4, stop=3 * steps // 4, regrow=True),
         measure,
         layers,
     )
 
 
-PUBLISHED_BB, LOW_BB = Case(FAN_IN, PUBLISHED), Case(FAN_IN, LOW)
-OTHERS = (EQUAL, LAYER, RIGL)
+PUBLISHED_BB, LOW_BB = Case(by.FAN_IN, PUBLISHED), Case(by.FAN_IN, LOW)
+OTHERS = (by.EQUAL, by.LAYER, by.RIGL)
 QUESTIONS = (
     Question(
         "BB has a higher IoU at .7 than the dense net",
@@ -183,8 +174,8 @@ def judged(runs: Runs) -> Sequence[Verdict]:
     """The questions of the README."""
     return [
         *judge.answered(runs, QUESTIONS),
-        *judge.codes(runs, FAN_IN, (EQUAL, LAYER), LOW),
-        judge.fan_out(runs, "iou", FAN_IN, LOW),
+        *judge.codes(runs, by.FAN_IN, (by.EQUAL, by.LAYER), LOW),
+        judge.fan_out(runs, "iou", LOW),
     ]
 
 

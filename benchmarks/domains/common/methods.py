@@ -1,8 +1,9 @@
 """The methods that the domains compare, by name.
 
-All prune the same kernels to the same number of edges, on the same schedule, and scale
-kept weights alike; only the rule differs. RigL begins with a random mask of the final
-density, and its optimizer sees masked gradients, as published.
+All prune the same kernels to the same number of edges and refresh at the same steps.
+Those that limit incoming edges scale kept weights alike. RigL begins with a random mask
+of the final density, scales nothing, and its optimizer sees masked gradients, as
+published.
 """
 
 import dataclasses
@@ -36,26 +37,24 @@ def _bb(actuator: Literal["in", "out"] = "in", **options: float) -> Method:
 FAN_IN, FAN_OUT = "BB, fan-in", "BB, fan-out"
 EQUAL, LAYER = "magnitude, unit", "magnitude, layer"
 ACTIVITY, RIGL, TOPK = "activity-only", "RigL", "activation top-k"
-RECOMMENDED = "recommended"
-EQUAL_OUT, ACTIVITY_OUT = "magnitude, unit, fan-out", "activity-only, fan-out"
+STEEP = "BB, fan-in, spread 0.5"
+ALL = (FAN_IN, EQUAL, LAYER, RIGL, ACTIVITY, TOPK, FAN_OUT, STEEP)
+EQUAL_OUT = "magnitude, unit, fan-out"
 
 METHODS: Mapping[str, Method] = {
     # The paper's law by itself; its published sign.
     FAN_IN: _bb(competition=0),
     FAN_OUT: _bb("out", competition=0),
-    "BB, reversed": _bb(competition=0, spread=-0.1),
-    "BB, default": _bb(),
+    # As steep as activity alone where a unit is on half of the time.
+    STEEP: _bb(competition=0, spread=0.5),
     EQUAL: Method(lambda n: rules.magnitude()),
     EQUAL_OUT: Method(lambda n: rules.magnitude(), "out"),
     LAYER: Method(lambda n: rules.magnitude(scope="layer")),
     ACTIVITY: Method(lambda n: rules.activity_only()),
-    ACTIVITY_OUT: Method(lambda n: rules.activity_only(), "out"),
     TOPK: Method(lambda n: rules.activation_topk()),
     RIGL: Method(
         lambda n: rules.rigl(anneal=3 * n // 4), random_start=True, regrow=True
     ),
-    # What the README recommends for accuracy.
-    RECOMMENDED: Method(lambda n: rules.magnitude(scope="layer", score="scaled")),
 }
 
 

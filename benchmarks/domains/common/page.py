@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.claims.common.report import verdict_table
 from benchmarks.common.lines import Lines
 from benchmarks.common.measure import RESULTS, write
-from benchmarks.common.stats import mean_sd
+from benchmarks.common.stats import VERDICTS, mean_sd
 from benchmarks.common.text import plain, put_in, short, table
 from benchmarks.domains.common import picture
 from benchmarks.domains.common.experiment import Experiment, Runs
@@ -71,7 +71,7 @@ def summary(report: Report) -> str:
     where = "; ".join(report["places"])
     origin = (
         f"`{report['command']}`: {report['runs']} runs, {report['hours']:.1f} hours of "
-        f"one core on {where}; mean ± sd over seeds "
+        f"runs on {where}; mean ± sd over seeds "
         f"([JSON](../../results/domains/{report['name']}.json), [all "
         f"runs](../../results/domains/{report['name']}.jsonl))."
     )
@@ -105,16 +105,16 @@ def saved() -> dict[str, Report]:
 
 
 def overview() -> str:
-    """All questions of all experiments, with their verdicts."""
-    rows = [
-        [
-            f"[{report['claim']}, {name}]({name}/README.md)",
-            question,
-            f"**{verdict}**",
+    """The questions that are decided, and how many of each experiment are not."""
+    rows = []
+    for name, report in saved().items():
+        link = f"[{report['claim']}, {name}]({name}/README.md)"
+        decided = [v for v in report["verdicts"] if v[1] != VERDICTS[-1]]
+        rows += [
+            [link, question, f"**{verdict}**"] for question, verdict, *_ in decided
         ]
-        for name, report in saved().items()
-        for question, verdict, *_ in report["verdicts"]
-    ]
+        if rest := len(report["verdicts"]) - len(decided):
+            rows.append([link, f"{rest} further questions", "cannot be decided yet"])
     return table(["claim", "question", "verdict"], rows)
 
 

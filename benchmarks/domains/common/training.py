@@ -166,6 +166,7 @@ class Trainer:
         """The optimizer of a method."""
         problem, when = self.problem, self.problem.schedule
         inner = problem.optimizer()
+        inward = which is not None and which.actuator == "in"
         if which is None:
             return optax.with_extra_args_support(inner)
         settings = {
@@ -173,8 +174,10 @@ class Trainer:
             "start": when.start,
             "stop": when.stop,
             "regrow": when.regrow if which.regrow is None else which.regrow,
-            "rescale": when.rescale and which.actuator == "in" or None,
-            "k_min": 1,
+            # For incoming edges; RigL begins with few and has none to make up for.
+            "rescale": (when.rescale and inward and not which.random_start) or None,
+            # A source unit may have no edge, so that the budget is met at any density.
+            "k_min": 1 if inward else 0,
         }
         units, rule = self._units(which), which.make(problem.steps)
         if which.random_start:

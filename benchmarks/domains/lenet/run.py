@@ -108,7 +108,8 @@ class Lab:
         """Traces the net."""
         self.setting, self.held, self.net = setting, held, setting.net
         first = self.init(0)
-        self.units = bb.trace(self.scores, first, held.train_x[:BATCH])
+        units = bb.trace(self.scores, first, held.train_x[:BATCH])
+        self.units = units.only(units.paths)  # the last kernel, too
 
     def init(self, seed: int) -> Any:
         """First weights."""

@@ -126,7 +126,7 @@ class Lab:
         pruned = bb.transform(
             units,
             rule,
-            density=bb.ramp(DENSITY, start, self.steps // 2, power=3),
+            density=bb.ramp(DENSITY, start, self.steps // 2 - start, power=3),
             every=every,
             start=start,
             stop=3 * self.steps // 4,
@@ -148,13 +148,15 @@ CASES = {
 
 # Reading ------------------------------------------------------------------------------
 def measured(runs: Runs) -> dict[str, dict[Setting, np.ndarray]]:
-    """By task, the accuracies of every setting that was run, over all seeds."""
+    """By task, the accuracies of every setting that was run, at the seeds of all."""
     found: dict[str, dict[Setting, np.ndarray]] = {task: {} for task in TASKS}
-    for case, (task, constants) in CASES.items():
-        of = runs.of(*case)
-        if not of:
+    there = {case: runs.of(*case) for case in CASES if runs.of(*case)}
+    for case, of in there.items():
+        task, constants = CASES[case]
+        others = [set(runs) for c, runs in there.items() if CASES[c][0] == task]
+        if not (both := sorted(set.intersection(*others))):
             continue
-        lanes = np.concatenate([np.array(of[s]["lanes"]) for s in sorted(of)], 1)
+        lanes = np.concatenate([np.array(of[s]["lanes"]) for s in both], 1)
         for row, pair in zip(lanes, itertools.product(SPREADS, DECAYS), strict=True):
             found[task][Setting(*pair, *constants)] = row
     return found

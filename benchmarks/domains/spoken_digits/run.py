@@ -323,10 +323,10 @@ QUESTIONS = (
         (MOST_CUT,),
     ),
     Question(
-        "labels are worth more: fine-tuning with them is better than all",
+        "labels are worth more: fine-tuning with them is better than all without",
         "accuracy",
         Case(TUNING),
-        (LEAST_CUT, MOST_CUT, Case(SVD)),
+        (LEAST_CUT, MOST_CUT, Case(WEIGHTS, PUBLISHED), Case(WEIGHTS, 0.8)),
     ),
 )
 
@@ -336,7 +336,7 @@ def judged(runs: Runs) -> Sequence[Verdict]:
     return [
         *judge.answered(runs, QUESTIONS),
         _fingerprints(runs, MOST_CUT),
-        *judge.codes(runs, UNITS, (RANDOM, NORM), PUBLISHED, SOURCE),
+        *judge.codes(runs, UNITS, (RANDOM, NORM), PUBLISHED, SOURCE, traffic=False),
     ]
 
 
@@ -384,6 +384,7 @@ EXPERIMENT = Experiment(
     name="spoken_digits",
     title="Fine-Pruning, spoken digits",
     claim="C13",
+    protocol=2,  # looks at codes
     cases=CASES,
     metrics=METRICS,
     bench=bench,

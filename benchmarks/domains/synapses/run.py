@@ -17,6 +17,7 @@ from sklearn.metrics import (
 
 from benchmarks.common.stats import Verdict
 from benchmarks.domains.common import instruments, judge
+from benchmarks.domains.common import methods as by
 from benchmarks.domains.common.experiment import (
     DENSE,
     Bench,
@@ -28,16 +29,6 @@ from benchmarks.domains.common.experiment import (
     grid,
 )
 from benchmarks.domains.common.judge import Question
-from benchmarks.domains.common.methods import (
-    ACTIVITY,
-    EQUAL,
-    FAN_IN,
-    FAN_OUT,
-    LAYER,
-    RECOMMENDED,
-    RIGL,
-    TOPK,
-)
 from benchmarks.domains.common.training import Problem, Schedule, Trainer
 from benchmarks.domains.synapses import data
 from benchmarks.domains.synapses.data import Stack
@@ -47,7 +38,7 @@ WIDTHS = (8, 16, 32)
 SYNAPSE = 8.0  # weight of a voxel of a synapse
 WINDOW, OVERLAP = 96, 16
 PUBLISHED, LOW = 0.7, 0.2
-METHODS = (FAN_IN, EQUAL, LAYER, RIGL, ACTIVITY, RECOMMENDED, FAN_OUT, TOPK)
+METHODS = by.ALL
 METRICS = {
     "pr_auc": Metric("PR-AUC, %", digits=1),
     "roc_auc": Metric("ROC-AUC, %", digits=1),
@@ -157,7 +148,7 @@ def problem(train: Stack, test: Stack, steps: int) -> Problem:
                 params[name]["first"]["kernel"],
                 params[name]["second"]["kernel"],
             )
-            for name in ("down_1", "down_2", "up_1")
+            for name in ("down_1", "down_2", "up_0", "up_1")
         ]
 
     rate = optax.warmup_cosine_decay_schedule(0, RATE, steps // 10, steps)
@@ -168,7 +159,13 @@ def problem(train: Stack, test: Stack, steps: int) -> Problem:
         steps,
         lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate)),
         {side: "(down_[12]|up.*)/first/kernel" for side in ("in", "out")},
-        Schedule(every=10, start=steps // 10, ramp=steps // 2, regrow=True),
+        Schedule(
+            every=10,
+            start=steps // 10,
+            ramp=steps // 2,
+            stop=3 * steps // 4,
+            regrow=True,
+        ),
         measure,
         layers,
     )
@@ -186,8 +183,8 @@ def scores(synapse: np.ndarray, found: np.ndarray) -> Found:
     }
 
 
-PUBLISHED_BB, LOW_BB = Case(FAN_IN, PUBLISHED), Case(FAN_IN, LOW)
-OTHERS = (EQUAL, LAYER, RIGL)
+PUBLISHED_BB, LOW_BB = Case(by.FAN_IN, PUBLISHED), Case(by.FAN_IN, LOW)
+OTHERS = (by.EQUAL, by.LAYER, by.RIGL)
 AT_PUBLISHED = (Case(DENSE), *(Case(name, PUBLISHED) for name in OTHERS))
 QUESTIONS = (
     Question(
@@ -215,8 +212,8 @@ def judged(runs: Runs) -> Sequence[Verdict]:
     """The questions of the README."""
     return [
         *judge.answered(runs, QUESTIONS),
-        *judge.codes(runs, FAN_IN, (EQUAL, LAYER), LOW),
-        judge.fan_out(runs, "pr_auc", FAN_IN, LOW),
+        *judge.codes(runs, by.FAN_IN, (by.EQUAL, by.LAYER), LOW),
+        judge.fan_out(runs, "pr_auc", LOW),
     ]
 
 
