@@ -27,7 +27,7 @@ from rich.progress import (
 from benchmarks.common.lines import Lines
 from benchmarks.common.measure import RESULTS, commit, place
 from benchmarks.domains.common import page
-from benchmarks.domains.common.experiment import Case, Experiment
+from benchmarks.domains.common.experiment import FEWEST, Case, Experiment
 
 NAMES = page.NAMES
 PLACE = RESULTS / "domains"
@@ -59,8 +59,14 @@ def parsed(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def planned(experiment: Experiment, seeds: int) -> list[tuple[Case, int]]:
-    """All runs: case by case, so that a case that is begun gets all its seeds."""
-    return [(case, seed) for case in experiment.cases for seed in range(seeds)]
+    """All runs: case by case as many seeds as a verdict needs, then the other seeds."""
+    some = min(seeds, FEWEST)
+    return [
+        (case, seed)
+        for part in (range(some), range(some, seeds))
+        for case in experiment.cases
+        for seed in part
+    ]
 
 
 def work(experiment: Experiment, args: Any, store: Lines, console: Console) -> None:

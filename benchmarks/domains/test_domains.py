@@ -302,6 +302,9 @@ def test_a_stopped_experiment_goes_on_where_it_was(tmp_path, fake):
     assert len(fake) == 16
     call(tmp_path, "--report")
     assert len(fake) == 16
+    call(tmp_path / "again", "--seeds", "4")
+    seeds = [seed for _, seed, _ in fake[16:]]
+    assert seeds == [0, 1, 2] * 5 + [3] * 5
     report = json.loads((tmp_path / "faces.json").read_text())
     assert report["runs"] == 15 and (tmp_path / "faces.png").exists()
     assert report["verdicts"][0][1] == "cannot be decided"

@@ -316,5 +316,6 @@ EXPERIMENT = Experiment(
     metrics=METRICS,
     bench=bench,
     judge=judged,
+    seeds=8,
     tables=tables,
 )

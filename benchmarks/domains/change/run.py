@@ -193,4 +193,5 @@ EXPERIMENT = Experiment(
     metrics=METRICS,
     bench=bench,
     judge=judged,
+    seeds=8,
 )

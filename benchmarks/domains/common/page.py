@@ -70,8 +70,8 @@ def summary(report: Report) -> str:
     """Where the numbers come from, and the verdicts."""
     where = "; ".join(report["places"])
     origin = (
-        f"`{report['command']}`: {report['runs']} runs, {report['hours']:.1f} hours of "
-        f"runs on {where}; mean ± sd over seeds "
+        f"`{report['command']}`: {report['runs']} runs, {report['hours']:.1f} hours "
+        f"on {where}; mean ± sd over seeds "
         f"([JSON](../../results/domains/{report['name']}.json), [all "
         f"runs](../../results/domains/{report['name']}.jsonl))."
     )

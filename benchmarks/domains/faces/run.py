@@ -208,4 +208,5 @@ EXPERIMENT = Experiment(
     metrics=METRICS,
     bench=bench,
     judge=judged,
+    seeds=8,
 )
