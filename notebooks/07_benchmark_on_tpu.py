@@ -339,12 +339,12 @@ CPU = {
     "default/plain": 1.009,
     "default/refresh": 1.604,
     "default/every=100": 1.015,
-    "512x2048 axis 0": {"count": 3.616, "sort": 150.0, "lax.top_k": 150.0},
-    "512x2048 axis 1": {"count": 2.317, "sort": 179.7, "lax.top_k": 176.7},
-    "2048x2048 axis 0": {"count": 16.03, "sort": 736.1, "lax.top_k": 708.6},
-    "2048x2048 axis 1": {"count": 9.612, "sort": 711.5, "lax.top_k": 711.1},
-    "4096x4096 axis 0": {"count": 105.5, "sort": 3255.0, "lax.top_k": 3190.0},
-    "4096x4096 axis 1": {"count": 63.29, "sort": 3173.0, "lax.top_k": 3177.0},
+    "512x2048 axis 0": {"count": 4.607, "sort": 171.8, "lax.top_k": 168.6},
+    "512x2048 axis 1": {"count": 2.509, "sort": 198.3, "lax.top_k": 220.4},
+    "2048x2048 axis 0": {"count": 19.9, "sort": 963.0, "lax.top_k": 909.6},
+    "2048x2048 axis 1": {"count": 11.4, "sort": 977.8, "lax.top_k": 940.8},
+    "4096x4096 axis 0": {"count": 123.7, "sort": 4448.0, "lax.top_k": 4315.0},
+    "4096x4096 axis 1": {"count": 79.99, "sort": 4149.0, "lax.top_k": 4409.0},
 }
 
 

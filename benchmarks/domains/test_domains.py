@@ -439,6 +439,13 @@ def test_magnitude_is_given_the_counts_of_nnrelief():
     assert len(lab.layers(last)) == 2
 
 
+def test_pairs_become_fewer_over_half_of_the_training():
+    trainer = attention.Trainer(text=None, steps=100)
+    ramp = [trainer.ramped(0.1, step) for step in (0, 25, 50, 99)]
+    np.testing.assert_allclose(ramp, [1, 0.55, 0.1, 0.1])
+    assert trainer.ramped(1.0, 30) == 1
+
+
 def test_hidden_characters_are_all_that_is_judged():
     text = object.__new__(attention.Text)
     text.alphabet = np.array(list("abc"))
