@@ -45,10 +45,9 @@ def budgeted_attention(
     pairs are kept has none. Takes the time and memory of dense attention, and a
     selection more.
 
-    The choice looks at the whole sequence: under a causal mask, which pairs a query
-    keeps depends on later queries and keys. What it is trained for should not be to
-    predict those: use it in encoders, where all tokens are there. The loss of a model
-    that predicts the next token is none of a text that is still to come.
+    The choice looks at the whole sequence. Under a causal mask, too, which pairs a
+    query keeps depends on later tokens. So do not train it to predict the next token:
+    its loss would use what it is to predict. It is for encoders, which see all tokens.
 
     It goes in the place of Flax's `dot_product_attention`, in linen and in NNX:
 
