@@ -3,11 +3,14 @@
 mel(f) = 2595 log10(1 + f / 700)
 """
 
+import functools
+
 import numpy as np
 
 LOWEST = 80.0  # Hz
 
 
+@functools.cache
 def mel_bands(rate: int, window: int, count: int) -> np.ndarray:
     """Triangular bands over the frequencies of a window, (count, frequencies).
 

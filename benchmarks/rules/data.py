@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bbjax.demo.data import load as load_digits
+from benchmarks.common.files import there
 
 TRAIN_IMAGES = 10_000
 POOL, LARGEST, FALL, TAIL = 20_000, 1000, 50, 3
@@ -201,13 +202,3 @@ def _read(folder: Path, name: str, offset: int) -> np.ndarray:
     """The bytes of an idx file behind its header."""
     with gzip.open(there(folder / f"{name}.gz"), "rb") as file:
         return np.frombuffer(file.read(), np.uint8, offset=offset)
-
-
-def there(path: Path) -> Path:
-    """A file of a data set, or what is missing."""
-    if not path.exists():
-        raise SystemExit(
-            f"expected the data set's file {path}, found none; pass with --data the "
-            "folder that holds mnist/, fsdd/ and text_lm/, or choose other --tasks"
-        )
-    return path

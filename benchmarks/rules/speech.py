@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.common.files import there
 from benchmarks.common.sound import log_mel, mel_bands
-from benchmarks.rules.data import WIDE, Task, accuracy, there
+from benchmarks.rules.data import WIDE, Task, accuracy
 
 RATE, WINDOW, HOP = 8000, 256, 160
 FRAMES, BANDS = 32, 12

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.rules.data import SMALL, Scores, Task, there
+from benchmarks.common.files import there
+from benchmarks.rules.data import SMALL, Scores, Task
 
 CONTEXT, NUMBERS = 10, 16
 HELD_OUT, POSITIONS = 0.1, 8000

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 import bbjax as bb
+from benchmarks.common.files import there
 from benchmarks.common.stats import Verdict, mean_sd
 from benchmarks.common.text import table
 from benchmarks.domains.common import instruments, judge
@@ -29,7 +30,6 @@ from benchmarks.domains.common.experiment import (
     Runs,
     grid,
 )
-from benchmarks.domains.common.files import there
 from benchmarks.domains.common.judge import Question
 
 STEPS, SIZE, RATE = 2400, 24, 3e-3

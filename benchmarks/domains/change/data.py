@@ -1,7 +1,7 @@
 """Pairs of pictures of one place: two Landsat scenes, and LEVIR-CD's folders.
 
 Each scene is a pair of pictures (height, width, bands), standardised band by band, and
-labels: 1 changed, 0 not, -1 nobody said.
+labels: 1 changed, 0 unchanged, -1 unlabelled.
 """
 
 import io
@@ -14,7 +14,7 @@ import grain
 import numpy as np
 from PIL import Image
 
-from benchmarks.domains.common.files import member, there
+from benchmarks.common.files import member, there
 
 CROP = 64
 FEWEST = 64  # labelled pixels of a crop

@@ -16,7 +16,7 @@ from scipy.stats import t as student
 from benchmarks.common import stats
 from benchmarks.common.stats import Verdict
 from benchmarks.domains.common.experiment import DENSE, FEWEST, Case, Runs
-from benchmarks.domains.common.methods import ACTIVITY, STEEP, TOPK
+from benchmarks.domains.common.methods import ACTIVITY, FAN_IN, STEEP, TOPK
 
 ENOUGH = 8  # seeds from which on nothing found is a result
 BETTER = (
@@ -39,6 +39,29 @@ class Question(NamedTuple):
     metric: str
     one: Case
     controls: tuple[Case, ...]
+
+
+def of_domain(
+    runs: Runs,
+    questions: Iterable[Question],
+    controls: Sequence[str],
+    metric: str,
+    density: float,
+) -> list[Verdict]:
+    """The questions of a domain, then C5 and C14 of BB on incoming edges there.
+
+    Args:
+      runs: of the domain.
+      questions: its own.
+      controls: pruned methods that C5 compares with.
+      metric: that C14 is judged by.
+      density: at which both are judged.
+    """
+    return [
+        *answered(runs, questions),
+        *codes(runs, FAN_IN, controls, density),
+        fan_out(runs, metric, density),
+    ]
 
 
 def answered(runs: Runs, questions: Iterable[Question]) -> list[Verdict]:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
+from benchmarks.common.files import member, there
 from benchmarks.common.sound import log_mel, mel_bands
-from benchmarks.domains.common.files import member, there
 
 RATE, WINDOW, HOP, BANDS, FLOOR = 16_000, 400, 160, 40, 2.5e-9
 

@@ -114,10 +114,12 @@ class Trainer:
         return found | {
             "loss": float(jnp.mean(jnp.stack(losses[-50:]))),
             "code": code,
-            "edges": [int(sum(m.sum() for m in masks.values())),
-                      sum(m.size for m in masks.values())],
+            "edges": [
+                int(sum(m.sum() for m in masks.values())),
+                sum(m.size for m in masks.values()),
+            ],
             "training_seconds": round(trained - began, 1),
-        }  # fmt: skip
+        }
 
     def _compile(self, name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """The start and the step of a method."""
@@ -166,9 +168,9 @@ class Trainer:
         """The optimizer of a method."""
         problem, when = self.problem, self.problem.schedule
         inner = problem.optimizer()
-        inward = which is not None and which.actuator == "in"
         if which is None:
             return optax.with_extra_args_support(inner)
+        inward = which.actuator == "in"
         settings = {
             "every": when.every,
             "start": when.start,

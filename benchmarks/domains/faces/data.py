@@ -10,7 +10,7 @@ import grain
 import numpy as np
 from PIL import Image
 
-from benchmarks.domains.common.files import there
+from benchmarks.common.files import there
 
 TRAIN = 5  # images of each person, the first ones, as is usual
 SHIFT = 3

@@ -188,9 +188,7 @@ def judged(runs: Runs) -> Sequence[Verdict]:
     """The questions of the README."""
     return [
         *(judge.level(runs, question, MARGIN) for question in ENVELOPE),
-        *judge.answered(runs, QUESTIONS),
-        *judge.codes(runs, by.FAN_IN, (by.EQUAL, by.LAYER), 0.15),
-        judge.fan_out(runs, "identified", 0.15),
+        *judge.of_domain(runs, QUESTIONS, (by.EQUAL, by.LAYER), "identified", 0.15),
     ]
 
 

@@ -14,7 +14,7 @@ import grain
 import jax
 import numpy as np
 
-from benchmarks.domains.common.files import member, there
+from benchmarks.common.files import member, there
 from benchmarks.domains.common.recordings import BANDS, Utterance, read
 
 PAD, BEGIN, END, FIRST = 0, 1, 2, 3

@@ -57,7 +57,7 @@ def problem(speech: Speech, steps: int) -> Problem:
 
     def loss(params: Any, rest: Any, batch: Any, key: Any) -> tuple[jax.Array, Any]:
         words = batch["words"]
-        said, heard, real = net.apply(
+        words_scores, ctc_scores, real = net.apply(
             {"params": params},
             batch["frames"],
             batch["length"],
@@ -66,12 +66,12 @@ def problem(speech: Speech, steps: int) -> Problem:
         )
         goal = optax.smooth_labels(jax.nn.one_hot(words[:, 1:], net.words), SMOOTH)
         weight = words[:, 1:] != PAD
-        wrong = optax.softmax_cross_entropy(said, goal)
+        wrong = optax.softmax_cross_entropy(words_scores, goal)
         labels = jnp.where((words >= FIRST)[:, 1:], words[:, 1:], PAD)
-        aligned = optax.ctc_loss(heard, ~real, labels, labels == PAD)
-        said_loss = jnp.sum(wrong * weight) / jnp.sum(weight)
-        heard_loss = jnp.sum(aligned) / jnp.sum(labels != PAD)
-        return (1 - CTC) * said_loss + CTC * heard_loss, rest
+        ctc = optax.ctc_loss(ctc_scores, ~real, labels, labels == PAD)
+        words_loss = jnp.sum(wrong * weight) / jnp.sum(weight)
+        ctc_loss = jnp.sum(ctc) / jnp.sum(labels != PAD)
+        return (1 - CTC) * words_loss + CTC * ctc_loss, rest
 
     written = jax.jit(lambda params, batch: greedy(net, params, batch))
 

@@ -10,7 +10,7 @@ import grain
 import numpy as np
 from PIL import Image
 
-from benchmarks.domains.common.files import member, there
+from benchmarks.common.files import member, there
 
 SECTIONS, TRAIN, TEST = 20, 15, 4  # one between them is left out
 CROP = (8, 48, 48)

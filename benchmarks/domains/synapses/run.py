@@ -210,11 +210,8 @@ QUESTIONS = (
 
 def judged(runs: Runs) -> Sequence[Verdict]:
     """The questions of the README."""
-    return [
-        *judge.answered(runs, QUESTIONS),
-        *judge.codes(runs, by.FAN_IN, (by.EQUAL, by.LAYER), LOW),
-        judge.fan_out(runs, "pr_auc", LOW),
-    ]
+    controls = (by.EQUAL, by.LAYER)
+    return judge.of_domain(runs, QUESTIONS, controls, "pr_auc", LOW)
 
 
 def bench(folder: Path, small: bool) -> Bench:
