@@ -13,7 +13,8 @@ STYLE = (("#0072b2", "o", "-"), ("#d55e00", "s", "--"))
 def draw(found: dict[str, dict[Any, np.ndarray]], middle: Any, path: Path) -> None:
     """Differences to the middle setting, seeds paired, with standard errors."""
     made = blank(width=9.6, height=5.2)
-    for ax, what in zip(made.subplots(2, 3).ravel(), middle._fields, strict=True):
+    axes = made.subplots(2, 3, sharey=True).ravel()
+    for ax, what in zip(axes, middle._fields, strict=True):
         for (task, of), (colour, mark, line) in zip(found.items(), STYLE, strict=True):
             at = {
                 getattr(s, what): values - of[middle]
@@ -36,7 +37,7 @@ def draw(found: dict[str, dict[Any, np.ndarray]], middle: Any, path: Path) -> No
             )
             ax.set_xticks(range(len(x)), [f"{v:g}" for v in x])
         ax.axhline(0, color="black", linewidth=0.6)
-        tidy(ax, what, "", "points")
-        ax.legend(fontsize=8, frameon=False)
+        tidy(ax, what, "", "points" if ax in axes[::3] else "")
+    axes[0].legend(fontsize=8, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     made.savefig(path)

@@ -188,7 +188,7 @@ def _matters(found: dict[str, dict[Setting, np.ndarray]], what: str) -> Verdict:
         gaps = stats.differences(of[MIDDLE], others)
         some.append(any(gap.p < stats.LEVEL for gap in gaps.values()))
         text = ", ".join(
-            f"{value} {-g.mean:+.2f} ± {g.error:.2f}{'*' * (g.p < stats.LEVEL)}"
+            f"{value} {0 - g.mean:+.2f} ± {g.error:.2f}{'*' * (g.p < stats.LEVEL)}"
             for value, g in gaps.items()
         )
         parts.append(f"{task}: {text or 'not run'}")
