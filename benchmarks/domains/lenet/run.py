@@ -78,7 +78,7 @@ class Setting(NamedTuple):
 
 SETTINGS = {
     "LeNet-300-100": Setting(LeNet300(), epochs=60, rounds=15),
-    "LeNet-5": Setting(LeNet5(), epochs=3, rounds=8),
+    "LeNet-5": Setting(LeNet5(), epochs=2, rounds=8),
 }
 CASES = tuple(Case(f"{net}, {by}") for net in SETTINGS for by in (RELIEF, MAGNITUDE))
 
