@@ -1,7 +1,6 @@
 """A panel for each setting: accuracy where it alone leaves the middle."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -10,17 +9,12 @@ from bbjax.demo.drawing import blank, tidy
 STYLE = (("#0072b2", "o", "-"), ("#d55e00", "s", "--"))
 
 
-def draw(found: dict[str, dict[Any, np.ndarray]], middle: Any, path: Path) -> None:
-    """Differences to the middle setting, seeds paired, with standard errors."""
+def draw(panels: dict[str, dict[str, dict[float, np.ndarray]]], path: Path) -> None:
+    """Differences to the middle by setting, task and value, with standard errors."""
     made = blank(width=9.6, height=5.2)
     axes = made.subplots(2, 3, sharey=True).ravel()
-    for ax, what in zip(axes, middle._fields, strict=True):
-        for (task, of), (colour, mark, line) in zip(found.items(), STYLE, strict=True):
-            at = {
-                getattr(s, what): values - of[middle]
-                for s, values in of.items()
-                if s == middle._replace(**{what: getattr(s, what)})
-            }
+    for ax, (what, tasks) in zip(axes, panels.items(), strict=True):
+        for (task, at), (colour, mark, line) in zip(tasks.items(), STYLE, strict=True):
             x = sorted(at)
             mean = [at[v].mean() for v in x]
             error = [at[v].std(ddof=1) / len(at[v]) ** 0.5 for v in x]
