@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 for needed in ("grain", "jiwer", "matplotlib", "rich", "scipy", "sklearn", "soundfile"):
     pytest.importorskip(needed)
 
+from benchmarks.common.lines import Lines  # noqa: E402
 from benchmarks.common.text import BEGIN, END  # noqa: E402
 from benchmarks.domains import __main__ as command  # noqa: E402
 from benchmarks.domains.attention import run as attention  # noqa: E402
@@ -91,6 +92,18 @@ def test_level_is_nowhere_worse_by_more_than_a_margin():
     assert verdict(0.0, 5.0) == verdict(0.0, 0.01, seeds=2) == "cannot be decided"
 
 
+def test_level_takes_less_as_better_where_it_is_and_skips_missing_numbers():
+    values = [(10.2, 10.0), (10.4, 10.0), (10.3, 10.0), (10.1, None)]
+    lines = [line("a", 0.5, s, down=one) for s, (one, _) in enumerate(values)]
+    lines += [line("b", 0.5, s, down=two) for s, (_, two) in enumerate(values)]
+    question = judge.Question("?", "down", Case("a", 0.5), (Case("b", 0.5),))
+    found = judge.level(Runs(lines, METRICS), question, margin=1.0)
+    # .3 worse, sd .1, t of 2 degrees 4.303: half a width of .248.
+    assert found.verdict == "holds" and "-0.55 to -0.05" in found.number
+    tight = judge.level(Runs(lines, METRICS), question, margin=0.5)
+    assert tight.verdict == "does not hold"
+
+
 def test_pairs_without_a_number_do_not_count():
     lines = [line("a", 0.5, s, up=1.0) for s in range(9)]
     lines += [line("b", 0.5, s) for s in range(9)]
@@ -99,7 +112,7 @@ def test_pairs_without_a_number_do_not_count():
     assert found.verdict == "cannot be decided" and "0 paired" in found.number
 
 
-def test_better_than_some_and_worse_than_none_holds_weakly():
+def test_better_than_the_first_and_worse_than_none_holds_weakly():
     rng = np.random.default_rng(0)
     values = {"one": 2.0, "below": 1.0, "level": 2.0, "above": 3.0}
     lines = [
@@ -115,13 +128,14 @@ def test_better_than_some_and_worse_than_none_holds_weakly():
 
     assert verdict("below") == "holds"
     assert verdict("below", "level") == "holds weakly"
+    assert verdict("level", "below") == "cannot be decided"
     assert verdict("below", "above") == "does not hold"
 
 
 def test_traffic_predicts_information_by_a_rising_line():
     def runs(slope):
         code = [
-            {"traffic": t, "power": -t, "information": slope * t + 50 * seed}
+            {"traffic": t, "power": -t, "information": slope * t / 9 + seed}
             for t in range(4)
             for seed in range(3)
         ]
@@ -130,6 +144,34 @@ def test_traffic_predicts_information_by_a_rising_line():
 
     assert judge.codes(runs(2.0), "a", (), 0.5)[2].verdict == "holds"
     assert judge.codes(runs(-2.0), "a", (), 0.5)[2].verdict == "does not hold"
+
+
+def test_information_at_the_ceiling_of_its_estimate_decides_nothing():
+    most = float(np.log(instruments.SAMPLES))
+
+    def verdict(level):
+        lines = [
+            line(f"m{i}", 0.5, s, code={"traffic": i, "power": i, "information": level})
+            for i in range(4)
+            for s in range(3)
+        ]
+        for one in lines:
+            one["code"]["information"] += 1e-3 * one["code"]["traffic"]
+        return judge.codes(Runs(lines, METRICS), "a", (), 0.5)[2].verdict
+
+    assert verdict(most - 2) == "holds" and verdict(most - 0.5) == "cannot be decided"
+
+
+def test_the_price_on_fan_out_is_judged_beside_activity_as_steep():
+    def verdict(steep):
+        lines = [
+            line(name, 0.5, s, up=value + 0.01 * s)
+            for name, value in ((methods.STEEP, steep), (methods.ACTIVITY, 1.0))
+            for s in range(8)
+        ]
+        return judge.fan_out(Runs(lines, METRICS), "up", 0.5).verdict
+
+    assert verdict(2.0) == "holds" and verdict(0.5) == "does not hold"
 
 
 # Instruments --------------------------------------------------------------------------
@@ -358,6 +400,19 @@ def test_pages_say_what_the_results_say(name):
 
 
 @names
+def test_results_are_what_the_runs_and_the_code_say(name):
+    experiment = command.load(name)
+    path = page.RESULTS / "domains" / f"{name}.json"
+    if not path.exists():
+        pytest.skip("no results yet")
+    held = {"small": False, "protocol": experiment.protocol}
+    store = Lines(path.with_suffix(".jsonl"), ("method", "density", "seed"), held)
+    made = page.made(experiment, Runs(store.runs, experiment.metrics))
+    report = json.loads(path.read_text())
+    assert {key: report.get(key) for key in made} == json.loads(json.dumps(made))
+
+
+@names
 def test_missing_files_are_named(name, tmp_path):
     experiment = command.load(name)
     with pytest.raises(SystemExit, match="expected the data set's file .*--data"):
@@ -391,6 +446,12 @@ def test_equal_error_rate_by_hand():
     assert equal_error_rate(apart, people) == 0
     mixed = apart[[0, 2, 1, 3]]
     assert equal_error_rate(mixed, people) > 0.4
+    # Angles 0, 10, 30 and 70: the pair of person 0 is 10 apart, that of person 1 is
+    # 40. Pairs of two people are 20, 30, 60 and 70 apart: half of the true pairs are
+    # refused from 10 to 40, and half of the false ones are accepted at 30.
+    angles = np.radians([0, 10, 30, 70])
+    embedded = np.stack([np.cos(angles), np.sin(angles)], -1)
+    assert equal_error_rate(embedded, people) == pytest.approx(0.5)
 
 
 def test_windows_cover_everything_once_in_the_mean():
@@ -403,6 +464,77 @@ def test_windows_cover_everything_once_in_the_mean():
     assert run.windows(60) == [0]
     scores = run.scores(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9]))
     assert all(value == pytest.approx(100) for value in scores.values())
+    # Synapse, other, synapse, other, by falling score.
+    scores = run.scores(np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.3, 0.4]))
+    assert scores["pr_auc"] == pytest.approx(100 * (1 + 2 / 3) / 2)
+    assert scores["roc_auc"] == pytest.approx(75)
+    assert scores["f1"] == pytest.approx(80)
+    assert scores["iou"] == pytest.approx(100 * 2 / 3)
+
+
+def test_nnrelief_keeps_accuracy_by_an_interval():
+    from benchmarks.domains.lenet import run
+
+    def verdict(*losses):
+        lines = [
+            line(f"LeNet-5, {run.RELIEF}", 1, s, dense=98.0, few=few)
+            for s, few in enumerate(losses)
+        ]
+        found = run.judged(Runs(lines, run.METRICS))
+        return next(v.verdict for v in found if "LeNet-5: NNrelief keeps" in v.question)
+
+    assert verdict(97.9, 97.8, 97.9) == "holds"
+    assert verdict(96.9, 96.8, 96.9) == "does not hold"
+    assert verdict(97.9, 97.0, 97.9) == "cannot be decided"
+    assert verdict(97.9, 97.8, None) == "cannot be decided"  # never so few weights
+
+
+def test_a_setting_matters_where_a_value_differs():
+    from benchmarks.domains.sensitivity import run
+
+    level = np.array([0.1, -0.1] * 4)  # no difference in the mean of 8 seeds
+
+    def verdict(*gains):
+        found = {
+            task: {
+                run.MIDDLE: np.zeros(8),
+                run.MIDDLE._replace(every=5): gain + level,
+                run.MIDDLE._replace(every=100): level,
+            }
+            for task, gain in zip(run.TASKS, gains, strict=True)
+        }
+        return run._matters(found, "every").verdict
+
+    assert verdict(1, 1) == "holds" and verdict(1, 0) == "holds weakly"
+    assert verdict(0, 0) == "does not hold"
+
+
+def test_ranks_of_whole_programs_are_compared():
+    from benchmarks.domains.sensitivity import run
+
+    lanes = np.arange(10) / 100
+    levels = np.arange(6.0)[:, None]
+    alike = np.stack([levels + lanes, 2 * levels + lanes])
+    rank, p = run._rank(alike)
+    assert rank == pytest.approx(1) and p == pytest.approx(1 / 720)
+    # The lanes alike, the programs not: no evidence from 60 settings as if alone.
+    level = np.stack([np.zeros((6, 1)) + lanes] * 2)
+    rank, p = run._rank(level)
+    assert rank == pytest.approx(1) and p == 1
+
+
+def test_fingerprints_are_judged_by_pairs_of_seeds():
+    from benchmarks.domains.spoken_digits import run
+
+    def verdict(within):
+        lines = [
+            line(*run.MOST_CUT, s, within=within + 0.01 * s, between=0.5, chance=0.4,
+                 named=1.0, named_by_inputs=0.5)
+            for s in range(4)
+        ]  # fmt: skip
+        return run._fingerprints(Runs(lines, run.METRICS), run.MOST_CUT).verdict
+
+    assert verdict(0.7) == "holds" and verdict(0.4) == "does not hold"
 
 
 def test_pairs_of_the_controls_are_counted():

@@ -49,6 +49,15 @@ def test_verdicts_are_corrected_over_the_cells_of_a_method():
     assert found["b"]["verdict"] == "not told apart"
 
 
+def test_equal_differences_are_judged_by_their_signs():
+    table = rules("table")
+    assert table.paired(np.ones(3), np.ones(3)) == 1
+    assert table.paired(np.ones(3), np.zeros(3)) == 0.25
+    assert table.paired(np.zeros(8), np.ones(8)) == 2.0**-7
+    rounded = np.arange(4) / 10
+    assert table.paired(rounded + 1, rounded) == 0.125
+
+
 def test_the_best_is_the_lowest_where_lower_is_better():
     table = rules("table")
     rows = {"a": {0: 1.0, 1: 2.0, 2: 3.0}, "b": {0: 0.0, 1: 1.0, 2: 2.5}}

@@ -60,6 +60,7 @@ class Experiment:
       judge: from the runs to verdicts.
       protocol: number of the protocol; runs of another do not count.
       seeds: how many, unless the command says otherwise.
+      over: what standard deviations in tables are over.
       tables: further tables, as markdown.
       draw: a picture of its own, `(runs, path)`; None draws the first metric.
       caption: of the picture.
@@ -74,6 +75,7 @@ class Experiment:
     judge: Callable[["Runs"], Sequence[Verdict]]
     protocol: int = 1
     seeds: int = 3
+    over: str = "seeds"
     tables: Callable[["Runs"], str] = lambda runs: ""
     draw: Callable[["Runs", Path], None] | None = None
     caption: str = ""

@@ -28,6 +28,7 @@ NAMES = (
     "sensitivity",
     "attention",
 )
+PAPER = NAMES[:4]  # the four domains of Budgeted Broadcast
 CODE = {
     "entropy": ("entropy, bits", 3),
     "correlation": ("mean abs. correlation", 3),
@@ -40,9 +41,8 @@ FOLDER = Path(__file__).parents[1]
 Report = dict[str, Any]
 
 
-def write_report(experiment: Experiment, store: Lines, out: Path) -> Report:
-    """Writes JSON and picture; returns what the JSON holds."""
-    runs = Runs(store.runs, experiment.metrics)
+def made(experiment: Experiment, runs: Runs) -> Report:
+    """What the JSON holds, but for the machine."""
     lines = runs.lines
     report = {
         "name": experiment.name,
@@ -53,12 +53,20 @@ def write_report(experiment: Experiment, store: Lines, out: Path) -> Report:
         "places": sorted({line["place"] for line in lines}),
         "hours": round(sum(line["seconds"] for line in lines) / 3600, 2),
         "runs": len(lines),
+        "over": experiment.over,
         "verdicts": [list(verdict) for verdict in experiment.judge(runs)],
         "tables": _tables(experiment, runs),
         "caption": experiment.caption or _caption(experiment),
     }
+    whole: Report = plain(report)
+    return whole
+
+
+def write_report(experiment: Experiment, store: Lines, out: Path) -> Report:
+    """Writes JSON and picture; returns what the JSON holds."""
+    runs = Runs(store.runs, experiment.metrics)
     path = out / f"{experiment.name}.json"
-    write(path, plain(report))
+    write(path, made(experiment, runs))
     path.write_text(short(path.read_text()))
     draw = experiment.draw or (lambda r, p: picture.draw(experiment, r, p))
     draw(runs, out / f"{experiment.name}.png")
@@ -71,7 +79,7 @@ def summary(report: Report) -> str:
     where = "; ".join(report["places"])
     origin = (
         f"`{report['command']}`: {report['runs']} runs, {report['hours']:.1f} hours "
-        f"on {where}; mean ± sd over seeds "
+        f"on {where}; mean ± sd over {report['over']} "
         f"([JSON](../../results/domains/{report['name']}.json), [all "
         f"runs](../../results/domains/{report['name']}.jsonl))."
     )
@@ -114,7 +122,7 @@ def overview() -> str:
             [link, question, f"**{verdict}**"] for question, verdict, *_ in decided
         ]
         if rest := len(report["verdicts"]) - len(decided):
-            rows.append([link, f"{rest} further questions", "cannot be decided yet"])
+            rows.append([link, f"{rest} further questions", "cannot be decided"])
     return table(["claim", "question", "verdict"], rows)
 
 
@@ -145,8 +153,8 @@ def _metrics(experiment: Experiment, runs: Runs) -> str:
             mean_sd(runs.values(name, *case), metric.digits)
             for name, metric in experiment.metrics.items()
         ]
-        edges = sorted({tuple(line["edges"]) for line in of if "edges" in line})
-        kept = ", ".join(f"{kept:,} of {size:,}" for kept, size in edges if size)
+        weights = sorted({tuple(line["edges"]) for line in of if "edges" in line})
+        kept = ", ".join(f"{kept:,} of {size:,}" for kept, size in weights if size)
         seconds = sum(line["seconds"] for line in of) / len(of)
         rows.append(
             [
@@ -159,8 +167,8 @@ def _metrics(experiment: Experiment, runs: Runs) -> str:
             ]
         )
     labels = [metric.label for metric in experiment.metrics.values()]
-    head = ["method", "density", *labels, "edges kept", "seeds", "seconds a run"]
-    at = head.index("edges kept")
+    head = ["method", "density", *labels, "weights kept", "runs", "seconds a run"]
+    at = head.index("weights kept")
     if not any(row[at] for row in rows):
         head, *rows = ([*row[:at], *row[at + 1 :]] for row in (head, *rows))
     return table(head, rows)

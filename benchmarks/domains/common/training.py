@@ -93,7 +93,7 @@ class Trainer:
 
         Returns:
           The problem's metrics; the loss of the last 50 steps; what the instruments
-          show; kept edges and all edges; seconds.
+          show; "edges", weights that the masks keep and all that they cover; seconds.
         """
         began = time.perf_counter()
         start, step = self._compiled(case.method)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy.stats import t as student
 
 import bbjax as bb
 from benchmarks.common import stats
@@ -31,6 +32,7 @@ from benchmarks.rules.data import read_images, read_labels
 
 BATCH, RATE, CALIBRATION = 120, 1e-3, 1000
 ALPHA_CONV, ALPHA_DENSE = 0.9, 0.95
+CONV = "l1"  # as in the authors' code for LeNet
 FEW = 0.05  # kept share that the claim speaks of
 LOSS = 0.5  # points of accuracy that may be lost
 RELIEF, MAGNITUDE = "NNrelief", "magnitude, same counts"
@@ -207,6 +209,7 @@ class Lab:
             iterations=self.setting.rounds,
             rewind=first,
             alpha_conv=ALPHA_CONV,
+            conv=CONV,
             alpha_dense=ALPHA_DENSE,
         )
         return done.params, points
@@ -297,17 +300,18 @@ def _keeps(runs: Runs, net: str, relief: Case) -> Verdict:
     )
     gap = runs.values("dense", *relief) - runs.values("few", *relief)
     test = (
-        f"mean loss at the first such round at most {LOSS} points, every seed has one"
+        f"95 % interval of the loss at the first such round below {LOSS} points (does "
+        "not hold: above)"
     )
-    number = f"loss {mean_sd(gap, 2)} points"
-    if len(gap) < FEWEST:
-        return stats.undecided(question, f"{number}; {len(gap)} seeds", test)
-    return stats.decide(
-        question,
-        number,
-        test,
-        holds=bool(np.all(np.isfinite(gap)) and gap.mean() <= LOSS),
-    )
+    number = f"loss {mean_sd(gap, 2)} points; {len(gap)} seeds"
+    if len(gap) < FEWEST or not np.all(np.isfinite(gap)):
+        return stats.undecided(question, number, test)
+    reach = student.ppf(0.975, len(gap) - 1) * gap.std(ddof=1) / len(gap) ** 0.5
+    low, high = gap.mean() - reach, gap.mean() + reach
+    number += f"; {low:.2f} to {high:.2f}"
+    if low <= LOSS < high:
+        return stats.undecided(question, number, test)
+    return stats.decide(question, number, test, holds=bool(high <= LOSS))
 
 
 def tables(runs: Runs) -> str:

@@ -99,6 +99,7 @@ def problem(speech: Speech, steps: int) -> Problem:
         ]
 
     rate = optax.warmup_cosine_decay_schedule(0, RATE, steps // 12, steps)
+    every = max(25 * steps // STEPS, 1)  # a trial refreshes as often
     return Problem(
         init,
         loss,
@@ -108,7 +109,7 @@ def problem(speech: Speech, steps: int) -> Problem:
         steps,
         lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate)),
         {"in": "decoder.*up/kernel", "out": "decoder.*down/kernel"},
-        Schedule(every=25, start=25, ramp=steps // 2),
+        Schedule(every=every, start=every, ramp=steps // 2),
         measure,
         layers,
         where=lambda rest, batch, key: batch["words"][:, 1:] != PAD,

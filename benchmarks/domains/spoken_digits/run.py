@@ -261,7 +261,8 @@ class Lab:
 
         All six speakers' masks are made for one net, trained on the first five; a half
         is named right if the most similar mask of the other halves is the same
-        speaker's.
+        speaker's. Beside them stand random masks with as many weights, and halves named
+        by the nearest mean of the other halves' inputs.
         """
         last = list(self.people)[-1]
         params = self.source(last, seed)
@@ -276,17 +277,26 @@ class Lab:
                     remove=1 - case.density,
                 )
                 held[name] = made.masks
-        table = np.array(
+        alike, chance = np.moveaxis(
             [
-                [bb.overlap(a, b).overall.jaccard for b in halves[1].values()]
+                [bb.overlap(a, b).overall[:2] for b in halves[1].values()]
                 for a in halves[0].values()
-            ]
+            ],
+            -1,
+            0,
         )
-        same = np.eye(len(table), dtype=bool)
+        means = [
+            np.stack([of.own_x[part::2].mean(0) for of in self.people.values()])
+            for part in range(2)
+        ]
+        apart = np.linalg.norm(means[0][:, None] - means[1][None], axis=-1)
+        same, right = np.eye(len(alike), dtype=bool), np.arange(len(alike))
         return {
-            "within": float(table[same].mean()),
-            "between": float(table[~same].mean()),
-            "named": float(np.mean(table.argmax(1) == np.arange(len(table)))),
+            "within": float(alike[same].mean()),
+            "between": float(alike[~same].mean()),
+            "chance": float(chance[~same].mean()),
+            "named": float(np.mean(alike.argmax(1) == right)),
+            "named_by_inputs": float(np.mean(apart.argmin(1) == right)),
         }
 
 
@@ -336,22 +346,22 @@ def judged(runs: Runs) -> Sequence[Verdict]:
     return [
         *judge.answered(runs, QUESTIONS),
         _fingerprints(runs, MOST_CUT),
-        *judge.codes(runs, UNITS, (RANDOM, NORM), PUBLISHED, SOURCE, traffic=False),
     ]
 
 
 def _fingerprints(runs: Runs, one: Case) -> Verdict:
-    within, between, named = (
-        runs.values(name, *one) for name in ("within", "between", "named")
-    )
+    parts = ("within", "between", "chance", "named", "named_by_inputs")
+    within, between, chance, named, inputs = (runs.values(p, *one) for p in parts)
     question = (
         "masks from two halves of a speaker's data are more alike than those of two "
         "speakers"
     )
     test = "paired t-test over seeds, p < 0.05"
     number = (
-        f"Jaccard index {stats.mean_sd(within)} and {stats.mean_sd(between)}; the "
-        f"right speaker of six named by {stats.mean_sd(100 * named, 0)} % of the halves"
+        f"Jaccard index {stats.mean_sd(within)} and {stats.mean_sd(between)}, of "
+        f"random masks {stats.mean_sd(chance)}; the right speaker of six named by "
+        f"{stats.mean_sd(100 * named, 0)} % of the halves, by their mean input "
+        f"{stats.mean_sd(100 * inputs, 0)} %"
     )
     if len(within) < FEWEST:
         return stats.undecided(question, number, test)
@@ -384,7 +394,7 @@ EXPERIMENT = Experiment(
     name="spoken_digits",
     title="Fine-Pruning, spoken digits",
     claim="C13",
-    protocol=2,  # looks at codes
+    protocol=3,  # random masks and mean inputs beside the fingerprints
     cases=CASES,
     metrics=METRICS,
     bench=bench,

@@ -160,7 +160,7 @@ def problem(train: Stack, test: Stack, steps: int) -> Problem:
         lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate)),
         {side: "(down_[12]|up.*)/first/kernel" for side in ("in", "out")},
         Schedule(
-            every=10,
+            every=max(10 * steps // STEPS, 1),  # a trial refreshes as often
             start=steps // 10,
             ramp=steps // 2,
             stop=3 * steps // 4,
