@@ -8,9 +8,12 @@ For every head and sequence, with `allowed` pairs (masks of padding, of the futu
                most those that may see it
     kept     = for each token, its pairs of the highest scores
 
-The log-odds of a loudness are `log(mean |k|^2 / |k_j|^2)`: with the default law a token
-of twice the mean square reaches `spread * log 2` of the mean degree fewer. The best
-pair of each query is kept before any other, so that no query is left with nothing.
+Means are over the tokens that some query may see; what is padded counts nowhere. The
+log-odds of a loudness are `log(mean |k|^2 / |k_j|^2)`: with the default law a token of
+twice the mean square reaches `spread * log 2` of the mean degree fewer. The best pair
+of each query is kept before any other, so that no query is left with nothing. A query
+that is left over goes to the quieter of two tokens with the same claim, under a law
+that does not read loudness to the earlier one.
 
 Shapes: scores, allowed and kept `(..., queries, keys)`; loudness `(..., keys)`.
 """
@@ -31,6 +34,7 @@ from bbjax.budgets.exact import exact_budget, mean_degree
 
 Rank = Literal["score", "weight"]
 RANKS = get_args(Rank)
+_CLIP = 1e-2  # of loudness, as laws clip it
 
 
 def kept_pairs(
@@ -71,8 +75,10 @@ def kept_pairs(
     reach = jnp.sum(allowed, axis=-2, dtype=jnp.int32)
     owed = jnp.sum(first, axis=-2, dtype=jnp.int32)
     budget = exact_budget(jnp.asarray(density, jnp.float32), jnp.sum(reach, axis=-1))
-    profile = law.profile(loudness, mean_degree(budget, scores.shape[-1]))
-    degrees = solve(profile, law.combine, budget, reach, owed, loudness)
+    seen = jnp.maximum(jnp.sum(reach > 0, axis=-1), 1)
+    profile = law.profile(loudness, mean_degree(budget, seen))
+    ties = loudness if law.reads_activity else jnp.full_like(loudness, 0.5)
+    degrees = solve(profile, law.combine, budget, reach, owed, ties)
     return top_k_mask(jnp.where(first, jnp.inf, scores), degrees, axis=-2)
 
 
@@ -88,7 +94,8 @@ def loudness(
         mean.
 
     Returns:
-      float32 in [0, 1]; one half for a token of the mean square.
+      float32 in [0, 1]; one half for a token of the mean square. A token that no query
+      may see has the mean log-odds of the others, so that it moves no mean of a law.
 
     Example:
       >>> key = jnp.array([[[1.0]], [[1.0]], [[2.0]]])
@@ -102,7 +109,11 @@ def loudness(
     count = jnp.sum(seen.astype(jnp.float32), axis=-1, keepdims=True)
     mean = total / jnp.maximum(count, 1.0)
     both = square + mean
-    return jnp.where(both > 0, square / jnp.where(both > 0, both, 1.0), 0.5)
+    share = jnp.where(both > 0, square / jnp.where(both > 0, both, 1.0), 0.5)
+    inside = jnp.clip(share, _CLIP, 1 - _CLIP)
+    odds = jnp.where(seen, jnp.log(inside / (1 - inside)), 0.0)
+    middle = jnp.sum(odds, axis=-1, keepdims=True) / jnp.maximum(count, 1.0)
+    return jnp.where(seen, share, jax.nn.sigmoid(middle))
 
 
 def ranked(

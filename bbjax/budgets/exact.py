@@ -86,7 +86,9 @@ def _round_product(
     return ((twice >> 1) + up).astype(jnp.int32)
 
 
-def mean_degree(budget: Int[ArrayLike, "*stack"], units: int) -> Float[Array, "*stack"]:
+def mean_degree(
+    budget: Int[ArrayLike, "*stack"], units: int | Int[Array, "*#stack"]
+) -> Float[Array, "*stack"]:
     """Edges of a unit on average: float32 of the shape of the budget.
 
     The same number in compiled and eager code: a compiler would replace the division by
@@ -97,7 +99,7 @@ def mean_degree(budget: Int[ArrayLike, "*stack"], units: int) -> Float[Array, "*
         >>> float(mean_degree(jnp.int32(30), 4))
         7.5
     """
-    count = lax.optimization_barrier(jnp.float32(units))
+    count = lax.optimization_barrier(jnp.asarray(units).astype(jnp.float32))
     return jnp.asarray(budget).astype(jnp.float32) / count
 
 

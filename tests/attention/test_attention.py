@@ -4,6 +4,7 @@ import functools
 import heapq
 from fractions import Fraction
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ import bbjax as bb
 from bbjax.attention.pairs import RANKS, loudness
 
 BATCH, TOKENS, HEADS, DEPTH = 2, 12, 3, 4
-LAWS = (bb.laws.log_odds(), bb.laws.uniform())
+LAWS = (bb.laws.log_odds(dead=-1.0), bb.laws.uniform())
 DENSITIES = (0.05, 0.3, 0.7, 1.0)
 
 
@@ -30,9 +31,24 @@ def arrays(seed, *, keys=TOKENS, dtype=np.float32):
 
 
 def padded(lengths, keys=TOKENS):
-    """A mask of sequences of these lengths."""
+    """A mask of keys of sequences of these lengths, for all queries."""
     seen = np.arange(keys) < np.array(lengths)[:, None]
     return seen[:, None, None, :]
+
+
+def real(lengths, tokens=TOKENS):
+    """A mask of sequences of these lengths: padding neither asks nor is seen."""
+    seen = np.arange(tokens) < np.array(lengths)[:, None]
+    return seen[:, None, :, None] & seen[:, None, None, :]
+
+
+def shares(square, seen):
+    """Loudness of tokens of these square norms, and profiles by law; in float64."""
+    mean = square[seen].mean() if seen.any() else 0.0
+    loud = square / (square + mean)
+    odds = np.log(1 / np.clip(loud, 0.01, 0.99) - 1)
+    middle = odds[seen].mean() if seen.any() else 0.0
+    return loud, 0.1 * np.clip(odds - middle, -2, 2)
 
 
 def in_turn(profile, budget, low, cap, rate):
@@ -53,17 +69,19 @@ def in_turn(profile, budget, low, cap, rate):
     return degrees
 
 
-def oracle(scores, allowed, rate, density, law):
+def oracle(scores, allowed, square, density, law):
     """Kept pairs of one head of one sequence, (queries, keys)."""
     inside = np.where(allowed, scores, -np.inf)
-    asks = np.flatnonzero(allowed.any(1))
+    asks, seen = np.flatnonzero(allowed.any(1)), allowed.any(0)
     best = {(i, int(np.argmax(inside[i]))) for i in asks}
     budget = round(Fraction(float(np.float32(density))) * int(allowed.sum()))
     budget = max(budget, len(best))
     owed = [sum(j == k for _, k in best) for j in range(scores.shape[1])]
-    mean = jnp.float32(budget) / jnp.float32(scores.shape[1])
-    profile = np.asarray(law.profile(jnp.asarray(rate), mean))
-    degrees = in_turn(profile, budget, owed, allowed.sum(0), rate)
+    loud, profile = shares(square.astype(np.float64), seen)
+    profile = profile * budget / max(seen.sum(), 1)
+    if law.name == "uniform":
+        loud, profile = np.full_like(loud, 0.5), np.zeros_like(profile)
+    degrees = in_turn(profile, budget, owed, allowed.sum(0), loud)
     kept = np.zeros_like(allowed)
     for j, degree in enumerate(degrees):
         order = sorted(
@@ -77,25 +95,55 @@ def oracle(scores, allowed, rate, density, law):
 MASKS = {
     "all": None,
     "causal": np.tril(np.ones((TOKENS, TOKENS), bool)),
-    "padding": padded([TOKENS, 5]),
+    "padding": real([TOKENS, 5]),
+    "padded keys": padded([TOKENS, 5]),
     "padding of one": padded([TOKENS, 0]),
+    "more keys": np.ones((TOKENS, 2 * TOKENS), bool),
 }
 
 
 @pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.name)
-def test_pairs_are_those_of_a_loop(law, mask, density):
-    query, key, _ = arrays(0)
-    kept = bb.budgeted_pairs(query, key, mask=MASKS[mask], density=density, law=law)
+def test_pairs_are_those_of_a_loop(law, rank, mask, density):
+    shown = True if MASKS[mask] is None else MASKS[mask]
+    query, key, _ = arrays(0, keys=np.shape(shown)[-1] if mask != "all" else TOKENS)
+    kept = bb.budgeted_pairs(
+        query, key, mask=MASKS[mask], density=density, law=law, rank=rank
+    )
     scores = np.einsum("bqhd,bkhd->bhqk", np.float32(query), np.float32(key))
     scores = np.asarray(scores / np.float32(2), np.float32)
-    shown = True if MASKS[mask] is None else MASKS[mask]
     allowed = np.broadcast_to(shown, scores.shape)
-    rate = np.asarray(loudness(key, jnp.asarray(allowed)))
+    square = np.square(np.asarray(key)).sum(-1).transpose(0, 2, 1)
+    if rank == "weight":
+        whole = np.where(allowed, np.exp(scores.astype(np.float64)), 0).sum(-1)
+        scores = scores - np.log(np.where(whole > 0, whole, 1))[..., None]
     for at in np.ndindex(BATCH, HEADS):
-        want = oracle(scores[at], allowed[at], rate[at], density, law)
+        want = oracle(scores[at], allowed[at], square[at], density, law)
         np.testing.assert_array_equal(kept[at], want)
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.name)
+def test_what_is_padded_changes_nothing(law):
+    query, key, _ = arrays(9)
+    kept = functools.partial(bb.budgeted_pairs, density=0.3, law=law)
+    want = kept(query[:, :7], key[:, :7])
+    for loud in (1.0, 1000.0):
+        other = key.at[:, 7:].multiply(loud)
+        got = np.asarray(kept(query, other, mask=real([7, 7])))
+        np.testing.assert_array_equal(got[..., :7, :7], want)
+        assert got.sum() == np.sum(want)
+
+
+def test_equal_degrees_do_not_depend_on_loudness():
+    query, key, _ = arrays(10)
+    kept = np.asarray(bb.budgeted_pairs(query, key, density=0.6, law=bb.laws.uniform()))
+    # .6 of 144 pairs are 86, two more than 7 for each of 12 tokens.
+    best = np.asarray(bb.budgeted_pairs(query, key, density=0.01)).sum(-2)
+    for at in np.ndindex(BATCH, HEADS):
+        free = kept[at].sum(-2)[best[at] <= 6]
+        assert free.max() - free.min() <= 1 and (np.diff(free) <= 0).all()
 
 
 def test_the_loud_reach_fewer_queries():
@@ -164,6 +212,89 @@ def test_softmax_runs_over_what_is_kept():
     weights /= weights.sum(-1, keepdims=True)
     want = np.einsum("bhqk,bkhd->bqhd", weights, value)
     np.testing.assert_allclose(out, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("least", [-np.inf, -1e9, np.finfo(np.float32).min])
+def test_a_bias_that_forbids_pairs_is_a_mask(least):
+    query, key, value = arrays(11)
+    mask = real([TOKENS, 5])
+    bias = jnp.where(mask, 0.0, least)
+    for fn in (
+        bb.budgeted_pairs,
+        functools.partial(bb.budgeted_attention, value=value),
+    ):
+        want = fn(query, key, mask=mask, density=0.4)
+        np.testing.assert_array_equal(fn(query, key, bias=bias, density=0.4), want)
+    half = jnp.where(mask, 0.0, np.finfo(np.float16).min).astype(np.float16)
+    got = bb.budgeted_pairs(query, key, bias=half, density=0.4)
+    np.testing.assert_array_equal(
+        got, bb.budgeted_pairs(query, key, mask=mask, density=0.4)
+    )
+
+
+def test_heads_in_a_row_may_share_their_keys():
+    random = np.random.default_rng(12)
+    query = jnp.asarray(random.normal(size=(2, 8, 6, 4)), jnp.float32)
+    key, value = jnp.asarray(random.normal(size=(2, 2, 8, 2, 4)), jnp.float32)
+    whole = [jnp.repeat(x, 3, axis=-2) for x in (key, value)]
+    got = bb.budgeted_attention(query, key, value, density=0.3)
+    want = bb.budgeted_attention(query, *whole, density=0.3)
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(
+        bb.budgeted_pairs(query, key, density=0.3),
+        bb.budgeted_pairs(query, whole[0], density=0.3),
+    )
+
+
+def test_scores_are_summed_in_float32():
+    query, key, value = arrays(13, dtype=jnp.bfloat16)
+    got = bb.budgeted_pairs(query, key, density=0.3)
+    wide = [x.astype(jnp.float32) for x in (query, key)]
+    np.testing.assert_array_equal(got, bb.budgeted_pairs(*wide, density=0.3))
+    big = jnp.full((1, 4, 1, 64), 200.0, jnp.float16)  # products of 2.6e6
+    out = bb.budgeted_attention(big, big, jnp.ones_like(big), density=0.5)
+    assert out.dtype == jnp.float16 and np.all(np.asarray(out) == 1)
+
+
+def test_equal_scores_still_give_exact_counts():
+    query, key, _ = arrays(14)
+    kept = bb.budgeted_pairs(0 * query, key, density=0.3)
+    assert (kept.sum((-2, -1)) == round(0.3 * TOKENS**2)).all()
+    assert kept.any(-1).all()
+    alone = bb.budgeted_pairs(query[:, :1], key[:, :1], density=0.3)
+    assert alone.all()  # one token keeps itself
+    none = bb.budgeted_pairs(query[:0], key[:0], density=0.3)
+    assert none.shape == (0, HEADS, TOKENS, TOKENS)
+
+
+def test_a_density_that_changes_is_compiled_once():
+    query, key, value = arrays(15)
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def counts(density):
+        pairs = bb.budgeted_pairs(query, key, density=density)
+        out = bb.budgeted_attention(query, key, value, density=density)
+        return pairs.sum((-2, -1)), out
+
+    for density in (1.0, 0.5, 0.25):
+        found, out = counts(density)
+        assert (found == round(density * TOKENS**2)).all()
+        want = bb.budgeted_attention(query, key, value, density=density)
+        np.testing.assert_allclose(out, want, rtol=1e-4, atol=1e-5)
+    mapped = jax.vmap(lambda d: bb.budgeted_pairs(query, key, density=d).sum((-2, -1)))
+    found = mapped(jnp.array([0.5, 0.25]))
+    assert (found[0] == 72).all() and (found[1] == 36).all()
+
+
+def test_sequences_on_eight_devices_keep_the_same_pairs():
+    mesh = jax.make_mesh((8,), ("data",))
+    query, key, _ = (jnp.concatenate([x] * 4) for x in arrays(16))
+    pairs = jax.jit(functools.partial(bb.budgeted_pairs, density=0.3))
+    want = pairs(query, key)
+    place = jax.NamedSharding(mesh, jax.P("data"))
+    got = pairs(*(jax.device_put(x, place) for x in (query, key)))
+    np.testing.assert_array_equal(got, want)
 
 
 def test_a_query_without_keys_gets_zero_and_its_gradients_are_finite():
@@ -250,9 +381,37 @@ def test_linen_and_nnx_take_it(lenient):
         attention_fn=attend,
         rngs=nnx.Rngs(0),
     )
-    first = module(x, mask=mask)
-    later = module(x.at[:, -1].add(1.0), mask=mask)
-    assert first.shape == x.shape and bool((first[:, -1] != later[:, -1]).any())
+    for name in ("query", "key", "value", "out"):
+        own, given = getattr(module, name), params["params"][name]
+        own.kernel[...], own.bias[...] = given["kernel"], given["bias"]
+    np.testing.assert_allclose(module(x, mask=mask), out, rtol=1e-4, atol=1e-5)
+
+
+def test_flax_drops_out_weights(lenient):
+    x = jax.random.normal(jax.random.key(0), (BATCH, TOKENS, 16))
+    attend = functools.partial(bb.budgeted_attention, density=0.5)
+    layer = nn.MultiHeadDotProductAttention(
+        num_heads=4, attention_fn=attend, dropout_rate=0.5
+    )
+    params = layer.init(jax.random.key(1), x, deterministic=True)
+    plain = layer.apply(params, x, deterministic=True)
+    one, again, other = (
+        layer.apply(params, x, deterministic=False, rngs={"dropout": jax.random.key(k)})
+        for k in (2, 2, 3)
+    )
+    assert (one == again).all()
+    assert not jnp.allclose(one, other) and not jnp.allclose(one, plain)
+
+
+def test_decoding_token_by_token_is_refused(lenient):
+    x = jax.random.normal(jax.random.key(0), (BATCH, TOKENS, 16))
+    attend = functools.partial(bb.budgeted_attention, density=0.5)
+    layer = nn.MultiHeadDotProductAttention(
+        num_heads=4, attention_fn=attend, decode=True
+    )
+    variables = layer.init(jax.random.key(1), x)
+    with pytest.raises(ValueError, match="to decode token by token"):
+        layer.apply(variables, x[:, :1], mutable=["cache"])
 
 
 Q, K, V = arrays(0)
@@ -268,8 +427,9 @@ Q, K, V = arrays(0)
         (
             lambda: bb.budgeted_pairs(Q, K[:, :, :2], density=1),
             ValueError,
-            "repeat keys that several heads share",
+            "or a multiple for the queries",
         ),
+        (lambda: bb.budgeted_pairs(Q, K[:, :0], density=1), ValueError, "12 and 0"),
         (lambda: bb.budgeted_pairs(Q[0, 0], K, density=1), ValueError, "\\*batch"),
         (
             lambda: bb.budgeted_pairs(Q, K, mask=jnp.ones(5), density=1),

@@ -293,6 +293,15 @@ QUESTIONS = (
         for density in sorted(DENSITIES, reverse=True)
         for other in (EVERY_QUERY, EQUAL, RANDOM, NEAREST)
     ),
+    *(
+        Question(
+            f"a law of spread .5 has a lower loss than equal degrees at {density:g}",
+            "nats",
+            Case(STEEP, density),
+            (Case(EQUAL, density),),
+        )
+        for density in sorted(DENSITIES, reverse=True)
+    ),
     Question(
         "dense attention has a lower loss than budgeted attention at .1",
         "nats",
