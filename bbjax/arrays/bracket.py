@@ -35,7 +35,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int, Num
 
-from bbjax.arrays.loop import when
+from bbjax.arrays.loop import repeat, when
 
 T = TypeVar("T")
 
@@ -137,7 +137,7 @@ def bisect(
         found = f(at[0])
         return b.cut(at, jax.tree.map(lambda x: x[None], found), holds(found)[None])
 
-    return lax.while_loop(lambda b: jnp.any(b.wide), one_pass, bracket)
+    return repeat(lambda b: jnp.any(b.wide), one_pass, bracket)
 
 
 # Entries that are counted --------------------------------------------------------
@@ -243,4 +243,4 @@ def kth_largest(
         return state.left >= _CLOSE
 
     start = Ranked(bracket, jnp.int32(_CLOSE), jnp.int32(0))
-    return lax.while_loop(unfinished, one_pass, start)
+    return repeat(unfinished, one_pass, start)

@@ -29,7 +29,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Integer
 from bbjax.arrays import bracket
 from bbjax.arrays.bracket import Bracket, Countable, Ranked
 from bbjax.arrays.keys import from_key, key, top_key
-from bbjax.arrays.loop import when
+from bbjax.arrays.loop import repeat, when
 from bbjax.arrays.reductions import Parts
 from bbjax.arrays.sharding import match, whole
 
@@ -230,7 +230,7 @@ def _mask_by_count(
 
     yes, none = jnp.ones((), bool), jnp.zeros_like(view.k)
     start = _Settling(yes, ~yes, view.keys, none.astype(view.keys.dtype), none)
-    last = lax.while_loop(lambda state: state.again, settle, start)
+    last = repeat(lambda state: state.again, settle, start)
     return view.parts.join(last.keys >= last.t)
 
 

@@ -47,7 +47,8 @@ def budgeted_attention(
     than quiet ones. Softmax runs over what a query keeps, and gradients flow through
     that alone; which pairs are kept has none. Takes the time and memory of dense
     attention, and a selection more. Where the batch is split over devices, the loops of
-    the selection end together: some 80 all-reduces of one number a call.
+    the selection end together: some 80 all-reduces of one number a call, and none where
+    the call stands in a `jax.shard_map` over the batch.
 
     The choice looks at the whole sequence. Under a causal mask, too, which pairs a
     query keeps depends on later tokens. So do not train it to predict the next token:

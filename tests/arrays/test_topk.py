@@ -298,3 +298,19 @@ def test_constants_of_a_compiled_program():
     scores = jnp.asarray(np.random.default_rng(0).normal(size=(24, 8)), jnp.float32)
     inner = jax.jit(lambda x: top_k_mask(x.T, 5, axis=1))
     np.testing.assert_array_equal(jax.jit(lambda: inner(scores))(), inner(scores))
+
+
+@needs_8_devices
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_device_of_a_shard_map_searches_its_own_scores(method, check_vma):
+    mesh = jax.make_mesh((8,), ("data",))
+    scores = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
+    scores[3:5] = 1.0  # ties, on two devices alone
+    k = np.arange(8, dtype=np.int32) * 9
+    pick = functools.partial(top_k_mask, axis=1, method=method)
+    specs = {"in_specs": (P("data"), P("data")), "out_specs": P("data")}
+    by_hand = jax.jit(jax.shard_map(pick, mesh=mesh, check_vma=check_vma, **specs))
+    placed = jax.device_put((scores, k), NamedSharding(mesh, P("data")))
+    np.testing.assert_array_equal(by_hand(*placed), oracle(scores, k, (1,)))
+    assert "all-reduce" not in by_hand.lower(*placed).compile().as_text()

@@ -287,14 +287,29 @@ def test_a_density_that_changes_is_compiled_once():
     assert (found[0] == 72).all() and (found[1] == 36).all()
 
 
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
 def test_sequences_on_eight_devices_keep_the_same_pairs():
     mesh = jax.make_mesh((8,), ("data",))
-    query, key, _ = (jnp.concatenate([x] * 4) for x in arrays(16))
-    pairs = jax.jit(functools.partial(bb.budgeted_pairs, density=0.3))
-    want = pairs(query, key)
+    three = tuple(jnp.concatenate([x] * 4) for x in arrays(16))
     place = jax.NamedSharding(mesh, jax.P("data"))
-    got = pairs(*(jax.device_put(x, place) for x in (query, key)))
-    np.testing.assert_array_equal(got, want)
+    placed = tuple(jax.device_put(x, place) for x in three)
+    pairs = jax.jit(functools.partial(bb.budgeted_pairs, density=0.3))
+    np.testing.assert_array_equal(pairs(*placed[:2]), pairs(*three[:2]))
+    attend = functools.partial(bb.budgeted_attention, density=0.3)
+    specs = {"in_specs": jax.P("data"), "out_specs": jax.P("data")}
+    by_hand = jax.shard_map(attend, mesh=mesh, **specs)
+    # Each device chooses by itself.
+    compiled = jax.jit(by_hand).lower(*placed).compile()
+    assert "all-reduce" not in compiled.as_text()
+    np.testing.assert_allclose(compiled(*placed), attend(*three), rtol=1e-4, atol=1e-5)
+
+    def total(fn, *three):
+        return jnp.sum(jnp.sin(fn(*three)))
+
+    got = jax.jit(jax.grad(functools.partial(total, by_hand), (0, 1, 2)))(*placed)
+    want = jax.grad(functools.partial(total, attend), (0, 1, 2))(*three)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
 def test_a_query_without_keys_gets_zero_and_its_gradients_are_finite():
