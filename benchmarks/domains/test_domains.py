@@ -452,6 +452,10 @@ def test_equal_error_rate_by_hand():
     angles = np.radians([0, 10, 30, 70])
     embedded = np.stack([np.cos(angles), np.sin(angles)], -1)
     assert equal_error_rate(embedded, people) == pytest.approx(0.5)
+    # Straight between the points of the curve: one true pair, then all false ones at
+    # once, then the other true pair.
+    tied = np.array([[1, 0], [1, 0], [0.0, 1], [0, -1]])
+    assert equal_error_rate(tied, np.array([0, 0, 1, 1])) == pytest.approx(1 / 2)
 
 
 def test_windows_cover_everything_once_in_the_mean():
