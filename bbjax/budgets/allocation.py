@@ -35,6 +35,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from bbjax.arrays.types import Number
 from bbjax.budgets.degrees import solve
 from bbjax.budgets.exact import exact_budget
+from bbjax.model.text import regular
 from bbjax.model.units import Kernel
 
 Plain = Number | Callable[[Int[Array, ""]], Number]
@@ -145,10 +146,13 @@ def per_kernel(
     """The density of each kernel; of a mapping, that of the first pattern to match.
 
     Raises:
-      ValueError: a kernel without a density, or a pattern that matches none.
+      ValueError: a kernel without a density, a pattern that matches none, or one that
+        is not a regular expression.
     """
     if not isinstance(density, Mapping):
         return [density] * len(kernels)
+    for pattern in density:
+        regular(pattern)
     paths = [k.path for k in kernels]
     idle = [p for p in density if not any(re.search(p, path) for path in paths)]
     if idle:

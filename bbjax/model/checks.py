@@ -76,14 +76,23 @@ def on_host(masks: Masks) -> dict[str, np.ndarray]:
                 "of a mask is its whole path, as 'mlp/up'"
             )
     check_values(masks, "masks")
-    found = {path: np.asarray(mask) for path, mask in masks.items()}
-    for path, mask in found.items():
-        if mask.dtype != bool:
+    check_bools(masks)
+    return {path: np.asarray(mask) for path, mask in masks.items()}
+
+
+def check_bools(masks: Mapping[str, Any]) -> None:
+    """Raises an error if masks, traced or not, are not bool.
+
+    Raises:
+      TypeError: if so.
+    """
+    for path, mask in masks.items():
+        dtype = mask.dtype if hasattr(mask, "dtype") else np.asarray(mask).dtype
+        if not np.issubdtype(dtype, np.bool_):
             raise TypeError(
-                f"expected a bool mask at {path!r}, got {mask.dtype}; pass what "
-                "bb.masks returned, or compare weights with 0"
+                f"expected a bool mask at {path!r}, got {dtype}; pass what bb.masks "
+                "returned, or compare weights with 0"
             )
-    return found
 
 
 APPLY_MASKS = (

@@ -106,3 +106,22 @@ def shortened(text: str, most: int) -> str:
 def size(shape: tuple[int, ...]) -> str:
     """A shape as "3x8"; "1" for that of a number."""
     return "x".join(map(str, shape)) or "1"
+
+
+def regular(pattern: str) -> re.Pattern[str]:
+    """A pattern, compiled.
+
+    Raises:
+      ValueError: it is not a regular expression.
+
+    Example:
+      >>> regular("up$").search("mlp/up") is not None
+      True
+    """
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"expected a regular expression, got {pattern!r} ({error}); escape "
+            'special characters with a backslash, and write ".*" for anything'
+        ) from error

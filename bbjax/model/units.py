@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 
 from bbjax.model.groups import Graph
 from bbjax.model.kernel import Actuator, Kernel, Side
-from bbjax.model.text import printable, size, table
+from bbjax.model.text import printable, regular, size, table
 
 __all__ = ["Actuator", "Kernel", "Selected", "Side", "Units"]
 
@@ -95,19 +95,8 @@ class Units:
           >>> units.select("up$").selected
           (Selected(path='mlp/up', actuator='in'),)
         """
-        if actuator not in ("in", "out"):
-            raise ValueError(
-                f'expected actuator "in" or "out", got {actuator!r}; "in" limits the '
-                'incoming edges of output units, "out" the outgoing edges of input '
-                "units"
-            )
-        try:
-            regex = re.compile(pattern)
-        except re.error as error:
-            raise ValueError(
-                f"expected a regular expression, got {pattern!r} ({error}); escape "
-                "special characters with a backslash"
-            ) from error
+        _check_actuator(actuator)
+        regex = regular(pattern)
         self._refuse_problems(regex, pattern)
         found = [p for p in self.paths if regex.search(p) is not None]
         if not found:
@@ -131,12 +120,14 @@ class Units:
 
         Raises:
           KeyError: a path without a kernel.
+          ValueError: `actuator` is neither side.
 
         Example:
           >>> units = Units((Kernel("mlp/up", (2, 3), fan_in=(0,), fan_out=(1,)),))
           >>> units.only(["mlp/up"]) == units.select("up$")
           True
         """
+        _check_actuator(actuator)
         chosen = tuple(Selected(self[p].path, actuator) for p in dict.fromkeys(paths))
         return dataclasses.replace(self, selection=chosen)
 
@@ -206,6 +197,14 @@ class Units:
 
 # Nonlinearities whose value is above 0 whatever the input is.
 _ALWAYS_ON = frozenset("logistic sigmoid softplus exp exp2 erfc".split())
+
+
+def _check_actuator(actuator: str) -> None:
+    if actuator not in ("in", "out"):
+        raise ValueError(
+            f'expected actuator "in" or "out", got {actuator!r}; "in" limits the '
+            'incoming edges of output units, "out" the outgoing edges of input units'
+        )
 
 
 def _why_not(kernel: Kernel) -> str:

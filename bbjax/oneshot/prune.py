@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from bbjax.activity.calibrate import Meter
 from bbjax.activity.on import On, positive
 from bbjax.budgets.allocation import Budgets, Density, budgets
-from bbjax.model.checks import meant
+from bbjax.model.checks import check_bools, meant
 from bbjax.model.leaves import Leaves
 from bbjax.model.units import Actuator, Kernel, Units
 from bbjax.oneshot.unseen import name_unseen, stand_ins, unseen_slices
@@ -223,6 +223,7 @@ def apply_masks(params: Any, masks: Mapping[str, Any]) -> Any:
       The tree; leaves without a mask are the very same objects.
 
     Raises:
+      TypeError: masks that are not bool.
       ValueError: masks without a parameter of their path and shape, all of them listed.
 
     Example:
@@ -230,6 +231,7 @@ def apply_masks(params: Any, masks: Mapping[str, Any]) -> Any:
       {'w': Array([1., 0., 1.], dtype=float32)}
     """
     tree = Leaves.of(params)
+    check_bools(masks)
     wrong = []
     for path, mask in masks.items():
         leaf = tree.at(path) if path in tree.by_path else None

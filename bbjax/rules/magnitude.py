@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from bbjax.budgets import laws
+from bbjax.model.text import regular
 from bbjax.rules.base import Chosen, Group, JointSelect, Rule
 from bbjax.rules.parts.hysteresis import Score, scored
 from bbjax.rules.parts.pools import competing, in_slices
@@ -114,11 +115,5 @@ def _checked(scope: Scope) -> tuple[str, ...]:
     if not isinstance(scope, Sequence) or not all(isinstance(p, str) for p in scope):
         raise TypeError(f"{wanted}, got {scope!r}; {remedy}")
     for pattern in scope:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(
-                f"expected a regular expression, got {pattern!r} ({error}); escape "
-                "special characters with a backslash"
-            ) from error
+        regular(pattern)
     return tuple(scope)

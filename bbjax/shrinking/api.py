@@ -45,9 +45,9 @@ def shrink(
     Units that a unit-level rule has cut are removed with all their parameters, and so
     are units that only removed units used.
 
-    Rules that choose single edges leave every unit some: Budgeted Broadcast at least
-    `k_min`, which is 1 or more. So their masks remove no unit. To remove units by their
-    traffic, cut the masks of whole units first:
+    Rules that choose single edges leave every budgeted unit at least `k_min`, 1 by
+    default. So their masks remove few units, those that lose every edge on the other
+    side. To remove units by their traffic, cut the masks of whole units first:
 
         scores = bb.unitwise.traffic(units, stats)  # stats from bb.calibrate
         masks = bb.unitwise.cut(units, scores, density=0.5)

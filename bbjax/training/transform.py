@@ -76,8 +76,8 @@ def transform(
         float or a schedule of the step (`bb.ramp`). A mapping from path patterns gives
         kernels densities of their own, the first match counts; `bb.erk(density)` shares
         one budget out by shape, `bb.owl(density, ...)` by outliers, and `allocate` of
-        `bb.sensitivity` by losses. `None` is 0.7, with a pattern `n / m`, and required
-        where the density is an outcome of the rule.
+        `bb.sensitivity` by losses. `None` is 0.7, or `n / m` with a pattern; rules
+        whose density is an outcome take no other value.
       every: updates between refreshes, at least 1; by default 100.
       start: first update (counting from 0) that may refresh, by default 100; before
         it, nothing is pruned.

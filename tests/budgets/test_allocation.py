@@ -55,6 +55,7 @@ def test_density_by_path_may_be_scheduled():
     [
         ({"up": 0.5, "upp": 0.1, ".*": 1.0}, r"match a budgeted kernel, got \['upp'\]"),
         ({"up": 0.5}, r"density for every budgeted kernel, got none for \['down'\]"),
+        ({"*": 0.5}, r"expected a regular expression, got '\*'.*write \"\.\*\""),
     ],
 )
 def test_patterns_that_fit_badly(by_path, text):

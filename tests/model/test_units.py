@@ -256,6 +256,9 @@ def test_only_these_paths_whatever_was_chosen():
         Selected("enc/b", "in"),
     )
     assert UNITS.only(["enc/b"], "out") == UNITS.select("enc/b", "out")
+    for choose in (UNITS.select, lambda path, side: UNITS.only([path], side)):
+        with pytest.raises(ValueError, match='expected actuator "in" or "out"'):
+            choose("enc/b", "output")
     with pytest.raises(KeyError, match="path of a kernel, got 'enc/e'; near misses"):
         UNITS.only(["enc/e"])
 

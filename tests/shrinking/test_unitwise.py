@@ -53,6 +53,27 @@ def test_group_magnitude_is_the_mean_of_shares_of_squared_norms(params, units):
     np.testing.assert_allclose(found["up[1]"], expected, rtol=1e-12)
 
 
+def test_groups_that_no_kernel_makes_have_no_activity(params):
+    """The columns of an embedding: nothing measures them, and they stay whole."""
+
+    def embedded(p, ids):
+        return net(p, p["table"][ids])
+
+    params["table"] = jnp.ones((9, 3))
+    ids = jnp.arange(5)
+    units = bb.trace(embedded, params, ids)
+    needs = ("on_rate", "mean_abs")
+    stats = bb.calibrate(embedded, units, params, [(ids,)], needs=needs)
+    for scores in (
+        bb.unitwise.activity(units, stats),
+        bb.unitwise.traffic(units, stats),
+    ):
+        assert set(scores) == {"up[1]"}
+        masks = bb.unitwise.cut(units, scores, density=0.5)
+        small = bb.shrink(embedded, params, masks, ids).params
+        assert small["table"].shape == (9, 3) and small["up"].shape == (3, 3)
+
+
 def test_group_magnitude_of_a_group_that_is_all_zero_is_average(units, params):
     zeros = jax.tree.map(jnp.zeros_like, params)
     assert bb.unitwise.group_magnitude(units, zeros)["up[1]"].tolist() == [1.0] * 6

@@ -124,6 +124,25 @@ def test_masks_that_cannot_be_held(kind, text, masks):
         bb.hold(masks)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_masks_that_are_no_bools_are_refused(dtype):
+    """Weights passed by mistake would be read as masks by some and not by others."""
+    params = MLP.params()
+    masks = {
+        path: np.full(np.shape(params[path]), 0.9).astype(dtype) for path in params
+    }
+    rule = bb.rules.magnitude()
+    for call in (
+        lambda: bb.hold(masks),
+        lambda: bb.apply_masks(params, masks),
+        lambda: bb.prune(params, MLP.units, rule, 0.5, masks=masks),
+        lambda: bb.transform(MLP.units, rule, density=0.5, masks=masks),
+        lambda: jax.jit(bb.apply_masks)(params, masks),
+    ):
+        with pytest.raises(TypeError, match="expected a bool mask at '(up|bias)', got"):
+            call()
+
+
 def test_masks_that_do_not_fit_are_listed():
     masks = {"up": np.ones((3, 3), bool), "other": np.ones(2, bool)}
     text = r"'up': mask of \(3, 3\), one of \(12, 24\); 'other': .*no parameter"

@@ -90,11 +90,13 @@ def activity(
 
     Fine-Pruning removes the units with the lowest `"mean_abs"`. The units with the
     lowest `"on_rate"` have the largest share of zeros after a ReLU; APoZ removes these.
-    If several kernels make the units of a group, the largest activity counts.
+    If several kernels make the units of a group, the largest activity counts. Groups
+    that no kernel makes, as the columns of an embedding, have no activity and no score;
+    `bb.unitwise.cut` leaves them whole.
 
     Args:
       units: from `bb.trace`.
-      stats: from `bb.calibrate`, with the statistic.
+      stats: from `bb.calibrate` of all kernels, with the statistic.
       statistic: of the outputs.
 
     Raises:
@@ -119,14 +121,18 @@ def activity(
         )
     found = {}
     for name, group in free_groups(units).items():
+        makers = group.having("makes")
+        if not makers:  # an embedding's columns: nothing measures them
+            continue
         each = []
-        for member in group.having("makes"):
+        for member in makers:
             outputs = getattr(stats.get(member.path), "outputs", None)
             values = getattr(outputs, statistic, None)
             if values is None:
                 raise ValueError(
                     f"expected {statistic} of the outputs of {member.path!r}, got "
-                    "statistics without it; name it in the needs of bb.calibrate"
+                    "statistics without it; name it in the needs of bb.calibrate, and "
+                    "calibrate units without a selection, which would leave out others"
                 )
             each.append(_of_outputs(units, group, member, np.asarray(values)))
         found[name] = np.max(each, axis=0)
@@ -166,7 +172,9 @@ def traffic(
     kept = {} if masks is None else on_host(masks)
     refuse_misnamed(kept, units.paths)
     found = {}
-    for name, group in free_groups(units).items():
+    groups = free_groups(units)
+    for name, rate in rates.items():
+        group = groups[name]
         degree = np.zeros((*group.layers, group.size))
         for member in group.having("reads"):
             kernel = units[member.path]
@@ -178,7 +186,6 @@ def traffic(
                 )
             window = math.prod(kernel.shape[a] for a in kernel.spatial)
             degree += of_units(group, member, mask.astype(np.float64)) / window
-        rate = rates[name]
         found[name] = np.where(rate > 0, -rate * degree, -np.inf)
     return found
 
