@@ -197,7 +197,7 @@ def claim_counts() -> str:
         f"{verdicts['holds']} hold, {verdicts['holds weakly']} hold weakly and "
         f"{verdicts['does not hold']} do not: [all verdicts](benchmarks/claims/README"
         f".md), with {min(seeds)} to {max(seeds)} seeds and controls.\n"
-        "  They ask about the law alone, with its former slope.\n"
+        "  They ask about the law alone.\n"
         f"- {domain_counts()}"
     )
 
@@ -212,7 +212,7 @@ def domain_counts() -> str:
     return (
         f"On [real data](benchmarks/domains/README.md) {paper[held]} of "
         f"{paper.total()} questions on its domains hold ({paper[open_]} "
-        f"undecided), of {others.total()} others {others[held]} ({others[open_]})."
+        f"undecided), of {others.total()} further {others[held]} ({others[open_]})."
     )
 
 

@@ -21,8 +21,8 @@ from benchmarks.domains.common.methods import ACTIVITY, FAN_IN, STEEP, TOPK
 
 ENOUGH = 8  # seeds from which on nothing found is a result
 BETTER = (
-    "better than every control, paired t-tests over seeds, Holm, p < 0.05 (weakly: "
-    "than the first, worse than none)"
+    "better than every control, paired t-tests over seeds, Holm, p < 0.05 (holds "
+    "weakly: better than the first control and worse than none)"
 )
 
 

@@ -79,7 +79,7 @@ def summary(report: Report) -> str:
     where = "; ".join(report["places"])
     origin = (
         f"`{report['command']}`: {report['runs']} runs, {report['hours']:.1f} hours "
-        f"on {where}; mean ± sd over {report['over']} "
+        f"on {where}; mean ± sd over {report['over']}, differences ± standard error "
         f"([JSON](../../results/domains/{report['name']}.json), [all "
         f"runs](../../results/domains/{report['name']}.jsonl))."
     )

@@ -12,8 +12,8 @@ STYLE = (("#0072b2", "o", "-"), ("#8a8a8a", "s", "--"))
 
 
 def draw(runs: Runs, path: Path, nets: Iterable[str], ways: Sequence[str]) -> None:
-    """Means over seeds with their range."""
-    nets = list(nets)
+    """Means over seeds with their range, of the nets that have runs."""
+    nets = [net for net in nets if any(runs.of(f"{net}, {way}") for way in ways)]
     made = blank(width=3.8 * len(nets), height=3.4)
     for ax, net in zip(np.atleast_1d(made.subplots(1, len(nets))), nets, strict=True):
         for way, (colour, mark, line) in zip(ways, STYLE, strict=True):

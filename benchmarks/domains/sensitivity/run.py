@@ -205,7 +205,7 @@ def _matters(found: dict[str, dict[Setting, np.ndarray]], what: str) -> Verdict:
         )
         parts.append(f"{task}: {text or 'not run'}")
     return stats.decide(
-        f"{what} matters (points against {getattr(MIDDLE, what):g})",
+        f"{what} matters (difference in points to {getattr(MIDDLE, what):g})",
         "; ".join(parts),
         "some value differs from the middle one, paired t-tests over seeds, Holm in a "
         "task, p < 0.05 (*), on both tasks (weakly: on one)",
