@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -151,16 +150,15 @@ def per_kernel(
     """
     if not isinstance(density, Mapping):
         return [density] * len(kernels)
-    for pattern in density:
-        regular(pattern)
+    patterns = [(regular(p), d) for p, d in density.items()]
     paths = [k.path for k in kernels]
-    idle = [p for p in density if not any(re.search(p, path) for path in paths)]
+    idle = [p.pattern for p, _ in patterns if not any(map(p.search, paths))]
     if idle:
         raise ValueError(
             f"expected patterns that match a budgeted kernel, got {idle}, which match "
             f"none of {paths}; remove them or correct them"
         )
-    found = [[d for p, d in density.items() if re.search(p, path)] for path in paths]
+    found = [[d for p, d in patterns if p.search(path)] for path in paths]
     left = [path for path, ds in zip(paths, found, strict=True) if not ds]
     if left:
         raise ValueError(

@@ -18,7 +18,7 @@ import numpy as np
 from bbjax.activity.statistics import SIDED
 from bbjax.budgets.allocation import Density, Together, all_edges, per_kernel
 from bbjax.budgets.exact import check_density
-from bbjax.model.checks import check_bools, meant
+from bbjax.model.checks import check_bools, check_by_path, meant
 from bbjax.model.numbers import (
     INT32,
     are_numbers,
@@ -194,7 +194,7 @@ def density_of(
 
 def check_held(masks: Any) -> None:
     """Refuses what cannot be held: no masks, or masks without entries to choose."""
-    _check_mapping(masks)
+    check_by_path(masks)
     check_bools(masks)
     bare = [path for path, mask in masks.items() if jnp.ndim(mask) == 0]
     if bare or not masks:
@@ -204,17 +204,9 @@ def check_held(masks: Any) -> None:
         )
 
 
-def _check_mapping(masks: Any) -> None:
-    if not isinstance(masks, Mapping):
-        raise TypeError(
-            f"expected masks by path, got {type(masks).__name__}; pass what bb.prune "
-            "or bb.masks returned"
-        )
-
-
 def check_masks(budgeted: Budgeted, masks: Any) -> None:
     """Refuses masks that do not fit the budgeted kernels, listing what differs."""
-    _check_mapping(masks)
+    check_by_path(masks)
     check_bools(masks)
     wrong = []
     for kernel, _ in budgeted:

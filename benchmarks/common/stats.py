@@ -92,6 +92,13 @@ def differences(
     }
 
 
+def interval(gaps: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """Interval of Student's t for the mean of paired differences, 1 - `level` wide."""
+    reach = stats.t.ppf(1 - level / 2, len(gaps) - 1)
+    error = reach * gaps.std(ddof=1) / len(gaps) ** 0.5
+    return float(gaps.mean() - error), float(gaps.mean() + error)
+
+
 def wilson(successes: int, tries: int) -> tuple[float, float]:
     """95 % interval of a share."""
     low, high = stats.binomtest(successes, tries).proportion_ci(method="wilson")

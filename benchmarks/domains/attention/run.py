@@ -282,26 +282,21 @@ class Trainer:
         return start, step, test
 
 
+def lower(name: str, one: str, others: Sequence[str]) -> Iterator[Question]:
+    """Whether an attention has a lower loss than each of others, by density."""
+    for density in sorted(DENSITIES, reverse=True):
+        for other in others:
+            yield Question(
+                f"{name} has a lower loss than {other} at {density:g}",
+                "nats",
+                Case(one, density),
+                (Case(other, density),),
+            )
+
+
 QUESTIONS = (
-    *(
-        Question(
-            f"budgeted attention has a lower loss than {other} at {density:g}",
-            "nats",
-            Case(SCORE, density),
-            (Case(other, density),),
-        )
-        for density in sorted(DENSITIES, reverse=True)
-        for other in (EVERY_QUERY, EQUAL, RANDOM, NEAREST)
-    ),
-    *(
-        Question(
-            f"a law of spread .5 has a lower loss than equal degrees at {density:g}",
-            "nats",
-            Case(STEEP, density),
-            (Case(EQUAL, density),),
-        )
-        for density in sorted(DENSITIES, reverse=True)
-    ),
+    *lower("budgeted attention", SCORE, (EVERY_QUERY, EQUAL, RANDOM, NEAREST)),
+    *lower("a law of spread .5", STEEP, (EQUAL,)),
     Question(
         "dense attention has a lower loss than budgeted attention at .1",
         "nats",

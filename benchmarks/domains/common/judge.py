@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import t as student
 
 from benchmarks.common import stats
 from benchmarks.common.stats import Verdict
@@ -116,10 +115,7 @@ def level(runs: Runs, question: Question, margin: float, *, digits: int = 2) -> 
     alpha, ends, parts = stats.LEVEL / len(controls), [], []
     for control in controls:
         mine, its = _finite(*runs.paired(what, one, control))
-        gap = sign * (mine - its)
-        reach = student.ppf(1 - alpha / 2, len(gap) - 1)
-        error = reach * gap.std(ddof=1) / len(gap) ** 0.5
-        ends.append((gap.mean() - error, gap.mean() + error))
+        ends.append(stats.interval(sign * (mine - its), alpha))
         low, high = (f"{end:+.{digits}f}" for end in ends[-1])
         parts.append(f"{told(control)} {low} to {high}")
     own, few = stats.mean_sd(runs.values(what, *one), digits), found[1]

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy.stats import t as student
 
 import bbjax as bb
 from benchmarks.common import stats
@@ -306,8 +305,7 @@ def _keeps(runs: Runs, net: str, relief: Case) -> Verdict:
     number = f"loss {mean_sd(gap, 2)} points; {len(gap)} seeds"
     if len(gap) < FEWEST or not np.all(np.isfinite(gap)):
         return stats.undecided(question, number, test)
-    reach = student.ppf(0.975, len(gap) - 1) * gap.std(ddof=1) / len(gap) ** 0.5
-    low, high = gap.mean() - reach, gap.mean() + reach
+    low, high = stats.interval(gap)
     number += f"; {low:.2f} to {high:.2f}"
     if low <= LOSS < high:
         return stats.undecided(question, number, test)
